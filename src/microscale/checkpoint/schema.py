@@ -1,0 +1,86 @@
+"""What a checkpoint says about its quantized layers, and the interface that every file layout implements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from microscale.formats import ActivationSpec, Format
+from microscale.tensor import QuantizedTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Dtype and shape of a tensor in a file, known without reading it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data in bytes."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLayer:
+    """One quantized weight of a checkpoint.
+
+    ``name`` is the module (``model.layers.0.mlp.up_proj``), ``shape`` the unpacked weight [rows, cols] (or
+    [experts, rows, cols]), ``dtype`` the float type it was quantized from. ``method`` says how the codes were
+    found (``rtn`` …). ``kind`` is ``linear``, ``embedding`` or ``experts``.
+    """
+
+    name: str
+    format: Format
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    activations: ActivationSpec | None = None
+    method: str = "rtn"
+    kind: str = "linear"
+
+
+class FileLayout(Protocol):
+    """A way to lay quantized layers into named tensors of a file, with its ``quantization_config``."""
+
+    @property
+    def name(self) -> str:
+        """The word of ``--layout`` and of messages."""
+        ...
+
+    def refusal(self, layer: StoredLayer) -> str | None:
+        """Return why this layout cannot hold a layer, or None where it can."""
+        ...
+
+    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+        """Return the tensors of a layer under their full names in the file."""
+        ...
+
+    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+        """Return the ``quantization_config`` of config.json; ``unquantized`` names the linear modules left alone."""
+        ...
+
+    def stored_layers(
+        self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
+    ) -> dict[str, StoredLayer]:
+        """Return the quantized layers of a file by module name, from ``quantization_config`` and tensor headers.
+
+        Raises:
+            CheckpointError: a config that we cannot read, or tensors that contradict it.
+        """
+        ...
+
+    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+        """Read a layer; ``load`` returns a tensor by its name in the file."""
+        ...
+
+    def tensor_names(self, layer: StoredLayer) -> list[str]:
+        """Return the names of the tensors that :meth:`unpack` reads."""
+        ...

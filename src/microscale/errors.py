@@ -1,0 +1,77 @@
+"""Every exception that microscale raises: one class per cause, with the values and the remedy in the text.
+
+Each message says what was expected, what came, and what to do. All classes derive from
+:class:`MicroscaleError`; those with a close builtin relative derive from it too, so that
+``except ValueError`` works as a Python programmer expects.
+"""
+
+from __future__ import annotations
+
+
+class MicroscaleError(Exception):
+    """Root of all errors that microscale raises on purpose."""
+
+
+class FormatError(MicroscaleError, ValueError):
+    """A format record whose parts contradict each other or leave what a format can express."""
+
+
+class FormatSpecError(FormatError):
+    """A format specification that cannot be parsed; the message points at the word and lists what is possible."""
+
+    def __init__(self, spec: str, position: int, problem: str, remedy: str) -> None:
+        self.spec = spec
+        self.position = position
+        pointer = " " * position + "^"
+        super().__init__(f"format {spec!r}: {problem}\n  {spec}\n  {pointer}\n{remedy}")
+
+
+class NonFiniteError(MicroscaleError, ValueError):
+    """NaN or Inf where the format's policy says to raise."""
+
+
+class ShapeError(MicroscaleError, ValueError):
+    """A tensor whose shape does not fit the operation or the file."""
+
+
+class DtypeError(MicroscaleError, TypeError):
+    """A tensor whose dtype does not fit the operation or the file."""
+
+
+class KernelError(MicroscaleError, RuntimeError):
+    """No backend can run an operation; the message lists every backend with its reason."""
+
+
+class LayoutError(MicroscaleError, ValueError):
+    """A file layout that cannot hold a format, a shape or an activation setting."""
+
+
+class CheckpointError(MicroscaleError):
+    """A checkpoint that is missing, damaged, inconsistent or of a kind that we cannot read."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A path that does not exist or holds no checkpoint."""
+
+
+class CheckpointWriteError(CheckpointError, OSError):
+    """Writing failed (full disk, no permission); nothing half-written was left at the target."""
+
+
+class RecipeError(MicroscaleError, ValueError):
+    """A recipe or rule that is not valid; the message names the line where there is one."""
+
+
+class ModelError(MicroscaleError):
+    """A model that cannot be loaded or is not of a kind that the operation takes."""
+
+
+class TextError(MicroscaleError, ValueError):
+    """A text that is too short, empty or not readable for what was asked."""
+
+
+class DependencyError(MicroscaleError, ImportError):
+    """An optional library is absent; the message names the extra to install."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {library}, which is not installed; run: pip install 'microscale[{extra}]'")

@@ -1,0 +1,80 @@
+"""Formats as data: what a number means.
+
+Start with :func:`parse_format` (a name or a spec to a record) and :data:`NAMED_FORMATS`. The records are in
+:mod:`~microscale.formats.elements` and :mod:`~microscale.formats.block`, the rounding of single numbers in
+:mod:`~microscale.formats.codec`, the scale rules in :mod:`~microscale.formats.rules`.
+"""
+
+from microscale.formats.activation import ActivationSpec, RangeKind, parse_activation
+from microscale.formats.block import (
+    Block,
+    BlockFormat,
+    ChannelBlock,
+    Extension,
+    Format,
+    PairFormat,
+    SparseElement,
+    SparseTable,
+    SubScale,
+    SubScaleKind,
+    TensorBlock,
+    TileBlock,
+    VectorBlock,
+    ZeroPoint,
+)
+from microscale.formats.elements import (
+    NAMED_ELEMENTS,
+    Element,
+    FloatElement,
+    IntElement,
+    SpecialValues,
+    float_element,
+    int_element,
+    power_of_two_scale,
+    uint_element,
+)
+from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
+from microscale.formats.registry import ALIASES, NAMED_FORMATS, NamedFormat, format_name, parse_format
+from microscale.formats.rules import RuleKind, ScaleRule
+from microscale.formats.spec_text import spec_text
+
+__all__ = [
+    "ALIASES",
+    "NAMED_ELEMENTS",
+    "NAMED_FORMATS",
+    "ActivationSpec",
+    "Block",
+    "BlockFormat",
+    "ChannelBlock",
+    "Element",
+    "Extension",
+    "FloatElement",
+    "Format",
+    "InfPolicy",
+    "IntElement",
+    "NaNPolicy",
+    "NamedFormat",
+    "Overflow",
+    "PairFormat",
+    "Rounding",
+    "RangeKind",
+    "RuleKind",
+    "ScaleRule",
+    "SparseElement",
+    "SparseTable",
+    "SpecialValues",
+    "SubScale",
+    "SubScaleKind",
+    "TensorBlock",
+    "TileBlock",
+    "VectorBlock",
+    "ZeroPoint",
+    "float_element",
+    "format_name",
+    "int_element",
+    "parse_activation",
+    "parse_format",
+    "power_of_two_scale",
+    "spec_text",
+    "uint_element",
+]

@@ -1,0 +1,208 @@
+"""Encode and decode single numbers: float32 to element codes and back, in vectorised torch.
+
+This is the definition of every rounding mode. All arithmetic is exact: a float is rounded on its bit pattern
+(add, then shift), a subnormal or an integer after a multiplication by a power of two. Blocks and scales are the
+business of ``kernels``.
+
+Stochastic rounding draws 24 bits for each element from a counter-based generator (:func:`random_bits`), so that
+a number depends on the seed and on the element's place only, on every device.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from microscale.formats.elements import FP16, FP32, Element, FloatElement, IntElement
+from microscale.formats.policies import Overflow, Rounding
+
+RANDOM_BITS = 24
+_MASK32 = 0xFFFFFFFF
+
+
+def random_bits(indices: Int[Tensor, "..."], seed: int) -> Int[Tensor, "..."]:
+    """Return 24 pseudo-random bits for each index, the same on every device and in every order.
+
+    Formula: h = index + seed * 0x9E3779B9 (mod 2^32), then three rounds of h ^= h >> s; h *= c with
+    (s, c) = (16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1), and the top 24 of the 32 bits. Indices from 2^32 on are
+    first folded: index ^ (index >> 32) * 0x85EBCA6B.
+
+    Source: the integer mixing function with these constants is public (lowest known bias for two rounds).
+    """
+    h = (indices ^ ((indices >> 32) * 0x85EBCA6B)) & _MASK32
+    h = (h + (seed * 0x9E3779B9 & _MASK32)) & _MASK32
+    h = h ^ (h >> 16)
+    h = (h * 0x21F0AAAD) & _MASK32
+    h = h ^ (h >> 15)
+    h = (h * 0x735A2D97) & _MASK32
+    h = h ^ (h >> 15)
+    return h >> (32 - RANDOM_BITS)
+
+
+def round_to_int(
+    values: Float[Tensor, "..."], rounding: Rounding, noise: Int[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
+    """Round float32 numbers to whole numbers (still float32).
+
+    Special values: -0 stays -0; ties by the mode; NaN and Inf pass through.
+    ``noise`` holds the 24 random bits of each element and is needed for stochastic rounding only.
+    """
+    match rounding:
+        case Rounding.NEAREST_EVEN:
+            return torch.round(values)
+        case Rounding.TOWARD_ZERO:
+            return torch.trunc(values)
+        case Rounding.NEAREST_AWAY:
+            whole = torch.trunc(values)
+            step = torch.copysign(torch.ones_like(values), values)
+            return torch.where((values - whole).abs() >= 0.5, whole + step, whole)
+        case Rounding.STOCHASTIC:
+            assert noise is not None
+            whole = torch.trunc(values)
+            step = torch.copysign(torch.ones_like(values), values)
+            threshold = noise.to(torch.float32) * 2.0**-RANDOM_BITS
+            return torch.where((values - whole).abs() > threshold, whole + step, whole)
+
+
+def encode(
+    values: Float[Tensor, "..."],
+    element: Element,
+    *,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    overflow: Overflow = Overflow.SATURATE,
+    noise: Int[Tensor, "..."] | None = None,
+) -> Int[Tensor, "..."]:
+    """Round float32 numbers to codes (uint8 for elements of up to 8 bits, else int32).
+
+    Special values: -0 keeps its sign in float elements and is 0 in integers; NaN gets the element's NaN code,
+    or code 0 where it has none; Inf and overflow follow ``overflow``; results below the smallest value are
+    rounded like all others (gradual underflow).
+
+    Raises:
+        nothing: the record has been validated when it was made.
+    """
+    if isinstance(element, IntElement):
+        codes = _encode_int(values, element, rounding, noise)
+    else:
+        codes = _encode_float(values, element, rounding, overflow, noise)
+    return codes.to(torch.uint8) if element.bits <= 8 else codes
+
+
+def _encode_int(values: Tensor, element: IntElement, rounding: Rounding, noise: Tensor | None) -> Int[Tensor, "..."]:
+    scaled = values * 2.0**element.fraction_bits if element.fraction_bits else values
+    whole = round_to_int(scaled, rounding, noise).nan_to_num(0.0, element.max_code, element.min_code)
+    whole = whole.clamp(element.min_code, element.max_code)
+    return whole.to(torch.int32) & (2**element.bits - 1)
+
+
+def _encode_float(
+    values: Tensor, element: FloatElement, rounding: Rounding, overflow: Overflow, noise: Tensor | None
+) -> Int[Tensor, "..."]:
+    bits = values.contiguous().view(torch.int32)
+    magnitude_bits = bits & 0x7FFFFFFF
+    magnitude = magnitude_bits.view(torch.float32)
+    codes = _round_normal(magnitude_bits, element, rounding, noise)
+    if element.subnormals:
+        small = _round_subnormal(magnitude, element, rounding, noise)
+        codes = torch.where(magnitude < element.min_normal, small, codes)
+    codes = codes.clamp(min=0)
+    if overflow is Overflow.SATURATE:
+        codes = codes.clamp(max=element.max_code)
+    else:
+        special = element.inf_code if element.inf_code is not None else element.nan_code
+        assert special is not None
+        codes = torch.where(codes > element.max_code, special, codes)
+    codes = torch.where(magnitude_bits > 0x7F800000, element.nan_code or 0, codes)
+    if element.signed:
+        sign_bit = 1 << (element.exponent_bits + element.mantissa_bits)
+        codes = torch.where(bits < 0, codes | sign_bit, codes)
+    return codes
+
+
+def _round_normal(
+    magnitude_bits: Tensor, element: FloatElement, rounding: Rounding, noise: Tensor | None
+) -> Int[Tensor, "..."]:
+    """Round the bit pattern at the element's last mantissa bit; a carry moves into the exponent as it should."""
+    shift = 23 - element.mantissa_bits
+    rebias = (127 - element.bias) << element.mantissa_bits
+    if not shift:
+        return magnitude_bits - rebias
+    match rounding:
+        case Rounding.NEAREST_EVEN:
+            rounded = magnitude_bits + (((magnitude_bits >> shift) & 1) + ((1 << (shift - 1)) - 1))
+        case Rounding.NEAREST_AWAY:
+            rounded = magnitude_bits + (1 << (shift - 1))
+        case Rounding.TOWARD_ZERO:
+            rounded = magnitude_bits
+        case Rounding.STOCHASTIC:
+            assert noise is not None
+            dropped = magnitude_bits & ((1 << shift) - 1)
+            up = dropped > (noise >> (RANDOM_BITS - shift))
+            rounded = magnitude_bits + (up.to(torch.int32) << shift)
+    # 0x7F800000 + rounding cannot wrap: the largest pattern plus half a step stays below 2^31.
+    return (rounded >> shift) - rebias
+
+
+def _round_subnormal(
+    magnitude: Tensor, element: FloatElement, rounding: Rounding, noise: Tensor | None
+) -> Int[Tensor, "..."]:
+    """Count whole steps of the smallest value; 2^M steps are the smallest normal code, as the encoding has it."""
+    steps_log2 = -element.min_exponent
+    if steps_log2 <= 127:
+        steps = magnitude * 2.0**steps_log2
+    else:
+        steps = (magnitude * 2.0**64) * 2.0 ** (steps_log2 - 64)
+    steps = steps.clamp(max=2.0 ** (element.mantissa_bits + 1)).nan_to_num(0.0)
+    return round_to_int(steps, rounding, noise).to(torch.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def _value_table(element: Element, device: torch.device) -> Float[Tensor, "codes"]:
+    return torch.tensor([element.value(code) for code in range(2**element.bits)], dtype=torch.float32, device=device)
+
+
+def value_table(element: Element, device: torch.device | str = "cpu") -> Float[Tensor, "codes"]:
+    """Return the float32 value of every code of an element of up to 16 bits, on ``device``."""
+    return _value_table(element, torch.device(device))
+
+
+def decode(codes: Int[Tensor, "..."], element: Element) -> Float[Tensor, "..."]:
+    """Return the float32 values of codes; exact, NaN and Inf codes included."""
+    if element == FP32:
+        return codes.view(torch.float32)
+    return value_table(element, codes.device)[codes.to(torch.int32)]
+
+
+def encode_scale(
+    raw: Float[Tensor, "..."], scale: FloatElement, *, rounding: Rounding = Rounding.NEAREST_EVEN
+) -> Shaped[Tensor, "..."]:
+    """Store positive float32 scales: uint8 codes, or a float16, bfloat16 or float32 tensor for the wide ones.
+
+    Saturates; NaN gives the NaN code. ``TOWARD_ZERO`` is not meant here; ``rceil`` uses :func:`encode_scale_up`.
+    """
+    codes = encode(raw, scale, rounding=rounding)
+    return _store_scale(codes, scale)
+
+
+def encode_scale_up(raw: Float[Tensor, "..."], scale: FloatElement) -> Shaped[Tensor, "..."]:
+    """Store the smallest scale value that is not below ``raw`` (saturating at the largest)."""
+    codes = encode(raw, scale, rounding=Rounding.TOWARD_ZERO).to(torch.int32)
+    below = decode(codes, scale) < raw
+    codes = torch.where(below, (codes + 1).clamp(max=scale.max_code), codes)
+    return _store_scale(codes, scale)
+
+
+def _store_scale(codes: Tensor, scale: FloatElement) -> Shaped[Tensor, "..."]:
+    if scale.bits <= 8:
+        return codes.to(torch.uint8)
+    if scale == FP32:
+        return codes.to(torch.int32).view(torch.float32)
+    return codes.to(torch.int16).view(torch.float16 if scale == FP16 else torch.bfloat16)
+
+
+def decode_scale(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Float[Tensor, "..."]:
+    """Return the float32 value of stored scales; exact."""
+    return decode(stored, scale) if scale.bits <= 8 else stored.to(torch.float32)

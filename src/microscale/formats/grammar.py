@@ -1,0 +1,374 @@
+"""The spec grammar: any format as one word, parsed and printed back without loss.
+
+::
+
+    spec    := (NAME | element "/" block ":" scale) (":" option)* [sparse]
+             | "pair(" spec "," spec "," percent ")" [sparse]
+    element := eXmY | ueXmY | intN | uintN | fp16 | bf16, with suffixes -fn -ieee -none -bBIAS | -fFRACTION -full
+    block   := SIZE | ROWSxCOLS | "channel" | "tensor"
+    scale   := eXm0 | eXmY | ueXmY | fp16 | bf16 | fp32, optionally "+fp32" for a second scale per tensor
+    option  := rule | rounding | policy | "plus" | "plusplus" | asym | sub
+    rule    := floor | ceil | rceil | even | threshold(T) | prescale(P) | std(C) | mse(LO,HI) | percentile(P)
+             | amax | minmax
+    rounding:= nearest_even | nearest_away | toward_zero | stochastic(SEED)
+    policy  := saturate | nonfinite | nan_poison | nan_raise | inf_nan | inf_saturate
+    asym    := asym | asym(int) | asym(fp8) | asym(fp16)
+    sub     := sub(SIZE,BITS,pow2) | sub(SIZE,BITS,linear)
+    sparse  := "+sparse" PERCENT "%:" (fp8 | fp16)
+
+Examples: ``e3m2/32:e8m0:rceil``, ``e2m1/16:e4m3+fp32``, ``int3/64:fp16:asym``, ``mxfp4:even``,
+``mxfp4+sparse0.5%:fp8``. Defaults where a word is left out: see :func:`default_rule`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from microscale.errors import FormatError, FormatSpecError
+from microscale.formats.block import (
+    Block,
+    BlockFormat,
+    ChannelBlock,
+    Extension,
+    Format,
+    PairFormat,
+    SparseElement,
+    SparseTable,
+    SubScale,
+    SubScaleKind,
+    TensorBlock,
+    TileBlock,
+    VectorBlock,
+    ZeroPoint,
+)
+from microscale.formats.elements import (
+    BF16,
+    FP16,
+    FP32,
+    Element,
+    FloatElement,
+    IntElement,
+    SpecialValues,
+    float_element,
+    int_element,
+    power_of_two_scale,
+    uint_element,
+)
+from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
+from microscale.formats.rules import DEFAULT_ARGUMENTS, DEFAULT_MSE_FACTORS, RuleKind, ScaleRule
+
+_WIDE = {"fp16": FP16, "bf16": BF16, "fp32": FP32}
+_FLOAT_WORD = re.compile(r"(u?)e(\d+)m(\d+)((?:-(?:fn|ieee|none|b-?\d+))*)$")
+_INT_WORD = re.compile(r"(u?)int(\d+)((?:-(?:f-?\d+|full))*)$")
+_CALL = re.compile(r"([a-z_]+)(?:\(([^()]*)\))?$")
+_SPARSE = re.compile(r"\+sparse([0-9.eE+-]+)%:([a-z0-9]+)$")
+
+_ELEMENT_REMEDY = "an element is eXmY (E 0-8, M 0-10), ueXmY, intN or uintN (2-8 bits), fp16 or bf16"
+_BLOCK_REMEDY = "a block is a size (32), a tile (16x16), 'channel' or 'tensor'"
+_SCALE_REMEDY = "a scale is e8m0, eXm0, eXmY, ueXmY, fp16, bf16 or fp32, with +fp32 for a second one per tensor"
+_OPTION_REMEDY = (
+    "possible options: "
+    + ", ".join(kind.value for kind in RuleKind)
+    + "; nearest_even, nearest_away, toward_zero, stochastic(seed); saturate, nonfinite, nan_poison, nan_raise,"
+    " inf_nan, inf_saturate; plus, plusplus, asym, asym(fp8), asym(fp16), sub(size,bits,pow2|linear)"
+)
+
+
+class _Problem(Exception):
+    """A parsing problem at an offset inside the piece at hand; the caller adds the spec."""
+
+    def __init__(self, offset: int, text: str, remedy: str) -> None:
+        super().__init__(text)
+        self.offset, self.text, self.remedy = offset, text, remedy
+
+
+def default_rule(
+    element: Element, scale: FloatElement, *, extension: Extension, zero_point: ZeroPoint | None
+) -> ScaleRule:
+    """Return the rule of a spec that names none.
+
+    minmax with a zero point; amax for float scales; over a power of two: floor for MX+ and MX++ and for floats
+    of up to 6 bits, rceil for 8-bit floats and for integers.
+    """
+    if zero_point is not None:
+        return ScaleRule.MINMAX
+    if not scale.is_power_of_two:
+        return ScaleRule.AMAX
+    if extension is not Extension.NONE:
+        return ScaleRule.FLOOR
+    return ScaleRule.RCEIL if isinstance(element, IntElement) or element.bits >= 8 else ScaleRule.FLOOR
+
+
+def parse_spec(spec: str, names: Mapping[str, Format]) -> Format:
+    """Parse a spec; ``names`` are the known names.
+
+    Raises:
+        FormatSpecError: with a pointer to the word that is wrong and the list of what is possible.
+    """
+    text = spec.strip()
+    try:
+        return _parse(text, 0, names)
+    except _Problem as problem:
+        raise FormatSpecError(text, problem.offset, problem.text, problem.remedy) from None
+
+
+def _parse(text: str, start: int, names: Mapping[str, Format]) -> Format:
+    if not text:
+        raise _Problem(start, "empty format", _names_remedy(names))
+    sparse: SparseTable | None = None
+    body = text
+    at = text.rfind("+sparse")
+    if at >= 0 and ")" not in text[at:]:
+        sparse = _parse_sparse(text[at:], start + at)
+        body = text[:at]
+    result = _parse_pair(body, start, names) if body.startswith("pair(") else _parse_block_format(body, start, names)
+    return dataclasses.replace(result, sparse=sparse) if sparse is not None else result
+
+
+def _parse_sparse(text: str, start: int) -> SparseTable:
+    match = _SPARSE.match(text)
+    remedy = "a sparse table reads +sparsePERCENT%:fp8 or +sparsePERCENT%:fp16, e.g. +sparse0.5%:fp8"
+    if not match or match[2] not in ("fp8", "fp16"):
+        raise _Problem(start, f"cannot read {text!r}", remedy)
+    try:
+        return SparseTable(percent=_number(match[1], start + 7), element=SparseElement(match[2]))
+    except FormatError as error:
+        raise _Problem(start + 7, str(error), remedy) from None
+
+
+def _parse_pair(text: str, start: int, names: Mapping[str, Format]) -> PairFormat:
+    remedy = "a pair reads pair(LOW,HIGH,PERCENT%), e.g. pair(int2/32:fp16:asym,mxfp4,50%)"
+    if not text.endswith(")"):
+        raise _Problem(start + len(text), "the pair is not closed with ')'", remedy)
+    pieces = _split(text[5:-1], ",", start + 5)
+    if len(pieces) != 3 or not pieces[2][1].endswith("%"):
+        raise _Problem(start + 5, f"a pair has two formats and a percentage, got {len(pieces)} part(s)", remedy)
+    parts: list[BlockFormat] = []
+    for offset, piece in pieces[:2]:
+        part = _parse(piece, offset, names)
+        if not isinstance(part, BlockFormat):
+            raise _Problem(offset, "a pair inside a pair", remedy)
+        parts.append(part)
+    percent = _number(pieces[2][1][:-1], pieces[2][0])
+    try:
+        return PairFormat(low=parts[0], high=parts[1], high_percent=percent)
+    except FormatError as error:
+        raise _Problem(start, str(error), remedy) from None
+
+
+def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> Format:
+    pieces = _split(text, ":", start)
+    head_start, head = pieces[0]
+    fields: dict[str, Any]
+    if "/" in head:
+        element_word, _, block_word = head.partition("/")
+        if len(pieces) < 2:
+            raise _Problem(start + len(text), "the scale is missing", f"write ELEMENT/BLOCK:SCALE; {_SCALE_REMEDY}")
+        fields = {
+            "element": _parse_element(element_word, head_start),
+            "block": _parse_block(block_word, head_start + len(element_word) + 1),
+            **_parse_scale(pieces[1][1], pieces[1][0]),
+        }
+        options = pieces[2:]
+    else:
+        named = names.get(head)
+        if named is None:
+            raise _Problem(head_start, f"unknown format {head!r}", _names_remedy(names))
+        options = pieces[1:]
+        if not options:
+            return named
+        if not isinstance(named, BlockFormat):
+            raise _Problem(
+                options[0][0], f"{head} is a pair and takes no options", "write the pair out: pair(LOW,HIGH,PERCENT%)"
+            )
+        fields = {f.name: getattr(named, f.name) for f in dataclasses.fields(named)}
+        extends = {"plus", "plusplus"} & {word for _, word in options}
+        if extends and named.extension is Extension.NONE:
+            del fields["rule"]  # the named rule was for the plain format; floor follows from the extension
+    for offset, word in options:
+        fields.update(_parse_option(word, offset, fields))
+    return _build(fields, start)
+
+
+def _build(fields: dict[str, Any], start: int) -> BlockFormat:
+    zero_point = fields.get("zero_point")
+    element = fields["element"]
+    if zero_point is not None and isinstance(element, IntElement) and element.signed:
+        fields["element"] = uint_element(element.bits)
+    extension = fields.get("extension", Extension.NONE)
+    if "rule" not in fields:
+        fields["rule"] = default_rule(fields["element"], fields["scale"], extension=extension, zero_point=zero_point)
+    if fields["scale"].nan_code is None and "nan_policy" not in fields:
+        fields["nan_policy"] = NaNPolicy.RAISE
+    try:
+        return BlockFormat(**fields)
+    except FormatError as error:
+        raise _Problem(
+            start, str(error), "see `microscale formats` and docs/formats.md for what goes together"
+        ) from None
+
+
+def _parse_element(word: str, start: int) -> Element:
+    if word in ("fp16", "bf16"):
+        return _WIDE[word]
+    try:
+        if match := _FLOAT_WORD.match(word):
+            specials, bias = _float_suffixes(match[4])
+            return float_element(int(match[2]), int(match[3]), bias=bias, specials=specials, signed=not match[1])
+        if match := _INT_WORD.match(word):
+            return _int_from_match(match)
+    except FormatError as error:
+        raise _Problem(start, str(error), _ELEMENT_REMEDY) from None
+    raise _Problem(start, f"unknown element {word!r}", _ELEMENT_REMEDY)
+
+
+def _int_from_match(match: re.Match[str]) -> IntElement:
+    suffixes = [s for s in match[3].split("-f") if s]
+    is_full = match[3].endswith("-full")
+    fraction = re.search(r"-f(-?\d+)", match[3])
+    if match[1]:
+        if is_full:
+            raise FormatError("an unsigned integer has no 'full' variant")
+        return uint_element(int(match[2]), fraction_bits=int(fraction[1]) if fraction else 0)
+    if len(suffixes) > 2:
+        raise FormatError(f"too many suffixes in {match[0]!r}")
+    return int_element(int(match[2]), fraction_bits=int(fraction[1]) if fraction else None, symmetric=not is_full)
+
+
+def _float_suffixes(text: str) -> tuple[SpecialValues | None, int | None]:
+    specials: SpecialValues | None = None
+    bias: int | None = None
+    for suffix in re.findall(r"-(fn|ieee|none|b-?\d+)", text):
+        if suffix.startswith("b"):
+            bias = int(suffix[1:])
+        else:
+            specials = SpecialValues(suffix)
+    return specials, bias
+
+
+def _parse_block(word: str, start: int) -> Block:
+    if word == "channel":
+        return ChannelBlock()
+    if word == "tensor":
+        return TensorBlock()
+    try:
+        if re.fullmatch(r"\d+", word):
+            return VectorBlock(int(word))
+        if match := re.fullmatch(r"(\d+)x(\d+)", word):
+            return TileBlock(int(match[1]), int(match[2]))
+    except FormatError as error:
+        raise _Problem(start, str(error), _BLOCK_REMEDY) from None
+    raise _Problem(start, f"unknown block {word!r}", _BLOCK_REMEDY)
+
+
+def _parse_scale(word: str, start: int) -> dict[str, Any]:
+    first, plus, second = word.partition("+")
+    if plus and second != "fp32":
+        raise _Problem(start + len(first) + 1, f"unknown second scale {second!r}", _SCALE_REMEDY)
+    fields: dict[str, Any] = {"tensor_scale": FP32} if plus else {}
+    if first in _WIDE:
+        return {"scale": _WIDE[first], **fields}
+    match = _FLOAT_WORD.match(first)
+    if not match:
+        raise _Problem(start, f"unknown scale {first!r}", _SCALE_REMEDY)
+    try:
+        specials, bias = _float_suffixes(match[4])
+        if match[3] == "0" and not match[1] and specials is None:
+            return {"scale": power_of_two_scale(int(match[2]), bias=bias), **fields}
+        scale = float_element(int(match[2]), int(match[3]), bias=bias, specials=specials, signed=not match[1])
+    except FormatError as error:
+        raise _Problem(start, str(error), _SCALE_REMEDY) from None
+    return {"scale": scale, **fields}
+
+
+_SIMPLE_OPTIONS: dict[str, dict[str, Any]] = {
+    **{rounding.value: {"rounding": rounding, "seed": 0} for rounding in Rounding},
+    **{policy.value: {"overflow": policy} for policy in Overflow},
+    **{policy.value: {"nan_policy": policy} for policy in NaNPolicy},
+    **{policy.value: {"inf_policy": policy} for policy in InfPolicy},
+    "plus": {"extension": Extension.PLUS},
+    "plusplus": {"extension": Extension.PLUSPLUS},
+    "asym": {"zero_point": ZeroPoint.INT},
+}
+
+
+def _parse_option(word: str, start: int, fields: dict[str, Any]) -> dict[str, Any]:
+    match = _CALL.match(word)
+    if not match:
+        raise _Problem(start, f"cannot read option {word!r}", _OPTION_REMEDY)
+    name, arguments = match[1], match[2]
+    parsers: dict[str, Callable[[str, int], dict[str, Any]]] = {
+        "asym": _parse_asym,
+        "sub": _parse_sub,
+        "stochastic": _parse_stochastic,
+    }
+    if arguments is not None and name in parsers:
+        return parsers[name](arguments, start)
+    if arguments is None and name in _SIMPLE_OPTIONS:
+        return _SIMPLE_OPTIONS[name]
+    if name in {kind.value for kind in RuleKind}:
+        return {"rule": _parse_rule(RuleKind(name), arguments, start, fields["scale"])}
+    raise _Problem(start, f"unknown option {word!r}", _OPTION_REMEDY)
+
+
+def _parse_rule(kind: RuleKind, arguments: str | None, start: int, scale: FloatElement) -> ScaleRule:
+    if arguments is None:
+        values = DEFAULT_ARGUMENTS.get(kind, ())
+        if kind is RuleKind.MSE and not scale.is_power_of_two:
+            values = DEFAULT_MSE_FACTORS
+    else:
+        values = tuple(_number(piece, start) for piece in arguments.split(","))
+    try:
+        return ScaleRule(kind, values)
+    except FormatError as error:
+        raise _Problem(start, str(error), "e.g. threshold(7.25), prescale(0.75), mse(-1,1), percentile(99.9)") from None
+
+
+def _parse_asym(arguments: str, start: int) -> dict[str, Any]:
+    if arguments not in {kind.value for kind in ZeroPoint}:
+        raise _Problem(start, f"unknown zero point {arguments!r}", "possible: asym, asym(int), asym(fp8), asym(fp16)")
+    return {"zero_point": ZeroPoint(arguments)}
+
+
+def _parse_sub(arguments: str, start: int) -> dict[str, Any]:
+    remedy = "a sub-group scale reads sub(SIZE,BITS,pow2) or sub(SIZE,BITS,linear), e.g. sub(8,2,linear)"
+    match = re.fullmatch(r"(\d+),(\d+),(pow2|linear)", arguments.replace(" ", ""))
+    if not match:
+        raise _Problem(start, f"cannot read sub({arguments})", remedy)
+    try:
+        return {"sub_scale": SubScale(size=int(match[1]), bits=int(match[2]), kind=SubScaleKind(match[3]))}
+    except FormatError as error:
+        raise _Problem(start, str(error), remedy) from None
+
+
+def _parse_stochastic(arguments: str, start: int) -> dict[str, Any]:
+    if not re.fullmatch(r"\d+", arguments):
+        raise _Problem(start, f"the seed must be a whole number, got {arguments!r}", "e.g. stochastic(42)")
+    return {"rounding": Rounding.STOCHASTIC, "seed": int(arguments)}
+
+
+def _number(text: str, start: int) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _Problem(start, f"{text!r} is not a number", "write a decimal number, e.g. 7.25") from None
+
+
+def _split(text: str, separator: str, start: int) -> list[tuple[int, str]]:
+    """Split at separators outside parentheses; every piece comes with its offset."""
+    pieces: list[tuple[int, str]] = []
+    depth, begin = 0, 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == separator and depth == 0:
+            pieces.append((start + begin, text[begin:position]))
+            begin = position + 1
+    pieces.append((start + begin, text[begin:]))
+    return pieces
+
+
+def _names_remedy(names: Mapping[str, Format]) -> str:
+    return "known names: " + ", ".join(names) + "\nor write one: ELEMENT/BLOCK:SCALE[:OPTION…], e.g. e3m2/32:e8m0:rceil"

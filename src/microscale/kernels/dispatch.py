@@ -1,0 +1,97 @@
+"""Choose the backend of an operation, and say why not the others.
+
+A backend is a name, the operations it implements, and ``why_not``, which refuses a request in words. The first
+backend of :data:`BACKENDS` without a refusal is taken; the reference backend stands last and takes everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from microscale.errors import KernelError
+from microscale.formats import Format, format_name
+from microscale.kernels import reference
+
+
+class Operation(Enum):
+    """The operations whose contracts :mod:`microscale.kernels.ops` states."""
+
+    QUANTIZE = "quantize"
+    DEQUANTIZE = "dequantize"
+    FAKE_QUANTIZE = "fake_quantize"
+    LINEAR = "linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a backend is asked to do: the facts that decide whether it can."""
+
+    operation: Operation
+    format: Format
+    device: torch.device
+    dtype: torch.dtype
+    layout: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operation.value} of {format_name(self.format)} ({self.dtype}, {self.device}, layout {self.layout})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A named set of implementations; ``why_not`` returns the reason of a refusal, or None."""
+
+    name: str
+    implementations: Mapping[Operation, Callable[..., Any]]
+    why_not: Callable[[Request], str | None]
+
+    def refusal(self, request: Request) -> str | None:
+        """Return why this backend cannot run the request, or None where it can."""
+        if request.operation not in self.implementations:
+            return f"does not implement {request.operation.value}"
+        return self.why_not(request)
+
+
+def _reference_refusal(request: Request) -> str | None:
+    if request.layout != "row_major":
+        return f"reads the layout row_major only, not {request.layout}"
+    return None
+
+
+REFERENCE = Backend(
+    name="reference",
+    implementations={
+        Operation.QUANTIZE: reference.quantize,
+        Operation.DEQUANTIZE: reference.dequantize,
+        Operation.FAKE_QUANTIZE: reference.fake_quantize,
+        Operation.LINEAR: reference.linear,
+    },
+    why_not=_reference_refusal,
+)
+
+BACKENDS: list[Backend] = [REFERENCE]
+"""All backends, the preferred one first."""
+
+
+def why_not(request: Request) -> dict[str, str | None]:
+    """Return every backend's reason for refusing the request (None: it can run it)."""
+    return {backend.name: backend.refusal(request) for backend in BACKENDS}
+
+
+def choose(request: Request) -> Backend:
+    """Return the first backend that can run the request.
+
+    Raises:
+        KernelError: none can; every backend is listed with its reason.
+    """
+    for backend in BACKENDS:
+        if backend.refusal(request) is None:
+            return backend
+    reasons = "\n".join(f"  {name}: {reason}" for name, reason in why_not(request).items())
+    raise KernelError(f"no backend can run {request}:\n{reasons}\nchoose another format, layout or device")

@@ -1,0 +1,93 @@
+"""The operations of microscale, each with its one contract; :mod:`microscale.kernels.dispatch` picks who runs it.
+
+Exactness: ``quantize``, ``dequantize`` and ``fake_quantize`` are defined bit for bit by the reference backend, and
+every other backend must give the same bits. ``linear`` is a float sum whose order is free: a backend must stay
+within the bound that its tests derive from the dtype and the length of the sum.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.formats import Format, parse_format
+from microscale.kernels.dispatch import Operation, Request, choose
+from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.tensor import QuantizedTensor
+
+
+def quantize(
+    values: Float[Tensor, "..."],
+    fmt: Format | str,
+    *,
+    amax: Float[Tensor, "..."] | None = None,
+    name: str = "the tensor",
+) -> QuantizedTensor:
+    """Quantize a float32, bfloat16 or float16 tensor along its last axis.
+
+    Formula: for every block, factor = rule(block); code = round(x / factor), all in float32.
+    ``amax`` replaces the measured maximum (a calibrated statistic): the tensor's where the format has a scale per
+    tensor, else each block's, broadcast to the grid of blocks. ``name`` appears in error messages.
+
+    Special values: a block with NaN (or Inf, by policy) becomes all NaN or raises; a zero block gets the smallest
+    scale and zero codes; -0 keeps its sign in float elements; float32 subnormals are exact; a magnitude past the
+    element's largest saturates (or becomes Inf/NaN by policy); a tie goes by the format's rounding. A ragged last
+    block is padded with zeros.
+
+    Raises:
+        NonFiniteError: NaN or Inf under the policy ``nan_raise``.
+        DtypeError: not one of the three float types.
+        ShapeError: a scalar or an empty tensor.
+
+    Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); docs/formats.md for all others.
+    """
+    record = parse_format(fmt)
+    request = Request(
+        operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
+    )
+    return choose(request).implementations[Operation.QUANTIZE](values, record, amax=amax, name=name)
+
+
+def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    """Return the values of a quantized tensor in its own float dtype, or in ``dtype``.
+
+    Formula: value = decode(code) * factor in float32 (one rounding), then the cast to ``dtype``.
+
+    Special values: a NaN scale makes its block NaN; a product past float32 is Inf, below it a subnormal or 0.
+    """
+    request = _tensor_request(Operation.DEQUANTIZE, tensor, dtype or tensor.dtype)
+    return choose(request).implementations[Operation.DEQUANTIZE](tensor, dtype)
+
+
+def fake_quantize(
+    values: Float[Tensor, "..."],
+    fmt: Format | str,
+    *,
+    amax: Float[Tensor, "..."] | None = None,
+    name: str = "the tensor",
+) -> Float[Tensor, "..."]:
+    """Return dequantize(quantize(values)) in the dtype of the input, without storing the codes.
+
+    Special values and errors: as :func:`quantize`.
+    """
+    record = parse_format(fmt)
+    request = Request(
+        operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
+    )
+    return choose(request).implementations[Operation.FAKE_QUANTIZE](values, record, amax=amax, name=name)
+
+
+def linear(
+    inputs: Float[Tensor, "... cols"], weight: QuantizedTensor, bias: Float[Tensor, "rows"] | None = None
+) -> Float[Tensor, "... rows"]:
+    """Return inputs @ dequantize(weight).T + bias in the dtype of the inputs.
+
+    The weight is [rows, cols]; its values are cast to the dtype of the inputs before the product.
+    """
+    request = _tensor_request(Operation.LINEAR, weight, inputs.dtype)
+    return choose(request).implementations[Operation.LINEAR](inputs, weight, bias)
+
+
+def _tensor_request(operation: Operation, tensor: QuantizedTensor, dtype: torch.dtype) -> Request:
+    return Request(operation=operation, format=tensor.format, device=tensor.device, dtype=dtype, layout=tensor.layout)

@@ -1,0 +1,52 @@
+"""From codes to numbers: the inverse of :mod:`microscale.kernels.reference.encode`, exact up to one rounding.
+
+value = decode(code) * factor in float32, with the factor of :func:`~microscale.kernels.reference.scales.scale_factor`.
+Under a power-of-two scale the product is exact, unless it leaves float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.formats import BlockFormat, Extension
+from microscale.formats.codec import decode
+from microscale.kernels.reference.encode import PLAIN_SCALE_CODES, EncodedBlocks, sub_factor
+from microscale.kernels.reference.scales import decode_zero_point, scale_factor
+
+
+def decode_blocks(encoded: EncodedBlocks, fmt: BlockFormat) -> Float[Tensor, "grid_rows grid_cols size"]:
+    """Return the float32 values of all blocks; a NaN scale makes its whole block NaN."""
+    factor = scale_factor(encoded.scale, fmt, encoded.tensor_inv_scale).unsqueeze(-1)
+    values = decode(encoded.codes, fmt.element)
+    if encoded.zero_point is not None:
+        return (values - decode_zero_point(encoded.zero_point, fmt).unsqueeze(-1)) * factor
+    if encoded.sub_scale is not None:
+        assert fmt.sub_scale is not None
+        groups = values.unflatten(-1, (-1, fmt.sub_scale.size))
+        return (groups * sub_factor(factor, encoded.sub_scale, fmt).unsqueeze(-1)).flatten(-2)
+    if fmt.extension is not Extension.NONE:
+        return _decode_extended(encoded, fmt, values, factor)
+    return values * factor
+
+
+def _decode_extended(
+    encoded: EncodedBlocks, fmt: BlockFormat, values: Tensor, factor: Tensor
+) -> Float[Tensor, "grid_rows grid_cols size"]:
+    assert encoded.max_idx is not None
+    max_idx = encoded.max_idx.unsqueeze(-1).to(torch.int64)
+    largest_codes = encoded.codes.gather(-1, max_idx).to(torch.int32)
+    bits = fmt.magnitude_bits
+    magnitude = ((largest_codes & (2**bits - 1)).to(torch.float32) * 2.0**-bits + 1) * 2.0**fmt.element.max_exponent
+    largest = torch.where(largest_codes >> bits & 1 == 1, -magnitude, magnitude) * factor
+    if encoded.delta is not None:
+        others = values * (factor * torch.pow(2.0, -encoded.delta.to(torch.float32).unsqueeze(-1)))
+    else:
+        others = values * factor
+    extended = others.scatter(-1, max_idx, largest)
+    if fmt.scale.is_power_of_two:
+        is_zero = (encoded.scale == 0).unsqueeze(-1)
+        return torch.where(is_zero, 0.0, extended)
+    is_plain = (encoded.scale.to(torch.float32) <= PLAIN_SCALE_CODES).unsqueeze(-1)
+    return torch.where(is_plain, others, extended)

@@ -1,0 +1,75 @@
+"""QuantizedTensor: the packed parts of one tensor with format, layout and shape; frozen, no maths.
+
+Its bytes are what a checkpoint of ours holds. Kernels make it (``quantize``) and read it (``dequantize``,
+``linear``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from microscale.errors import DtypeError, ShapeError
+from microscale.formats import Format, format_name
+from microscale.layouts import matrix_shape, part_specs
+from microscale.layouts.row_major import NAME as ROW_MAJOR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedTensor:
+    """A tensor of ``shape`` in ``format``; ``parts`` are named as in :mod:`microscale.layouts.row_major`.
+
+    ``dtype`` is the float type that the tensor had and that ``dequantize`` returns by default.
+
+    Raises:
+        ShapeError: a part is missing, unknown or of another shape than format and shape ask for.
+        DtypeError: a part of another dtype.
+    """
+
+    format: Format
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: Mapping[str, Tensor]
+    layout: str = ROW_MAJOR
+
+    def __post_init__(self) -> None:
+        specs = part_specs(self.format, self.shape)
+        if set(specs) != set(self.parts):
+            raise ShapeError(f"{format_name(self.format)} has the parts {sorted(specs)}, got {sorted(self.parts)}")
+        for name, spec in specs.items():
+            part = self.parts[name]
+            if tuple(part.shape) != spec.shape:
+                raise ShapeError(
+                    f"part {name!r} of a {format_name(self.format)} tensor of shape {list(self.shape)} must have"
+                    f" shape {list(spec.shape)}, got {list(part.shape)}"
+                )
+            if part.dtype != spec.dtype:
+                raise DtypeError(f"part {name!r} of {format_name(self.format)} must be {spec.dtype}, got {part.dtype}")
+
+    @property
+    def rows(self) -> int:
+        """Product of all axes but the last."""
+        return matrix_shape(self.shape)[0]
+
+    @property
+    def cols(self) -> int:
+        """Length of the last axis, along which blocks run."""
+        return matrix_shape(self.shape)[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parts."""
+        return next(iter(self.parts.values())).device
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parts together: what a file holds for this tensor."""
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+    def to(self, device: torch.device | str) -> QuantizedTensor:
+        """Return the same tensor with all parts on ``device``."""
+        parts = {name: part.to(device) for name, part in self.parts.items()}
+        return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts, layout=self.layout)

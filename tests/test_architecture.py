@@ -1,0 +1,256 @@
+"""The import rule of docs/architecture.md, checked on the syntax tree of every file in src/microscale.
+
+A room imports rooms of smaller rows (or itself), never sideways and never inside a function; a third party beyond
+NumPy, torch and the typing helpers is imported in exactly one room; only cli/ prints. Imports under
+`if TYPE_CHECKING` count like any other. A lazy import by literal name (`importlib.import_module("...")`) may load
+an optional part of the module's own room, which is how a backend waits until it is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE_DIR = REPO_ROOT / "src" / "microscale"
+PLAN = REPO_ROOT / "docs" / "architecture.md"
+
+ROWS = {
+    "errors": 0,
+    "formats": 1,
+    "families": 2,
+    "layouts": 2,
+    "tensor": 3,
+    "kernels": 4,
+    "checkpoint": 4,
+    "calibration": 4,
+    "algorithms": 5,
+    "nn": 5,
+    "recipes": 6,
+    "evaluation": 6,
+    "training": 6,
+    "planning": 7,
+    "report": 7,
+    "integrations": 8,
+    "cli": 9,
+}
+# Single modules that belong to a room without lying in its folder.
+ROOM_OF_MODULE = {"hf": "integrations", "__init__": "cli", "__main__": "cli"}
+# Rooms that translate or parse: they may import our own modules inside a function, to start fast.
+LAZY_ROOMS = {"integrations", "cli"}
+
+EVERYWHERE = {"numpy", "torch", "jaxtyping", "typing_extensions"}
+ROOM_OF_THIRD_PARTY = {
+    "compressed_tensors": "integrations",
+    "gguf": "checkpoint",
+    "huggingface_hub": "integrations",
+    "jinja2": "report",
+    "lm_eval": "integrations",
+    "matplotlib": "report",
+    "pydantic": "recipes",
+    "rich": "cli",
+    "safetensors": "checkpoint",
+    "tokenizers": "integrations",
+    "transformers": "integrations",
+    "triton": "kernels",
+    "typer": "cli",
+    "vllm": "integrations",
+    "yaml": "recipes",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported dotted name, where it stands, and how."""
+
+    name: str
+    line: int
+    is_in_function: bool
+    is_by_string: bool
+
+
+def room_of(dotted: str) -> str | None:
+    """Return the room of a module of microscale, or None if the plan has no such room."""
+    parts = dotted.split(".")
+    head = parts[1] if len(parts) > 1 else "__init__"
+    return head if head in ROWS else ROOM_OF_MODULE.get(head)
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name of a file given relative to the package, `__init__` included."""
+    return ".".join(("microscale", *path.with_suffix("").parts))
+
+
+def names_of_import_from(node: ast.ImportFrom, module: str) -> Iterator[str]:
+    """Yield the absolute dotted names that a `from ... import ...` statement of the given module may load."""
+    base = node.module or ""
+    if node.level:
+        parents = module.split(".")[: -node.level]
+        base = ".".join([*parents, base] if base else parents)
+    for alias in node.names:
+        # `from microscale import formats` loads a room; `from microscale import quantize` needs the top level itself.
+        yield f"{base}.{alias.name}" if base == "microscale" and room_of(f"microscale.{alias.name}") else base
+
+
+def names_loaded_by(node: ast.AST, module: str) -> Iterator[str]:
+    """Yield the dotted names that this one statement or call loads; nothing for any other node."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from names_of_import_from(node, module)
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in {"import_module", "__import__"}:
+            yield str(node.args[0].value)
+
+
+def find_imports(node: ast.AST, module: str, is_in_function: bool = False) -> Iterator[Import]:
+    """Walk a syntax tree and yield every import in it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.stmt, ast.expr)):
+            for name in dict.fromkeys(names_loaded_by(child, module)):
+                yield Import(name, child.lineno, is_in_function, is_by_string=isinstance(child, ast.Call))
+        is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        yield from find_imports(child, module, is_in_function or is_function)
+
+
+def complaint_about(found: Import, room: str) -> str | None:
+    """Return what is wrong with one import seen from a room, or None."""
+    package = found.name.partition(".")[0]
+    if package != "microscale":
+        if package in EVERYWHERE or package in sys.stdlib_module_names:
+            return None
+        if package not in ROOM_OF_THIRD_PARTY:
+            return f"third party {package!r} has no room: name it in ROOM_OF_THIRD_PARTY and in docs/architecture.md"
+        home = ROOM_OF_THIRD_PARTY[package]
+        return None if room == home else f"third party {package!r} may be imported in {home} only, not in {room}"
+    target = room_of(found.name)
+    if target is None:
+        return f"{found.name} lies in no room of the plan"
+    if target != room and ROWS[target] >= ROWS[room]:
+        return f"{room} (row {ROWS[room]}) imports {target} (row {ROWS[target]})"
+    if room in LAZY_ROOMS:
+        return None
+    if found.is_by_string:
+        return None if target == room else f"{found.name} is imported by string; only a part of one's own room may be"
+    return f"{found.name} is imported inside a function" if found.is_in_function else None
+
+
+def find_violations(source: str, path: Path) -> list[str]:
+    """Return every breach of the plan in one source text; path is relative to src/microscale."""
+    module = module_of(path)
+    room = room_of(module)
+    if room is None:
+        return [f"{path}: lies in no room of the plan"]
+    tree = ast.parse(source)
+    complaints = [(found.line, complaint_about(found, room)) for found in find_imports(tree, module)]
+    if path.parts[0] != "cli" and path.name != "cli.py":
+        complaints += [
+            (node.lineno, "print() outside cli/")
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        ]
+    return [f"{path}:{line}: {text}" for line, text in sorted(c for c in complaints if c[1] is not None)]
+
+
+def source_files() -> list[Path]:
+    return sorted(path.relative_to(PACKAGE_DIR) for path in PACKAGE_DIR.rglob("*.py"))
+
+
+def test_the_package_was_found() -> None:
+    assert Path("__init__.py") in source_files()
+
+
+def test_every_file_keeps_the_import_rule() -> None:
+    violations = [v for path in source_files() for v in find_violations((PACKAGE_DIR / path).read_text("utf-8"), path)]
+    assert not violations, "\n".join(violations)
+
+
+def test_the_plan_in_the_documentation_has_the_same_rows() -> None:
+    documented: dict[str, int] = {}
+    for row, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", PLAN.read_text("utf-8"), flags=re.MULTILINE):
+        documented |= {name: int(row) for name in re.findall(r"`(\w+)(?:/|\.py)`", rooms.split(" and ")[0])}
+    assert documented == ROWS
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("formats/codec.py", "from microscale.errors import FormatError"),
+        ("formats/codec.py", "from ..errors import FormatError"),
+        ("formats/codec.py", "from . import spec\nfrom .spec import parse\nfrom microscale.formats.spec import parse"),
+        ("formats/__init__.py", "from .spec import parse"),
+        ("kernels/reference/gemm.py", "from ..ops import GEMM\nfrom ...tensor import QuantizedTensor"),
+        ("kernels/dispatch.py", "def load():\n    return importlib.import_module('microscale.kernels.triton')"),
+        ("kernels/dispatch.py", "def load():\n    import triton"),
+        ("formats/codec.py", "import math\nimport numpy as np\nimport torch\nfrom jaxtyping import Float"),
+        ("integrations/transformers.py", "def load():\n    import transformers\n    from microscale.nn import Linear"),
+        ("__init__.py", "def load():\n    from microscale.recipes import apply\n    from microscale import formats"),
+        ("__main__.py", "from microscale.cli import main"),
+        ("hf.py", "from microscale.integrations import transformers"),
+        ("cli/tables.py", "import rich\nimport typer\nimport microscale\nprint('fine here')"),
+        ("report/page.py", "def render():\n    import matplotlib.pyplot as plt"),
+    ],
+)
+def test_checker_accepts(path: str, source: str) -> None:
+    assert find_violations(source, Path(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("formats/codec.py", "import microscale.layouts", "formats (row 1) imports layouts (row 2)"),
+        ("formats/codec.py", "from microscale import tensor", "formats (row 1) imports tensor (row 3)"),
+        ("formats/codec.py", "from microscale import quantize", "formats (row 1) imports cli (row 9)"),
+        ("formats/codec.py", "import microscale", "formats (row 1) imports cli (row 9)"),
+        ("formats/codec.py", "from .. import nn", "formats (row 1) imports nn (row 5)"),
+        ("formats/__init__.py", "from ..tensor import QuantizedTensor", "formats (row 1) imports tensor (row 3)"),
+        ("formats/codec.py", "if TYPE_CHECKING:\n    from ..nn import Linear", "formats (row 1) imports nn (row 5)"),
+        ("formats/codec.py", "def f():\n    from ..nn import Linear", "formats (row 1) imports nn (row 5)"),
+        ("checkpoint/read.py", "from microscale.kernels import ops", "checkpoint (row 4) imports kernels (row 4)"),
+        (
+            "nn/linear.py",
+            "try:\n    from ..algorithms import rtn\nfinally:\n    pass",
+            "nn (row 5) imports algorithms (row 5)",
+        ),
+        ("errors.py", "from .formats import spec", "errors (row 0) imports formats (row 1)"),
+        ("tensor.py", "from .kernels import ops", "tensor (row 3) imports kernels (row 4)"),
+        ("planning/plan.py", "from microscale.hf import load", "planning (row 7) imports integrations (row 8)"),
+        (
+            "nn/linear.py",
+            "def f():\n    from microscale.errors import E",
+            "microscale.errors is imported inside a function",
+        ),
+        (
+            "nn/linear.py",
+            "class A:\n  def f(self):\n    from . import kv",
+            "microscale.nn is imported inside a function",
+        ),
+        ("nn/linear.py", "importlib.import_module('microscale.kernels.ops')", "is imported by string"),
+        ("nn/linear.py", "import_module('microscale.recipes')", "nn (row 5) imports recipes (row 6)"),
+        ("nn/linear.py", "from microscale.extras import x", "microscale.extras lies in no room"),
+        ("extras/x.py", "import math", "lies in no room"),
+        ("nn/linear.py", "import transformers", "'transformers' may be imported in integrations only, not in nn"),
+        ("nn/linear.py", "def f():\n    import rich.table", "'rich' may be imported in cli only, not in nn"),
+        ("nn/linear.py", "importlib.import_module('gguf')", "'gguf' may be imported in checkpoint only, not in nn"),
+        ("nn/linear.py", "import einops", "third party 'einops' has no room"),
+        ("nn/linear.py", "def f():\n    print('x')", "print() outside cli/"),
+        ("__main__.py", "print('x')", "print() outside cli/"),
+    ],
+)
+def test_checker_reports(path: str, source: str, expected: str) -> None:
+    violations = find_violations(source, Path(path))
+    assert len(violations) == 1
+    assert expected in violations[0]
+
+
+def test_checker_names_file_and_line() -> None:
+    assert find_violations("import math\n\nprint(1)\n", Path("nn/linear.py")) == [
+        "nn/linear.py:3: print() outside cli/"
+    ]
