@@ -1,3 +1,128 @@
-"""microscale: language models in microscaling (MX) formats."""
+"""microscale: language models in microscaling (MX) formats.
+
+>>> import torch, microscale
+>>> packed = microscale.quantize_tensor(torch.tensor([[1.0, 2.5, -0.3, 6.0]]), "mxfp4")
+>>> microscale.dequantize_tensor(packed).tolist()
+[[1.0, 2.0, -0.5, 6.0]]
+
+Whole models: :func:`quantize`, :func:`save`, :func:`load`. Formats: :mod:`microscale.formats`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
+from microscale.kernels import dequantize as dequantize_tensor
+from microscale.kernels import fake_quantize
+from microscale.kernels import quantize as quantize_tensor
+from microscale.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from microscale.recipes import Recipe
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "NAMED_FORMATS",
+    "Format",
+    "QuantizedTensor",
+    "__version__",
+    "dequantize_tensor",
+    "fake_quantize",
+    "format_name",
+    "load",
+    "load_tokenizer",
+    "parse_format",
+    "quantize",
+    "quantize_tensor",
+    "save",
+]
+
+
+def quantize(
+    model: Any,
+    format: str | Recipe,
+    *,
+    activations: str | None = None,
+    method: str = "rtn",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    layout: str | None = None,
+    nan: str = "raise",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Any:
+    """Quantize a causal language model; returns the model, whose linear layers now hold packed weights.
+
+    ``model`` is a transformers model (changed in place), a directory or a hub name. ``format`` is a format's name or
+    spec, or a whole :class:`~microscale.recipes.Recipe`. ``rules`` read ``GLOB=WEIGHTS[/ACTIVATIONS]``. The output
+    head and embeddings stay as they are unless included.
+
+    The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
+    ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
+
+    Raises:
+        MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
+    """
+    from microscale.integrations.models import load_original, mark_quantized
+    from microscale.recipes import Recipe, ignore_progress, make_recipe, parse_rule, quantize_model
+
+    recipe = (
+        format
+        if isinstance(format, Recipe)
+        else make_recipe(
+            format=format,
+            activations=activations,
+            method=method,
+            include=tuple(include),
+            exclude=tuple(exclude),
+            rules=tuple(parse_rule(rule) for rule in rules),
+            layout=layout,
+            nan=nan,
+        )
+    )
+    loaded = load_original(model) if isinstance(model, str | Path) else model
+    quantize_model(loaded, recipe, progress or ignore_progress)
+    mark_quantized(loaded, __version__)
+    return loaded
+
+
+def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+    """Load a model, quantized by microscale or another tool or not at all; packed weights stay packed.
+
+    Raises:
+        CheckpointError, ModelError: missing, damaged, or of a layout that is not read.
+    """
+    from microscale.integrations.models import load_model
+
+    return load_model(path, dtype=dtype)
+
+
+def save(model: Any, path: str | Path, *, layout: str = "auto", tokenizer: Any = None, overwrite: bool = False) -> str:
+    """Write a quantized model to a new directory, atomically; returns the layout that was written.
+
+    ``auto`` writes the layout of compressed-tensors where that expresses exactly what the model executes, else ours.
+
+    Raises:
+        LayoutError: the layout cannot hold a layer.
+        CheckpointWriteError: the directory exists, or the disk is full; nothing half-written is left.
+    """
+    from microscale.integrations.models import save_model
+
+    return save_model(model, path, version=__version__, layout=layout, tokenizer=tokenizer, overwrite=overwrite)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Load the tokenizer that lies beside a model.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from microscale.integrations.models import load_tokenizer as load_from
+
+    return load_from(path)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
-from microscale.formats import Format, format_name
+from microscale.formats import BlockFormat, ChannelBlock, Format, VectorBlock, format_name
 from microscale.layouts import matrix_shape, part_specs
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 
@@ -73,3 +73,18 @@ class QuantizedTensor:
         """Return the same tensor with all parts on ``device``."""
         parts = {name: part.to(device) for name, part in self.parts.items()}
         return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts, layout=self.layout)
+
+    def select_rows(self, rows: Tensor) -> QuantizedTensor | None:
+        """Return the tensor of some rows (an embedding look-up), or None where rows share storage or scales.
+
+        Rows stand alone under blocks along the last axis and per channel, without a sparse table or a pair.
+        """
+        fmt = self.format
+        if not isinstance(fmt, BlockFormat) or fmt.sparse is not None:
+            return None
+        if not isinstance(fmt.block, VectorBlock | ChannelBlock):
+            return None
+        parts = {name: part if name == "tensor_inv_scale" else part[rows] for name, part in self.parts.items()}
+        return QuantizedTensor(
+            format=fmt, shape=(rows.numel(), self.cols), dtype=self.dtype, parts=parts, layout=self.layout
+        )

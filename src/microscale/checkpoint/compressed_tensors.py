@@ -1,0 +1,310 @@
+"""The layout of compressed-tensors for MXFP4, MXFP8 and NVFP4: what stock transformers and vLLM load.
+
+Facts of that layout (library version 0.20): ``X.weight_packed`` (uint8, two codes a byte, low nibble first) or
+``X.weight`` (float8_e4m3fn), ``X.weight_scale`` (uint8 E8M0, or float8_e4m3fn for NVFP4) and
+``X.weight_global_scale`` (float32, the divisor that we call tensor_inv_scale). The scale rule of weights is free;
+activations follow the library's own rule, which is ``even`` at one mantissa bit for both element types.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.errors import CheckpointError
+from microscale.formats import (
+    ActivationSpec,
+    BlockFormat,
+    Format,
+    Overflow,
+    RangeKind,
+    VectorBlock,
+    format_name,
+    parse_activation,
+    parse_format,
+)
+from microscale.tensor import QuantizedTensor
+
+QUANT_METHOD = "compressed-tensors"
+LIBRARY_VERSION = "0.20.0"
+
+ACTIVATION_EQUIVALENTS: Mapping[str, str] = MappingProxyType({"mxfp4": "mxfp4:even", "mxfp8_e4m3": "mxfp8:even(1)"})
+"""What a named format means for activations under this layout: the library rounds amax half up at one mantissa bit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scheme:
+    """One element type of the layout: its format string, arguments, tensors and the format that reads it back."""
+
+    file_format: str
+    arguments: Mapping[str, Any]
+    base: str
+    packed: bool
+
+
+_GROUP32 = {"strategy": "group", "group_size": 32, "symmetric": True, "type": "float", "scale_dtype": "torch.uint8"}
+_GROUP16 = {
+    "strategy": "tensor_group",
+    "group_size": 16,
+    "symmetric": True,
+    "type": "float",
+    "scale_dtype": "torch.float8_e4m3fn",
+}
+_SCHEMES = (
+    _Scheme(file_format="mxfp4-pack-quantized", arguments={"num_bits": 4, **_GROUP32}, base="mxfp4:even", packed=True),
+    _Scheme(file_format="mxfp8-quantized", arguments={"num_bits": 8, **_GROUP32}, base="mxfp8:even(1)", packed=False),
+    _Scheme(file_format="nvfp4-pack-quantized", arguments={"num_bits": 4, **_GROUP16}, base="nvfp4", packed=True),
+)
+
+
+def _weight_scheme(fmt: Format) -> _Scheme | None:
+    """Return the scheme whose tensors hold a format's codes and scales, whatever rule and rounding made them."""
+    if not isinstance(fmt, BlockFormat) or fmt.rule.multiplier != 1 or fmt.overflow is not Overflow.SATURATE:
+        return None
+    for scheme in _SCHEMES:
+        if _stored_fields(fmt) == _stored_fields(parse_format(scheme.base)):
+            return scheme
+    return None
+
+
+def _stored_fields(fmt: Format) -> tuple[object, ...]:
+    """Return the fields of a format that decide how its bits are read."""
+    assert isinstance(fmt, BlockFormat)
+    levels = (fmt.tensor_scale, fmt.sub_scale, fmt.zero_point, fmt.extension, fmt.sparse)
+    return (fmt.element, fmt.block, fmt.scale, *levels)
+
+
+def _activation_arguments(spec: ActivationSpec) -> dict[str, Any] | None:
+    for scheme in _SCHEMES[:2]:
+        if spec == parse_activation(scheme.base):
+            return {**scheme.arguments, "dynamic": True}
+    return None
+
+
+class CompressedTensorsLayout:
+    """The layout ``compressed-tensors``; see :class:`microscale.checkpoint.schema.FileLayout` for the methods."""
+
+    name = "compressed-tensors"
+
+    def refusal(self, layer: StoredLayer) -> str | None:
+        """Hold MXFP4, MXFP8 and NVFP4 linears of whole blocks, with no or dynamic MXFP4/MXFP8 activations."""
+        scheme = _weight_scheme(layer.format)
+        if scheme is None:
+            return f"compressed-tensors holds MXFP4, MXFP8 E4M3 and NVFP4, not {format_name(layer.format)}"
+        if layer.kind != "linear" or len(layer.shape) != 2:
+            return f"compressed-tensors holds linear layers, not a quantized {layer.kind}"
+        assert isinstance(layer.format, BlockFormat) and isinstance(layer.format.block, VectorBlock)
+        if layer.shape[1] % layer.format.block.size:
+            return (
+                f"compressed-tensors needs whole blocks, but the width {layer.shape[1]} is not a multiple of"
+                f" {layer.format.block.size}"
+            )
+        if layer.activations is not None and _activation_arguments(layer.activations) is None:
+            known = ", ".join(scheme.base for scheme in _SCHEMES[:2])
+            return f"compressed-tensors quantizes activations by its own rules ({known}), not {layer.activations}"
+        return None
+
+    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+        """Lay out codes, scales and the tensor's divisor."""
+        scheme = _weight_scheme(layer.format)
+        assert scheme is not None
+        codes, scale = tensor.parts["codes"], tensor.parts["scale"]
+        if scheme.packed:
+            tensors = {f"{layer.name}.weight_packed": codes}
+        else:
+            tensors = {f"{layer.name}.weight": codes.view(torch.float8_e4m3fn)}
+        inverse = tensor.parts.get("tensor_inv_scale")
+        tensors[f"{layer.name}.weight_scale"] = scale if inverse is None else scale.view(torch.float8_e4m3fn)
+        if inverse is not None:
+            tensors[f"{layer.name}.weight_global_scale"] = inverse
+        return tensors
+
+    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+        """Write one group for each pair of weight and activation scheme; a single group targets all linears."""
+        groups: dict[tuple[str, str], list[StoredLayer]] = {}
+        for layer in layers:
+            scheme = _weight_scheme(layer.format)
+            assert scheme is not None
+            groups.setdefault((scheme.file_format, str(layer.activations)), []).append(layer)
+        entries: dict[str, Any] = {}
+        for number, members in enumerate(groups.values()):
+            targets = ["Linear"] if len(groups) == 1 else [layer.name for layer in members]
+            entries[f"group_{number}"] = _group_entry(members[0], targets)
+        formats = {entry["format"] for entry in entries.values()}
+        return {
+            "quant_method": QUANT_METHOD,
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "quantization_status": "compressed",
+            "config_groups": entries,
+            "ignore": list(unquantized),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "version": LIBRARY_VERSION,
+        }
+
+    def stored_layers(
+        self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
+    ) -> dict[str, StoredLayer]:
+        """Find the quantized layers by their scales and match each with its group."""
+        status = config.get("quantization_status")
+        if status != "compressed":
+            raise CheckpointError(
+                f"compressed-tensors with quantization_status {status!r} cannot be read, only 'compressed'"
+            )
+        groups = config.get("config_groups")
+        if not isinstance(groups, dict) or not groups:
+            raise CheckpointError("quantization_config of compressed-tensors has no config_groups")
+        layers: dict[str, StoredLayer] = {}
+        for name in sorted(infos):
+            if name.endswith(".weight_scale"):
+                layer_name = name.removesuffix(".weight_scale")
+                group = _match_group(layer_name, cast("dict[str, Any]", groups))
+                layers[layer_name] = _stored_layer(layer_name, group, config, infos, dtype)
+        if not layers:
+            raise CheckpointError(
+                "compressed-tensors config, but no tensor named *.weight_scale; the file is not quantized"
+            )
+        return layers
+
+    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+        """Read codes, scales and divisor as parts of our layout: the same bytes."""
+        scheme = _weight_scheme(layer.format)
+        assert scheme is not None
+        codes = load(f"{layer.name}.{'weight_packed' if scheme.packed else 'weight'}").view(torch.uint8)
+        parts = {"codes": codes, "scale": load(f"{layer.name}.weight_scale").view(torch.uint8)}
+        assert isinstance(layer.format, BlockFormat)
+        if layer.format.tensor_scale is not None:
+            parts["tensor_inv_scale"] = load(f"{layer.name}.weight_global_scale").reshape(1).to(torch.float32)
+        return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
+
+    def tensor_names(self, layer: StoredLayer) -> list[str]:
+        """Name the two or three tensors of a layer."""
+        scheme = _weight_scheme(layer.format)
+        assert scheme is not None and isinstance(layer.format, BlockFormat)
+        names = ["weight_packed" if scheme.packed else "weight", "weight_scale"]
+        if layer.format.tensor_scale is not None:
+            names.append("weight_global_scale")
+        return [f"{layer.name}.{name}" for name in names]
+
+
+def _group_entry(layer: StoredLayer, targets: list[str]) -> dict[str, Any]:
+    scheme = _weight_scheme(layer.format)
+    assert scheme is not None
+    return {
+        "format": scheme.file_format,
+        "targets": targets,
+        "weights": {**scheme.arguments, "dynamic": False},
+        "input_activations": None if layer.activations is None else _activation_arguments(layer.activations),
+        "output_activations": None,
+    }
+
+
+def _match_group(name: str, groups: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the group of a layer: its exact name before a regex, a regex before the class name."""
+    by_rank: dict[int, Mapping[str, Any]] = {}
+    for group in groups.values():
+        for target in group.get("targets", []):
+            rank = _target_rank(name, str(target))
+            if rank is not None:
+                by_rank.setdefault(rank, group)
+    if not by_rank:
+        raise CheckpointError(f"no config group of compressed-tensors matches the quantized layer {name!r}")
+    return by_rank[min(by_rank)]
+
+
+def _target_rank(name: str, target: str) -> int | None:
+    if target == name:
+        return 0
+    if target.startswith("re:"):
+        return 1 if re.match(target.removeprefix("re:"), name) else None
+    return 2 if target == "Linear" else None
+
+
+def _stored_layer(
+    name: str,
+    group: Mapping[str, Any],
+    config: Mapping[str, Any],
+    infos: Mapping[str, TensorInfo],
+    dtype: torch.dtype,
+) -> StoredLayer:
+    file_format = group.get("format") or config.get("format")
+    scheme = _scheme_of(name, file_format, group.get("weights"))
+    info = infos.get(f"{name}.{'weight_packed' if scheme.packed else 'weight'}")
+    if info is None or len(info.shape) != 2:
+        raise CheckpointError(
+            f"layer {name!r} has a weight_scale, but no two-dimensional weight for {scheme.file_format}"
+        )
+    cols = info.shape[1] * 2 if scheme.packed else info.shape[1]
+    fmt = parse_format(scheme.base)
+    assert isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock)
+    grid = (info.shape[0], -(-cols // fmt.block.size))
+    scale_shape = infos[f"{name}.weight_scale"].shape
+    if cols % fmt.block.size or scale_shape != grid:
+        raise CheckpointError(f"layer {name!r}: scales of shape {list(scale_shape)} do not fit a width of {cols}")
+    if fmt.tensor_scale is not None and f"{name}.weight_global_scale" not in infos:
+        raise CheckpointError(f"layer {name!r} is NVFP4, but its weight_global_scale is missing")
+    activations = group.get("input_activations")
+    return StoredLayer(
+        name=name,
+        format=fmt,
+        shape=(info.shape[0], cols),
+        dtype=dtype,
+        activations=None if activations is None else _read_activations(name, activations),
+        method="unknown",
+    )
+
+
+def _scheme_of(name: str, file_format: Any, weights: Any) -> _Scheme:
+    for scheme in _SCHEMES:
+        if scheme.file_format == file_format or (file_format is None and _fits(scheme, weights)):
+            if not _fits(scheme, weights):
+                raise CheckpointError(f"layer {name!r}: weights {weights!r} contradict the format {file_format!r}")
+            return scheme
+    known = ", ".join(scheme.file_format for scheme in _SCHEMES)
+    raise CheckpointError(
+        f"layer {name!r} has the compressed-tensors format {file_format!r}, which microscale does not read;"
+        f" it reads {known}"
+    )
+
+
+def _fits(scheme: _Scheme, arguments: Any) -> bool:
+    if not isinstance(arguments, dict):
+        return False
+    found = cast("dict[str, Any]", arguments)
+    return all(
+        found.get(key) == scheme.arguments[key] for key in ("num_bits", "type", "strategy", "group_size", "symmetric")
+    )
+
+
+def _read_activations(name: str, arguments: Any) -> ActivationSpec:
+    for scheme in _SCHEMES:
+        if _fits(scheme, arguments):
+            if scheme.base != "nvfp4":
+                return parse_activation(scheme.base)
+            if arguments.get("dynamic") == "local":
+                return ActivationSpec(format=parse_format("nvfp4"), range=RangeKind.STATIC)
+            return parse_activation("e2m1/16:e4m3")
+    raise CheckpointError(
+        f"layer {name!r}: compressed-tensors activations {arguments!r} are not read; MXFP4, MXFP8 and NVFP4 are"
+    )
+
+
+def rule_of_file(fmt: Format, recorded: Format) -> Format:
+    """Return ``recorded`` (our own note of the exact format) where its bits are those of the file's ``fmt``.
+
+    Raises:
+        CheckpointError: the note contradicts the file.
+    """
+    scheme = _weight_scheme(recorded)
+    if scheme is None or parse_format(scheme.base) != fmt:
+        raise CheckpointError(
+            f"config.json: the microscale object says {format_name(recorded)}, but the tensors are {format_name(fmt)}"
+        )
+    return recorded

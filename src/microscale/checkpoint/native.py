@@ -1,0 +1,143 @@
+"""Our own layout (``quant_method: "microscale"``): any format; docs/checkpoint.md documents it.
+
+A quantized layer X has the tensors ``X.weight_<part>`` with the parts of :mod:`microscale.layouts.row_major`, and
+``X.activations.amax`` where its activations have a stored range. ``quantization_config`` lists the schemes (format,
+activations, method) and which layer, of which shape, has which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.validation import check_parts
+from microscale.errors import CheckpointError, FormatError
+from microscale.formats import RangeKind, format_name, parse_activation, parse_format, spec_text
+from microscale.layouts import part_specs
+from microscale.tensor import QuantizedTensor
+
+QUANT_METHOD = "microscale"
+FORMAT_VERSION = 1
+"""Version of the layout; a reader refuses a higher one."""
+
+
+class NativeLayout:
+    """The layout ``microscale``; see :class:`microscale.checkpoint.schema.FileLayout` for the methods."""
+
+    name = "microscale"
+
+    def refusal(self, layer: StoredLayer) -> str | None:
+        """Hold everything."""
+        del layer
+        return None
+
+    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+        """Name the parts."""
+        return {f"{layer.name}.weight_{part}": value for part, value in tensor.parts.items()}
+
+    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+        """Write schemes and the map from layers to them."""
+        schemes: list[dict[str, Any]] = []
+        listed: dict[str, Any] = {}
+        for layer in layers:
+            scheme = {
+                "format": spec_text(layer.format),
+                "activations": None if layer.activations is None else str(layer.activations),
+                "method": layer.method,
+                "kind": layer.kind,
+                "dtype": str(layer.dtype).removeprefix("torch."),
+            }
+            if scheme not in schemes:
+                schemes.append(scheme)
+            listed[layer.name] = {"scheme": schemes.index(scheme), "shape": list(layer.shape)}
+        return {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT_VERSION,
+            "schemes": schemes,
+            "layers": listed,
+            "unquantized": list(unquantized),
+        }
+
+    def stored_layers(
+        self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
+    ) -> dict[str, StoredLayer]:
+        """Read the map back and check every tensor's header against it."""
+        del dtype
+        layers = read_layers(config)
+        for layer in layers.values():
+            for part, spec in part_specs(layer.format, layer.shape).items():
+                name = f"{layer.name}.weight_{part}"
+                info = infos.get(name)
+                if info is None:
+                    raise CheckpointError(f"tensor {name!r} is missing: {layer.name} is {format_name(layer.format)}")
+                if info.dtype != spec.dtype or info.shape != spec.shape:
+                    raise CheckpointError(
+                        f"tensor {name!r} of {format_name(layer.format)} must be {spec.dtype} {list(spec.shape)},"
+                        f" got {info.dtype} {list(info.shape)}; the checkpoint is damaged"
+                    )
+        return layers
+
+    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+        """Read and check all parts."""
+        parts = {part: load(f"{layer.name}.weight_{part}") for part in part_specs(layer.format, layer.shape)}
+        check_parts(layer.name, layer.format, layer.shape, parts)
+        return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
+
+    def tensor_names(self, layer: StoredLayer) -> list[str]:
+        """Name the parts."""
+        return [f"{layer.name}.weight_{part}" for part in part_specs(layer.format, layer.shape)]
+
+
+def range_name(layer: StoredLayer) -> str | None:
+    """Return the name of the tensor with the layer's activation range, or None where it has none."""
+    if layer.activations is None or layer.activations.range is RangeKind.DYNAMIC:
+        return None
+    return f"{layer.name}.activations.amax"
+
+
+def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
+    """Parse the ``quantization_config`` of our layout.
+
+    Raises:
+        CheckpointError: a newer version, or entries that are missing or cannot be read.
+    """
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"quantization_config has format_version {version!r}, this microscale reads {FORMAT_VERSION};"
+            " install a newer microscale"
+        )
+    schemes, listed = config.get("schemes"), config.get("layers")
+    if not isinstance(schemes, list) or not isinstance(listed, dict):
+        raise CheckpointError("quantization_config of quant_method microscale needs 'schemes' and 'layers'")
+    result: dict[str, StoredLayer] = {}
+    for name, entry in cast("dict[str, Any]", listed).items():
+        try:
+            result[name] = _layer(name, entry, cast("list[Any]", schemes))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, FormatError) as error:
+            raise CheckpointError(f"quantization_config: layer {name!r} cannot be read: {error!r}") from None
+    return result
+
+
+def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLayer:
+    scheme = cast("Mapping[str, Any]", schemes[int(entry["scheme"])])
+    shape = tuple(int(length) for length in entry["shape"])
+    if len(shape) < 2 or any(length < 1 for length in shape):
+        raise ValueError(f"shape {list(shape)}")
+    dtype = getattr(torch, str(scheme["dtype"]))
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype {scheme['dtype']!r}")
+    activations = scheme.get("activations")
+    return StoredLayer(
+        name=name,
+        format=parse_format(str(scheme["format"])),
+        shape=shape,
+        dtype=dtype,
+        activations=None if activations is None else parse_activation(str(activations)),
+        method=str(scheme.get("method", "unknown")),
+        kind=str(scheme.get("kind", "linear")),
+    )

@@ -1,0 +1,151 @@
+"""The file layouts by name and by ``quant_method``, and the choice of one for a set of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout, rule_of_file
+from microscale.checkpoint.native import NativeLayout
+from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
+from microscale.errors import CheckpointError, LayoutError
+from microscale.formats import BlockFormat, Format, PairFormat, format_name, parse_activation, parse_format, spec_text
+
+_COMPRESSED_TENSORS = CompressedTensorsLayout()
+_NATIVE = NativeLayout()
+
+WRITABLE_LAYOUTS: Mapping[str, FileLayout] = MappingProxyType(
+    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE}
+)
+"""Layouts by the word of ``--layout``."""
+
+READABLE_METHODS: Mapping[str, FileLayout] = MappingProxyType(
+    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE}
+)
+"""Layouts by the ``quant_method`` of a quantization_config."""
+
+
+def layout_named(word: str) -> FileLayout:
+    """Return the layout of a word.
+
+    Raises:
+        LayoutError: an unknown word.
+    """
+    layout = WRITABLE_LAYOUTS.get(word)
+    if layout is None:
+        raise LayoutError(f"unknown layout {word!r}; possible: auto, {', '.join(WRITABLE_LAYOUTS)}")
+    return layout
+
+
+def choose_layout(word: str, layers: Sequence[StoredLayer]) -> FileLayout:
+    """Return the layout to write; ``auto`` is compressed-tensors where it holds every layer exactly, else ours.
+
+    Raises:
+        LayoutError: the layout asked for cannot hold a layer.
+    """
+    if word == "auto":
+        fits = all(_COMPRESSED_TENSORS.refusal(layer) is None for layer in layers)
+        return _COMPRESSED_TENSORS if fits else _NATIVE
+    layout = layout_named(word)
+    for layer in layers:
+        reason = layout.refusal(layer)
+        if reason is not None:
+            raise LayoutError(f"layout {word} cannot hold layer {layer.name}: {reason}")
+    return layout
+
+
+def layout_of(config: Mapping[str, Any]) -> FileLayout:
+    """Return the layout of a ``quantization_config``.
+
+    Raises:
+        CheckpointError: a quant_method that we do not read.
+    """
+    method = config.get("quant_method")
+    layout = READABLE_METHODS.get(str(method))
+    if layout is None:
+        raise CheckpointError(
+            f"quant_method {method!r} is not one that microscale reads; it reads {', '.join(READABLE_METHODS)}"
+        )
+    return layout
+
+
+def describe(layers: Sequence[StoredLayer], layout: str, version: str) -> dict[str, Any]:
+    """Return the ``microscale`` object of config.json: everything that decided the bits, layer by layer."""
+    groups: dict[tuple[str, str, str], list[StoredLayer]] = {}
+    for layer in layers:
+        groups.setdefault((spec_text(layer.format), str(layer.activations), layer.method), []).append(layer)
+    return {
+        "version": version,
+        "layout": layout,
+        "schemes": [
+            {**_scheme(members[0]), "layers": [layer.name for layer in members]} for members in groups.values()
+        ],
+    }
+
+
+def _scheme(layer: StoredLayer) -> dict[str, Any]:
+    return {
+        "name": format_name(layer.format),
+        "format": spec_text(layer.format),
+        **_policies(layer.format),
+        "activations": None if layer.activations is None else str(layer.activations),
+        "method": layer.method,
+    }
+
+
+def _policies(fmt: Format) -> dict[str, Any]:
+    if isinstance(fmt, PairFormat):
+        return {"low": _policies(fmt.low), "high": _policies(fmt.high)}
+    assert isinstance(fmt, BlockFormat)
+    return {
+        "scale_rule": str(fmt.rule),
+        "rounding": fmt.rounding.value,
+        "seed": fmt.seed,
+        "overflow": fmt.overflow.value,
+        "nan_policy": fmt.nan_policy.value,
+        "inf_policy": fmt.inf_policy.value,
+    }
+
+
+def read_stored_layers(
+    config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
+) -> tuple[FileLayout, dict[str, StoredLayer]]:
+    """Return the layout and the quantized layers of a checkpoint from its config.json and tensor headers.
+
+    Where a file of another tool's layout carries our ``microscale`` object, the exact formats come from there.
+
+    Raises:
+        CheckpointError: a config that cannot be read, or that contradicts the tensors.
+    """
+    quantization = config["quantization_config"]
+    layout = layout_of(quantization)
+    layers = layout.stored_layers(quantization, infos, dtype)
+    note = config.get("microscale")
+    if isinstance(layout, CompressedTensorsLayout) and isinstance(note, dict):
+        layers = _with_note(layers, note)  # pyright: ignore[reportUnknownArgumentType]
+    return layout, layers
+
+
+def _with_note(layers: dict[str, StoredLayer], note: Mapping[str, Any]) -> dict[str, StoredLayer]:
+    result = dict(layers)
+    try:
+        for scheme in note["schemes"]:
+            recorded = parse_format(str(scheme["format"]))
+            activations = scheme["activations"]
+            for name in scheme["layers"]:
+                layer = result[str(name)]
+                result[layer.name] = StoredLayer(
+                    name=layer.name,
+                    format=rule_of_file(layer.format, recorded),
+                    shape=layer.shape,
+                    dtype=layer.dtype,
+                    activations=None if activations is None else parse_activation(str(activations)),
+                    method=str(scheme.get("method", "unknown")),
+                    kind=layer.kind,
+                )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: the microscale object cannot be read: {error!r}") from None
+    return result

@@ -1,0 +1,65 @@
+"""Check the content of parts that kernels index with, so that a hostile file cannot make them read elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from microscale.errors import CheckpointError
+from microscale.formats import BlockFormat, Extension, Format, NaNPolicy, PairFormat, VectorBlock
+from microscale.formats.block import PLUSPLUS_DELTA_BITS
+from microscale.layouts import matrix_shape, unpack_bits
+from microscale.layouts.row_major import grid_shape, high_count, scale_dtype
+
+
+def check_parts(name: str, fmt: Format, shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> None:
+    """Refuse parts whose content cannot have come from quantization; shapes and dtypes are checked elsewhere.
+
+    Raises:
+        CheckpointError: naming the layer and the part.
+    """
+    rows, cols = matrix_shape(shape)
+    if isinstance(fmt, PairFormat):
+        grid = grid_shape(fmt.block, rows, cols)
+        num_high = int(unpack_bits(parts["bitmap"], 1, grid[1]).sum())
+        if num_high != high_count(fmt, grid[0] * grid[1]):
+            raise CheckpointError(f"{name}: the bitmap marks {num_high} wide blocks, which contradicts its format")
+        for prefix, part in (("low_", fmt.low), ("high_", fmt.high)):
+            own = {key.removeprefix(prefix): value for key, value in parts.items() if key.startswith(prefix)}
+            if own["codes"].shape[0]:
+                _check_block_parts(f"{name} ({prefix[:-1]} stream)", part, own["codes"].shape[0], fmt.block.size, own)
+    else:
+        _check_block_parts(name, fmt, rows, cols, parts)
+    if fmt.sparse is not None:
+        _check_sparse(name, rows, cols, parts)
+
+
+def _check_block_parts(name: str, fmt: BlockFormat, rows: int, cols: int, parts: Mapping[str, Tensor]) -> None:
+    inverse = parts.get("tensor_inv_scale")
+    if inverse is not None and not (bool(torch.isfinite(inverse).all()) and bool((inverse > 0).all())):
+        raise CheckpointError(f"{name}: tensor_inv_scale must be finite and positive, got {inverse.tolist()}")
+    scale = parts["scale"]
+    if scale_dtype(fmt) == torch.uint8:
+        nan_code = fmt.scale.nan_code if fmt.nan_policy is NaNPolicy.RAISE else None
+        if nan_code is not None and bool((scale == nan_code).any()):
+            raise CheckpointError(f"{name}: a scale is NaN, but the format says nan_raise")
+    elif bool(torch.isinf(scale).any()) or bool((scale < 0).any()):
+        raise CheckpointError(f"{name}: scales must not be infinite or negative")
+    if fmt.index_bits and isinstance(fmt.block, VectorBlock):
+        index = unpack_bits(parts["index"], fmt.index_bits, grid_shape(fmt.block, rows, cols)[1]).to(torch.int32)
+        is_wide = fmt.extension is Extension.PLUSPLUS
+        place_bits = fmt.index_bits - PLUSPLUS_DELTA_BITS if is_wide or fmt.block.size == 32 else fmt.index_bits
+        place = index & ((1 << place_bits) - 1)
+        if int(place.max()) >= fmt.block.size:
+            raise CheckpointError(f"{name}: an index of the largest element is {int(place.max())}, past its block")
+
+
+def _check_sparse(name: str, rows: int, cols: int, parts: Mapping[str, Tensor]) -> None:
+    offsets, columns = parts["sparse_offsets"].to(torch.int64), parts["sparse_columns"]
+    in_order = bool((offsets.diff() >= 0).all()) and int(offsets[0]) == 0 and int(offsets[-1]) == columns.numel()
+    if not in_order:
+        raise CheckpointError(f"{name}: the row offsets of the sparse table do not ascend from 0 to its length")
+    if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < cols:
+        raise CheckpointError(f"{name}: a column of the sparse table is outside 0..{cols - 1}")

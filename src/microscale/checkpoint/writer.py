@@ -1,0 +1,109 @@
+"""Atomic writing: a checkpoint directory appears whole or not at all.
+
+Everything goes into a directory with a temporary name beside the target, which is renamed when it is complete.
+An interruption, an error or a full disk leaves the target as it was and no half-written files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from microscale.errors import CheckpointWriteError
+
+
+def write_directory(target: str | Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> Path:
+    """Create ``target`` with what ``fill`` writes into the directory that it is given.
+
+    ``overwrite`` replaces an existing directory, but only one that holds a config.json or nothing at all: this is
+    no way to delete something else by mistake.
+
+    Raises:
+        CheckpointWriteError: the target exists, or writing failed (the message says why).
+    """
+    path = Path(target)
+    _check_target(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write to {path.parent}: {error}") from None
+    try:
+        fill(partial)
+        partial.chmod(0o755)
+        _sync(partial)
+        _replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointWriteError(
+            f"writing {path} failed: {error}; nothing was left there. Free some space or choose another place with -o"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file with two blanks of indentation and a newline at the end."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_text_file(target: str | Path, text: str) -> Path:
+    """Write a text file under a temporary name and rename it.
+
+    Raises:
+        CheckpointWriteError: writing failed; an old file is still whole.
+    """
+    path = Path(target)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise CheckpointWriteError(f"writing {path} failed: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise CheckpointWriteError(f"{path} exists and is not a directory; choose another place with -o")
+    entries = {entry.name for entry in path.iterdir()}
+    if not entries:
+        return
+    if not overwrite:
+        raise CheckpointWriteError(f"{path} exists already; choose another place or say --overwrite")
+    if "config.json" not in entries:
+        raise CheckpointWriteError(f"{path} holds no model (no config.json), so it is not overwritten")
+
+
+def _sync(directory: Path) -> None:
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _replace(partial: Path, path: Path) -> None:
+    if not path.exists():
+        partial.rename(path)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+    path.rename(retired / path.name)
+    try:
+        partial.rename(path)
+    except OSError:
+        (retired / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)

@@ -1,0 +1,115 @@
+"""Perplexity of a callable language model by the reference protocol.
+
+A text is tokenized whole. Each window is BOS and the next ``window - 1`` text tokens (without a BOS in the
+vocabulary: ``window`` text tokens, the first of which is not predicted); every text token is predicted once. The
+loss is averaged over all predictions; perplexity = exp(mean loss). A shorter last window counts too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from microscale.errors import TextError
+
+LanguageModel = Callable[[Int[Tensor, "batch tokens"]], Float[Tensor, "batch tokens vocabulary"]]
+
+DEFAULT_WINDOW = 1024
+DEFAULT_BATCH = 4
+"""Windows in one forward call; formats with a scale per activation tensor see the maximum over all of them."""
+
+_LOSS_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerplexityResult:
+    """exp(mean loss), over how many predictions, in how many seconds."""
+
+    perplexity: float
+    tokens: int
+    seconds: float
+    windows: int
+
+
+def make_windows(
+    tokens: Sequence[int], *, window: int = DEFAULT_WINDOW, num_tokens: int | None = None, bos: int | None
+) -> list[Int[Tensor, "tokens"]]:
+    """Cut text tokens into windows.
+
+    Raises:
+        TextError: fewer tokens than asked for, none to predict, or a window shorter than two.
+    """
+    if window < 2:
+        raise TextError(f"a window needs at least 2 tokens, got {window}")
+    if num_tokens is not None and num_tokens < 1:
+        raise TextError(f"the number of tokens must be positive, got {num_tokens}")
+    if num_tokens is not None and num_tokens > len(tokens):
+        raise TextError(f"the text has {len(tokens)} tokens, fewer than the {num_tokens} asked for; lower --tokens")
+    used = torch.tensor(tokens[:num_tokens], dtype=torch.int64)
+    minimum = 1 if bos is not None else 2
+    if used.numel() < minimum:
+        raise TextError(f"the text has {used.numel()} token(s): nothing to predict; give a longer text")
+    step = window - 1 if bos is not None else window
+    windows: list[Tensor] = []
+    for start in range(0, used.numel(), step):
+        piece = used[start : start + step]
+        if bos is not None:
+            piece = torch.cat([torch.tensor([bos]), piece])
+        if piece.numel() >= 2:
+            windows.append(piece)
+    return windows
+
+
+def perplexity(
+    model: LanguageModel,
+    windows: Sequence[Int[Tensor, "tokens"]],
+    *,
+    batch: int = DEFAULT_BATCH,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PerplexityResult:
+    """Score a model on windows, ``batch`` of equal length in one call.
+
+    Special values: a non-finite loss gives a non-finite perplexity (a broken model), never an error.
+    """
+    started = time.perf_counter()
+    total_loss, total_tokens, done = 0.0, 0, 0
+    for group in _batches(windows, batch):
+        with torch.inference_mode():
+            logits = model(group)
+            total_loss += _summed_loss(logits[:, :-1], group[:, 1:])
+        total_tokens += group.shape[0] * (group.shape[1] - 1)
+        done += group.shape[0]
+        progress(done, len(windows))
+    mean = total_loss / total_tokens
+    value = math.exp(mean) if mean < 700 else math.inf
+    return PerplexityResult(
+        perplexity=value, tokens=total_tokens, seconds=time.perf_counter() - started, windows=len(windows)
+    )
+
+
+def _batches(windows: Sequence[Tensor], batch: int) -> list[Int[Tensor, "batch tokens"]]:
+    groups: list[list[Tensor]] = []
+    for window in windows:
+        if groups and len(groups[-1]) < batch and groups[-1][0].numel() == window.numel():
+            groups[-1].append(window)
+        else:
+            groups.append([window])
+    return [torch.stack(group) for group in groups]
+
+
+def _summed_loss(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> float:
+    rows = logits.reshape(-1, logits.shape[-1])
+    labels = targets.reshape(-1).to(rows.device)
+    total = 0.0
+    for start in range(0, rows.shape[0], _LOSS_ROWS):
+        piece = rows[start : start + _LOSS_ROWS].to(torch.float32)
+        loss = functional.cross_entropy(piece, labels[start : start + _LOSS_ROWS], reduction="none")
+        total += float(loss.to(torch.float64).sum())
+    return total

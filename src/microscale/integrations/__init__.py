@@ -1,0 +1,1 @@
+"""Adapters to transformers; other libraries follow."""

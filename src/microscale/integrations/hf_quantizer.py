@@ -1,0 +1,189 @@
+"""Our ``quant_method`` for transformers: the configuration class and the quantizer that builds packed modules.
+
+:func:`register` makes ``AutoModelForCausalLM.from_pretrained`` load our layout and ``save_pretrained`` write the
+same bytes back. Without it transformers only warns about the unknown method and leaves the weights random, so
+``import microscale.hf`` must come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from microscale.checkpoint import StoredLayer
+from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
+from microscale.checkpoint.validation import check_parts
+from microscale.errors import CheckpointError
+from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.recipes.apply import replace_module, untie
+from microscale.recipes.plan import is_transposed
+
+
+class MicroscaleConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of our layout as transformers wants it; see docs/checkpoint.md for the fields."""
+
+    def __init__(
+        self,
+        format_version: int = FORMAT_VERSION,
+        schemes: list[dict[str, Any]] | None = None,
+        layers: dict[str, Any] | None = None,
+        unquantized: list[str] | None = None,
+        **others: Any,
+    ) -> None:
+        self.quant_method = QUANT_METHOD  # pyright: ignore[reportAttributeAccessIssue]
+        self.format_version = format_version
+        self.schemes = schemes or []
+        self.layers = layers or {}
+        self.unquantized = unquantized or []
+        self.others = {key: value for key, value in others.items() if key not in ("quant_method", "others")}
+
+    @classmethod
+    def from_layers(cls, layers: Mapping[str, StoredLayer], unquantized: list[str]) -> MicroscaleConfig:
+        """Build the configuration that describes quantized layers."""
+        return cls(**NativeLayout().config(list(layers.values()), unquantized))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json holds."""
+        return {
+            "quant_method": QUANT_METHOD,
+            "format_version": self.format_version,
+            "schemes": self.schemes,
+            "layers": self.layers,
+            "unquantized": self.unquantized,
+            **self.others,
+        }
+
+
+class MicroscaleQuantizer(HfQuantizer):
+    """Builds packed modules before the weights are read, and checks them afterwards."""
+
+    requires_calibration = True
+
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Allow save_pretrained."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Packed weights have no gradient."""
+        return False
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Need nothing but torch."""
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        config = cast(MicroscaleConfig, self.quantization_config)
+        layers = read_layers(config.to_dict())
+        for name, layer in _present_layers(model, layers).items():
+            module = empty_module(model.get_submodule(name), layer, cast(torch.dtype, model.config.dtype))
+            replace_module(model, name, module)
+        untie(model, set(layers))
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> Any:
+        """Never cast a packed part or a range: their dtypes belong to the format."""
+        patterns: Any = getattr(converter, "source_patterns", None)
+        name = str(patterns[0]) if patterns else ""
+        leaf = name.rpartition(".")[2]
+        if leaf.startswith("weight_") or name.endswith("activations.amax"):
+            return None
+        return cast(Any, super()).get_new_dtype(converter, param, dtype)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for name, module in model.named_modules():
+            if isinstance(module, PackedModule):
+                check_loaded(name, module)
+        return model
+
+
+def _present_layers(model: Any, layers: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
+    """Return the layers by their name in this model, which may be the bare base model of the checkpoint.
+
+    Raises:
+        CheckpointError: a layer that the model does not have.
+    """
+    names = {name for name, _ in model.named_modules()}
+    prefix = f"{model.base_model_prefix}."
+    present: dict[str, StoredLayer] = {}
+    for name, layer in layers.items():
+        short = name.removeprefix(prefix)
+        if name in names:
+            present[name] = layer
+        elif short in names:
+            present[short] = layer
+        elif name.startswith(prefix):
+            raise CheckpointError(
+                f"quantization_config names the layer {name!r}, which {type(model).__name__} does not have;"
+                " config.json belongs to another model"
+            )
+    return present
+
+
+def empty_module(old: nn.Module, layer: StoredLayer, dtype: torch.dtype) -> PackedModule:
+    """Return a packed module without content in the place of a linear layer or an embedding.
+
+    Raises:
+        CheckpointError: the module is of another kind or shape than the checkpoint says.
+    """
+    device = next((p.device for p in old.parameters(recurse=False)), None)
+    module: PackedModule
+    weight: Any = getattr(old, "weight", None)
+    shape = tuple(reversed(weight.shape)) if is_transposed(old) else tuple(getattr(weight, "shape", ()))
+    if shape != layer.shape:
+        raise CheckpointError(
+            f"layer {layer.name!r} is {list(layer.shape)} in quantization_config, but {list(shape)} in the model"
+        )
+    if isinstance(old, nn.Embedding):
+        module = QuantizedEmbedding(layer.format, layer.shape, dtype=layer.dtype, device=device, method=layer.method)
+        module.output_dtype = dtype
+    elif isinstance(old, nn.Linear) or is_transposed(old):
+        module = QuantizedLinear(
+            layer.format,
+            layer.shape,
+            dtype=layer.dtype,
+            bias=getattr(old, "bias", None) is not None,
+            activations=layer.activations,
+            device=device,
+            method=layer.method,
+        )
+    else:
+        raise CheckpointError(f"layer {layer.name!r} is a {type(old).__name__}, which cannot be quantized")
+    for part in module.modules():
+        part.__dict__["_is_hf_initialized"] = True
+    return module
+
+
+def check_loaded(name: str, module: PackedModule) -> None:
+    """Refuse a module whose tensors were missing in the file or hold impossible values.
+
+    Raises:
+        CheckpointError: naming the layer.
+    """
+    buffers = dict(module.named_buffers(recurse=False))
+    for child in module.children():
+        if isinstance(child, ActivationQuantizer):
+            buffers.update({f"activations.{key}": value for key, value in child.named_buffers()})
+    for key, value in buffers.items():
+        if value.is_meta:
+            return
+        if not getattr(value, "_is_hf_initialized", False):
+            raise CheckpointError(f"tensor '{name}.{key}' is missing in the checkpoint; it is incomplete")
+    check_parts(name, module.format, module.shape, module.tensor.parts)
+
+
+def register() -> None:
+    """Make transformers know our quant_method; calling it again does nothing."""
+    if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(QUANT_METHOD)(MicroscaleConfig)
+    if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(QUANT_METHOD)(MicroscaleQuantizer)

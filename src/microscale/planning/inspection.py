@@ -1,0 +1,104 @@
+"""Inspect a checkpoint without loading it: formats layer by layer, sizes, rules, bits per weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from microscale.checkpoint import CheckpointReader, FileLayout, StoredLayer, TensorInfo, read_stored_layers
+from microscale.formats import format_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """One tensor or quantized layer: where it stands, what it is, what it takes."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    activations: str | None
+    method: str | None
+    num_weights: int
+    num_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight."""
+        return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """All tensors of a checkpoint, the quantized layers first."""
+
+    path: str
+    layout: str
+    quantized: tuple[LayerFacts, ...]
+    others: tuple[LayerFacts, ...]
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in the whole model."""
+        return sum(layer.num_weights for layer in (*self.quantized, *self.others))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole model."""
+        return sum(layer.num_bytes for layer in (*self.quantized, *self.others))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight over the whole model."""
+        return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
+
+    @property
+    def bits_per_quantized_weight(self) -> float:
+        """Stored bits for each weight over the quantized layers (0 without any)."""
+        count = sum(layer.num_weights for layer in self.quantized)
+        return 8 * sum(layer.num_bytes for layer in self.quantized) / count if count else 0.0
+
+
+def inspect_checkpoint(path: str | Path) -> Inspection:
+    """Read config and tensor headers of a checkpoint directory.
+
+    Raises:
+        CheckpointError: missing, damaged or of a layout that is not read.
+    """
+    reader = CheckpointReader(path)
+    consumed: set[str] = set()
+    quantized: list[LayerFacts] = []
+    layout_name = "none"
+    if reader.quantization_config is not None:
+        layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
+        layout_name = layout.name
+        for layer in layers.values():
+            names = layout.tensor_names(layer)
+            consumed.update(names)
+            quantized.append(_quantized_facts(layer, layout, reader.infos))
+    others = tuple(_plain_facts(name, info) for name, info in reader.infos.items() if name not in consumed)
+    return Inspection(path=str(path), layout=layout_name, quantized=tuple(quantized), others=others)
+
+
+def _quantized_facts(layer: StoredLayer, layout: FileLayout, infos: dict[str, TensorInfo]) -> LayerFacts:
+    return LayerFacts(
+        name=layer.name,
+        shape=layer.shape,
+        format=format_name(layer.format),
+        activations=None if layer.activations is None else str(layer.activations),
+        method=layer.method,
+        num_weights=math.prod(layer.shape),
+        num_bytes=sum(infos[name].num_bytes for name in layout.tensor_names(layer)),
+    )
+
+
+def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:
+    return LayerFacts(
+        name=name,
+        shape=info.shape,
+        format=str(info.dtype).removeprefix("torch."),
+        activations=None,
+        method=None,
+        num_weights=math.prod(info.shape),
+        num_bytes=info.num_bytes,
+    )

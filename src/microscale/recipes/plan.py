@@ -1,0 +1,207 @@
+"""From a model and a recipe to a plan: which module is quantized how, before anything is changed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
+from microscale.errors import LayoutError, ModelError, RecipeError
+from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
+from microscale.nn import PackedModule
+from microscale.recipes.recipe import NONE, Recipe, matches, parse_inputs, parse_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedLayer:
+    """A module with what was asked for it and what it will execute.
+
+    ``requested_activations`` is the word of the recipe; ``activations`` what runs, which differs where the file
+    layout has rules of its own.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    format: Format
+    activations: ActivationSpec | None
+    requested_weights: str
+    requested_activations: str | None
+    method: str
+
+    def stored(self) -> StoredLayer:
+        """Return the layer as a checkpoint will describe it."""
+        return StoredLayer(
+            name=self.name,
+            format=self.format,
+            shape=self.shape,
+            dtype=self.dtype,
+            activations=self.activations,
+            method=self.method,
+            kind=self.kind,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All layers to quantize, the modules left alone, the file layout, and remarks that a user should read."""
+
+    layers: tuple[PlannedLayer, ...]
+    unquantized: tuple[str, ...]
+    layout: str | None
+    notes: tuple[str, ...]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's Conv1D: a linear layer whose weight is stored [in, out]."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Return name -> (kind, module) of every linear layer and embedding with a float weight."""
+    found: dict[str, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or is_transposed(module):
+            found[name] = ("linear", module)
+        elif isinstance(module, nn.Embedding):
+            found[name] = ("embedding", module)
+    return found
+
+
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """Return [out_features, in_features] of a linear layer, or the shape of an embedding."""
+    weight = module.get_parameter("weight")
+    rows, cols = weight.shape
+    return (cols, rows) if is_transposed(module) else (rows, cols)
+
+
+def default_exclusions(model: Any) -> set[str]:
+    """Return the modules that are left alone unless included: the output head and every embedding."""
+    names: set[str] = {"lm_head"}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or (head is not None and module is head):
+            names.add(name)
+    return names
+
+
+def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
+    """Decide everything that can be decided without touching a weight.
+
+    Raises:
+        ModelError: nothing to quantize, or the model is quantized already.
+        RecipeError: a pattern that matches no layer.
+        LayoutError: the layout asked for cannot hold a layer.
+    """
+    if any(isinstance(module, PackedModule) for module in model.modules()):
+        raise ModelError("the model is quantized already; load the original weights to quantize them differently")
+    modules = quantizable_modules(model)
+    if not any(kind == "linear" for kind, _ in modules.values()):
+        raise ModelError(f"{type(model).__name__} has no linear layers to quantize")
+    patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.rules)]
+    for pattern in patterns:
+        _check_pattern(pattern, list(modules))
+    exclusions = default_exclusions(model)
+    layers: list[PlannedLayer] = []
+    for name, (kind, module) in modules.items():
+        layer = _plan_layer(name, kind, module, recipe, is_default_off=name in exclusions)
+        if layer is not None:
+            layers.append(layer)
+    if not layers:
+        raise RecipeError("the recipe leaves every layer unquantized; check exclude and rules")
+    chosen = {layer.name for layer in layers}
+    linear_left = tuple(name for name, (kind, _) in modules.items() if kind == "linear" and name not in chosen)
+    layers, layout, notes = _settle_layout(layers, recipe.layout)
+    return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
+
+
+def _check_pattern(pattern: str, names: Sequence[str]) -> None:
+    if any(matches(pattern, name) for name in names):
+        return
+    endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+    close = difflib.get_close_matches(pattern.rsplit(".", 1)[-1].strip("*"), endings, n=3) or endings[:12]
+    raise RecipeError(f"pattern {pattern!r} matches no layer; layers of this model end in: {', '.join(close)}")
+
+
+def _plan_layer(
+    name: str, kind: str, module: nn.Module, recipe: Recipe, *, is_default_off: bool
+) -> PlannedLayer | None:
+    weights, activations = recipe.format, recipe.activations
+    is_off = is_default_off and not any(matches(pattern, name) for pattern in recipe.include)
+    is_off = is_off or any(matches(pattern, name) for pattern in recipe.exclude)
+    for rule in recipe.rules:
+        if matches(rule.match, name):
+            is_off = is_off and rule.weights is None
+            weights = rule.weights or weights
+            activations = rule.activations or activations
+    fmt = None if is_off else parse_weights(weights)
+    if fmt is None:
+        return None
+    if kind == "embedding":
+        activations = None
+    return PlannedLayer(
+        name=name,
+        kind=kind,
+        shape=weight_shape(module),
+        dtype=module.get_parameter("weight").dtype,
+        format=fmt,
+        activations=parse_inputs(activations),
+        requested_weights=weights,
+        requested_activations=None if activations == NONE else activations,
+        method=recipe.method,
+    )
+
+
+def _settle_layout(layers: list[PlannedLayer], word: str | None) -> tuple[list[PlannedLayer], str | None, list[str]]:
+    """Pick the layout and let activations follow its rules where the recipe named a format without a rule."""
+    if word is None:
+        return layers, None, []
+    if word in ("auto", "compressed-tensors"):
+        adapted = [_with_equivalent(layer) for layer in layers]
+        refusals = _refusals("compressed-tensors", adapted)
+        if not refusals:
+            return adapted, "compressed-tensors", _rule_notes(layers, adapted)
+        if word == "auto":
+            return layers, "microscale", [f"layout microscale, because {refusals[0]}"]
+        raise LayoutError(_refusal_text(word, refusals))
+    refusals = _refusals(word, layers)
+    if refusals:
+        raise LayoutError(_refusal_text(word, refusals))
+    return layers, word, []
+
+
+def _refusals(word: str, layers: Sequence[PlannedLayer]) -> list[str]:
+    layout = layout_named(word)
+    reasons = ((layer.name, layout.refusal(layer.stored())) for layer in layers)
+    return [f"{reason} (layer {name})" for name, reason in reasons if reason is not None]
+
+
+def _refusal_text(word: str, refusals: list[str]) -> str:
+    more = f"\n… and {len(refusals) - 3} more layers" if len(refusals) > 3 else ""
+    shown = "\n".join(refusals[:3])
+    return f"layout {word} cannot hold this model:\n{shown}{more}\nexclude these layers or choose --layout microscale"
+
+
+def _with_equivalent(layer: PlannedLayer) -> PlannedLayer:
+    word = layer.requested_activations
+    equivalent = None if word is None else ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
+    return layer if equivalent is None else replace(layer, activations=parse_activation(equivalent))
+
+
+def _rule_notes(before: Sequence[PlannedLayer], after: Sequence[PlannedLayer]) -> list[str]:
+    changed = {
+        (str(old.requested_activations), str(new.activations))
+        for old, new in zip(before, after, strict=True)
+        if old.activations != new.activations
+    }
+    return [
+        f"activations {asked} are executed as {runs}: the layout compressed-tensors fixes their scale rule"
+        " (--layout microscale keeps the rule of the name)"
+        for asked, runs in sorted(changed)
+    ]

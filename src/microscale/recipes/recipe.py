@@ -1,0 +1,210 @@
+"""Recipe: which layer gets which format, validated, from Python, the command line or a YAML file.
+
+::
+
+    format: mxfp4               # weights of every linear layer
+    activations: mxfp8          # optional; their inputs
+    method: rtn
+    include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings)
+    exclude: ["*.down_proj"]    # leave these alone
+    rules:                      # later rules win over earlier ones and over the lines above
+      - match: "*.o_proj"
+        weights: mxfp8          # or none
+        activations: none
+    layout: auto                # auto, compressed-tensors, quark, microscale
+    nan: raise                  # or poison
+
+A pattern is a glob (``*``, ``?``, ``[…]``) that matches a module's full name or the end of it after a dot:
+``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from microscale.algorithms import METHODS
+from microscale.errors import FormatError, RecipeError
+from microscale.formats import ActivationSpec, Format, parse_activation, parse_format
+
+NONE = "none"
+"""The word that leaves weights or activations unquantized."""
+
+LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
+
+
+def parse_weights(word: str) -> Format | None:
+    """Return the format of a word, None for ``none``.
+
+    Raises:
+        FormatSpecError: see :func:`microscale.formats.parse_format`.
+    """
+    return None if word == NONE else parse_format(word)
+
+
+def parse_inputs(word: str | None) -> ActivationSpec | None:
+    """Return the activation setting of a word, None for ``none`` or no word."""
+    return None if word is None or word == NONE else parse_activation(word)
+
+
+class Rule(BaseModel):
+    """A pattern with the formats of the layers it matches; what is None stays as before the rule."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str
+    weights: str | None = None
+    activations: str | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_parse(cls, word: str | None) -> str | None:
+        if word is not None:
+            parse_weights(word)
+        return word
+
+    @field_validator("activations")
+    @classmethod
+    def _activations_parse(cls, word: str | None) -> str | None:
+        parse_inputs(word)
+        return word
+
+
+class Recipe(BaseModel):
+    """The whole quantization of a model as data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str
+    activations: str | None = None
+    method: str = "rtn"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    layout: LayoutWord | None = None
+    nan: Literal["raise", "poison"] = "raise"
+
+    @field_validator("format")
+    @classmethod
+    def _format_parses(cls, word: str) -> str:
+        parse_weights(word)
+        return word
+
+    @field_validator("activations")
+    @classmethod
+    def _activations_parse(cls, word: str | None) -> str | None:
+        parse_inputs(word)
+        return word
+
+    @field_validator("method")
+    @classmethod
+    def _method_exists(cls, word: str) -> str:
+        if word not in METHODS:
+            raise ValueError(f"unknown method {word!r}; possible: {', '.join(METHODS)}")
+        return word
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a glob matches a module name or the end of it after a dot."""
+    if fnmatch.fnmatchcase(name, pattern):
+        return True
+    pieces = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(pieces[start:]), pattern) for start in range(1, len(pieces)))
+
+
+def make_recipe(**fields: Any) -> Recipe:
+    """Build a recipe from Python values.
+
+    Raises:
+        RecipeError, FormatError: a field that is not valid, with what is possible.
+    """
+    try:
+        return Recipe(**fields)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(error)) from None
+
+
+def parse_rule(text: str) -> Rule:
+    """Parse ``GLOB=WEIGHTS[/ACTIVATIONS]``, e.g. ``*.down_proj=mxfp8`` or ``*.o_proj=e2m1/16:e4m3/mxfp8``.
+
+    A format may hold a slash itself: the shortest split whose both sides are formats is taken.
+
+    Raises:
+        RecipeError: no ``=``, or no reading of the right side as formats.
+    """
+    pattern, equals, right = text.partition("=")
+    if not equals or not pattern or not right:
+        raise RecipeError(f"rule {text!r} must read GLOB=WEIGHTS or GLOB=WEIGHTS/ACTIVATIONS, e.g. '*.down_proj=mxfp8'")
+    pieces = right.split("/")
+    problem: FormatError | None = None
+    for cut in range(len(pieces), 0, -1):
+        weights, activations = "/".join(pieces[:cut]), "/".join(pieces[cut:]) or None
+        try:
+            parse_weights(weights)
+            parse_inputs(activations)
+        except FormatError as error:
+            problem = problem or error
+            continue
+        return Rule(match=pattern, weights=weights, activations=activations)
+    raise RecipeError(f"rule {text!r}: the right side must be WEIGHTS or WEIGHTS/ACTIVATIONS\n{problem}")
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Raises:
+        RecipeError: the file is absent, not YAML, or not a recipe; the message names the line.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {file} cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {file} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {file}, line 1: a recipe is a mapping that begins with 'format: NAME'")
+    try:
+        return Recipe(**cast("dict[str, Any]", content))
+    except ValidationError as error:
+        line = _line_of(node, error.errors()[0]["loc"])
+        raise RecipeError(f"recipe {file}, line {line}: {_first_problem(error)}") from None
+    except TypeError as error:
+        raise RecipeError(f"recipe {file}: {error}; the keys of a recipe are words") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(piece) for piece in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = (
+            f"unknown key; possible keys: {', '.join(Recipe.model_fields)} (in rules: match, weights, activations)"
+        )
+    return f"{where}: {message}"
+
+
+def _line_of(node: Any, location: Sequence[int | str]) -> int:
+    """Return the line of the deepest part of a location that the YAML text has."""
+    line = int(node.start_mark.line) + 1
+    for piece in location:
+        child: Any = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in cast("list[tuple[Any, Any]]", node.value):
+                if key.value == piece:
+                    child, line = value, int(key.start_mark.line) + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(piece, int):
+            child = cast("list[Any]", node.value)[piece]
+            line = int(child.start_mark.line) + 1
+        if child is None:
+            break
+        node = child
+    return line
