@@ -69,7 +69,8 @@ def quantize(
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
-    from microscale.integrations.models import load_original, mark_quantized
+    from microscale.integrations.loading import load_original
+    from microscale.integrations.saving import mark_quantized
     from microscale.recipes import Recipe, ignore_progress, make_recipe, parse_rule, quantize_model
 
     recipe = (
@@ -98,7 +99,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     Raises:
         CheckpointError, ModelError: missing, damaged, or of a layout that is not read.
     """
-    from microscale.integrations.models import load_model
+    from microscale.integrations.loading import load_model
 
     return load_model(path, dtype=dtype)
 
@@ -112,7 +113,7 @@ def save(model: Any, path: str | Path, *, layout: str = "auto", tokenizer: Any =
         LayoutError: the layout cannot hold a layer.
         CheckpointWriteError: the directory exists, or the disk is full; nothing half-written is left.
     """
-    from microscale.integrations.models import save_model
+    from microscale.integrations.saving import save_model
 
     return save_model(model, path, version=__version__, layout=layout, tokenizer=tokenizer, overwrite=overwrite)
 
@@ -123,6 +124,6 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises:
         ModelError: there is none.
     """
-    from microscale.integrations.models import load_tokenizer as load_from
+    from microscale.integrations.loading import load_tokenizer as load_from
 
     return load_from(path)

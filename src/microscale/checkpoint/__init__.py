@@ -11,7 +11,7 @@ from microscale.checkpoint.registry import (
     read_stored_layers,
 )
 from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
-from microscale.checkpoint.writer import write_directory, write_json, write_text_file
+from microscale.checkpoint.writer import check_target, write_directory, write_json, write_text_file
 
 __all__ = [
     "ACTIVATION_EQUIVALENTS",
@@ -21,6 +21,7 @@ __all__ = [
     "FileLayout",
     "StoredLayer",
     "TensorInfo",
+    "check_target",
     "choose_layout",
     "describe",
     "layout_named",

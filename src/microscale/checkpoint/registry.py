@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout, rule_of_file
+from microscale.checkpoint import compressed_tensors, quark
+from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
+from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.native import NativeLayout
+from microscale.checkpoint.quark import QuarkLayout
 from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import BlockFormat, Format, PairFormat, format_name, parse_activation, parse_format, spec_text
 
 _COMPRESSED_TENSORS = CompressedTensorsLayout()
 _NATIVE = NativeLayout()
+_QUARK = QuarkLayout()
 
 WRITABLE_LAYOUTS: Mapping[str, FileLayout] = MappingProxyType(
-    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE}
+    {"compressed-tensors": _COMPRESSED_TENSORS, "quark": _QUARK, "microscale": _NATIVE}
 )
 """Layouts by the word of ``--layout``."""
 
 READABLE_METHODS: Mapping[str, FileLayout] = MappingProxyType(
-    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE}
+    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE, "quark": _QUARK, "mxfp4": GptOssLayout()}
 )
 """Layouts by the ``quant_method`` of a quantization_config."""
 
@@ -124,12 +128,15 @@ def read_stored_layers(
     layout = layout_of(quantization)
     layers = layout.stored_layers(quantization, infos, dtype)
     note = config.get("microscale")
-    if isinstance(layout, CompressedTensorsLayout) and isinstance(note, dict):
-        layers = _with_note(layers, note)  # pyright: ignore[reportUnknownArgumentType]
+    checks = {_COMPRESSED_TENSORS.name: compressed_tensors.rule_of_file, _QUARK.name: quark.rule_of_file}
+    if layout.name in checks and isinstance(note, dict):
+        layers = _with_note(layers, cast("dict[str, Any]", note), checks[layout.name])
     return layout, layers
 
 
-def _with_note(layers: dict[str, StoredLayer], note: Mapping[str, Any]) -> dict[str, StoredLayer]:
+def _with_note(
+    layers: dict[str, StoredLayer], note: Mapping[str, Any], check: Callable[[Format, Format], Format]
+) -> dict[str, StoredLayer]:
     result = dict(layers)
     try:
         for scheme in note["schemes"]:
@@ -139,7 +146,7 @@ def _with_note(layers: dict[str, StoredLayer], note: Mapping[str, Any]) -> dict[
                 layer = result[str(name)]
                 result[layer.name] = StoredLayer(
                     name=layer.name,
-                    format=rule_of_file(layer.format, recorded),
+                    format=check(layer.format, recorded),
                     shape=layer.shape,
                     dtype=layer.dtype,
                     activations=None if activations is None else parse_activation(str(activations)),

@@ -29,7 +29,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], None], *, overwri
         CheckpointWriteError: the target exists, or writing failed (the message says why).
     """
     path = Path(target)
-    _check_target(path, overwrite)
+    check_target(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
@@ -73,7 +73,13 @@ def write_text_file(target: str | Path, text: str) -> Path:
     return path
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_target(target: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a target that :func:`write_directory` would refuse, before any work is done.
+
+    Raises:
+        CheckpointWriteError: it exists and is not to be overwritten.
+    """
+    path = Path(target)
     if not path.exists():
         return
     if not path.is_dir():

@@ -47,8 +47,10 @@ class ActivationSpec:
     def __post_init__(self) -> None:
         if self.range is RangeKind.EMA and not 0 < self.argument < 1:
             raise FormatError(f"the decay of ema is between 0 and 1, got {self.argument}")
-        if self.range is RangeKind.WINDOW and (self.argument < 1 or self.argument != int(self.argument)):
+        if self.range is RangeKind.WINDOW and not (self.argument >= 1 and float(self.argument).is_integer()):
             raise FormatError(f"the length of a window is a whole number of calls, got {self.argument}")
+        if self.range not in (RangeKind.EMA, RangeKind.WINDOW) and self.argument != 0:
+            raise FormatError(f"range {self.range.value} takes no argument, got {self.argument}")
         if self.range is RangeKind.DYNAMIC:
             return
         fmt = self.format
@@ -84,7 +86,8 @@ def parse_activation(spec: str | Format | ActivationSpec) -> ActivationSpec:
         return spec
     if not isinstance(spec, str):
         return ActivationSpec(format=spec)
-    head, at, tail = spec.strip().partition("@")
+    spec = spec.strip()
+    head, at, tail = spec.partition("@")
     fmt = parse_format(head)
     if not at:
         return ActivationSpec(format=fmt)
@@ -93,8 +96,8 @@ def parse_activation(spec: str | Format | ActivationSpec) -> ActivationSpec:
     if not match:
         raise FormatSpecError(spec, len(head) + 1, f"unknown range {tail!r}", remedy)
     kind = RangeKind(match[1])
-    argument = float(match[2]) if match[2] else _DEFAULT_ARGUMENT.get(kind, 0.0)
     try:
+        argument = float(match[2]) if match[2] else _DEFAULT_ARGUMENT.get(kind, 0.0)
         return ActivationSpec(format=fmt, range=kind, argument=argument)
-    except FormatError as error:
+    except ValueError as error:  # FormatError is one, and so is what float() raises
         raise FormatSpecError(spec, len(head) + 1, str(error), remedy) from None

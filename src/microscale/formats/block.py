@@ -203,6 +203,8 @@ class BlockFormat:
             problems.append("a zero point needs a float scale (fp16, bf16, fp32, e4m3+fp32)")
         if self.seed and self.rounding is not Rounding.STOCHASTIC:
             problems.append("a seed belongs to stochastic rounding")
+        if self.seed < 0:
+            problems.append(f"a seed is a whole number from 0 on, got {self.seed}")
         return problems
 
     def _level_problems(self) -> list[str]:
@@ -246,9 +248,18 @@ class BlockFormat:
             if self.extension is not Extension.NONE:
                 allowed = frozenset({RuleKind.AMAX})
         if rule.kind in allowed:
-            return None
+            return self._window_refusal(rule)
         names = ", ".join(sorted(kind.value for kind in allowed))
         return f"rule {rule} does not fit scale {self.scale.name}; possible: {names}"
+
+    def _window_refusal(self, rule: ScaleRule) -> str | None:
+        if rule.kind is not RuleKind.MSE:
+            return None
+        if self.scale.is_power_of_two and not all(float(argument).is_integer() for argument in rule.arguments):
+            return f"rule {rule} over a power-of-two scale searches exponents: the window is two whole numbers"
+        if not self.scale.is_power_of_two and rule.arguments[0] <= 0:
+            return f"rule {rule} over a float scale searches factors: the window is two positive numbers"
+        return None
 
     @property
     def index_bits(self) -> int:
@@ -326,6 +337,8 @@ class PairFormat:
             raise FormatError("pair: both formats need the same block size")
         if self.low.element.bits > self.high.element.bits:
             raise FormatError("pair: the first format must be the narrower one")
+        if self.low.inf_policy is not self.high.inf_policy:
+            raise FormatError("pair: both formats need the same policy for Inf")
         if not 0 <= self.high_percent <= 100:
             raise FormatError(f"pair: the share of wide blocks is 0 to 100 percent, got {self.high_percent}")
 
@@ -343,7 +356,7 @@ class PairFormat:
 
     @property
     def inf_policy(self) -> InfPolicy:
-        """The policy of the narrow part."""
+        """The common policy."""
         return self.low.inf_policy
 
     def bits_per_value(self, rows: int | None = None, cols: int | None = None) -> float:
@@ -367,5 +380,6 @@ def sparse_bits_per_value(sparse: SparseTable | None, rows: int | None, cols: in
         return 0.0
     bits = sparse.percent / 100 * (sparse.value_bits + sparse_column_bits(cols))
     if rows and cols:
-        bits += 32 * (rows + 1) / (rows * cols)
+        constants = 32 if sparse.element is SparseElement.FP8 else 0
+        bits += (32 * (rows + 1) + constants) / (rows * cols)
     return bits

@@ -77,7 +77,8 @@ def encode(
 ) -> Int[Tensor, "..."]:
     """Round float32 numbers to codes (uint8 for elements of up to 8 bits, else int32).
 
-    Special values: -0 keeps its sign in float elements and is 0 in integers; NaN gets the element's NaN code,
+    Special values: -0 keeps its sign in signed floats and is 0 elsewhere; an unsigned element takes any negative
+    number as 0 (as its smallest value where it has no zero); NaN gets the element's NaN code,
     or code 0 where it has none; Inf and overflow follow ``overflow``; results below the smallest value are
     rounded like all others (gradual underflow).
 
@@ -104,7 +105,7 @@ def _encode_float(
     bits = values.contiguous().view(torch.int32)
     magnitude_bits = bits & 0x7FFFFFFF
     magnitude = magnitude_bits.view(torch.float32)
-    codes = _round_normal(magnitude_bits, element, rounding, noise)
+    codes = _round_normal(_normal_bits(magnitude_bits, element), element, rounding, noise)
     if element.subnormals:
         small = _round_subnormal(magnitude, element, rounding, noise)
         codes = torch.where(magnitude < element.min_normal, small, codes)
@@ -119,7 +120,17 @@ def _encode_float(
     if element.signed:
         sign_bit = 1 << (element.exponent_bits + element.mantissa_bits)
         codes = torch.where(bits < 0, codes | sign_bit, codes)
+    else:
+        codes = torch.where(values < 0, 0, codes)
     return codes
+
+
+def _normal_bits(magnitude_bits: Tensor, element: FloatElement) -> Int[Tensor, "..."]:
+    """Give float32 subnormals a leading one and an exponent field below zero, where the element has such normals."""
+    if element.min_normal >= torch.finfo(torch.float32).tiny:
+        return magnitude_bits
+    scaled_bits = (magnitude_bits.view(torch.float32) * 2.0**64).view(torch.int32) - (64 << 23)
+    return torch.where(magnitude_bits < 1 << 23, scaled_bits, magnitude_bits)
 
 
 def _round_normal(

@@ -85,6 +85,10 @@ class FloatElement:
             raise FormatError(f"IEEE-like special values need E >= 2 and M >= 1, got e{e}m{m}; use 'none' or 'fn'")
         if not self.subnormals and m != 0:
             raise FormatError(f"only pure powers of two (M = 0) come without zero and subnormals, got M = {m}")
+        if not self.subnormals and (self.signed or self.specials is not SpecialValues.FN):
+            raise FormatError("a pure power of two is unsigned and its top code is NaN (specials 'fn')")
+        if self.subnormals and self.max_code == 0:
+            raise FormatError(f"e{e}m{m} with specials 'fn' has no finite number but 0; give it another bit")
         if self.max_exponent > FLOAT32_MAX_EXPONENT or self.min_exponent < FLOAT32_MIN_EXPONENT:
             raise FormatError(
                 f"every value of an element must be a float32 (2^{FLOAT32_MIN_EXPONENT} to below 2^128),"

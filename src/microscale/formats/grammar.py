@@ -61,8 +61,8 @@ from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import DEFAULT_ARGUMENTS, DEFAULT_MSE_FACTORS, RuleKind, ScaleRule
 
 _WIDE = {"fp16": FP16, "bf16": BF16, "fp32": FP32}
-_FLOAT_WORD = re.compile(r"(u?)e(\d+)m(\d+)((?:-(?:fn|ieee|none|b-?\d+))*)$")
-_INT_WORD = re.compile(r"(u?)int(\d+)((?:-(?:f-?\d+|full))*)$")
+_FLOAT_WORD = re.compile(r"(u?)e(\d+)m(\d+)(?:-(fn|ieee|none))?(?:-b(-?\d+))?$")
+_INT_WORD = re.compile(r"(u?)int(\d+)(?:-f(-?\d+))?(-full)?$")
 _CALL = re.compile(r"([a-z_]+)(?:\(([^()]*)\))?$")
 _SPARSE = re.compile(r"\+sparse([0-9.eE+-]+)%:([a-z0-9]+)$")
 
@@ -216,8 +216,7 @@ def _parse_element(word: str, start: int) -> Element:
         return _WIDE[word]
     try:
         if match := _FLOAT_WORD.match(word):
-            specials, bias = _float_suffixes(match[4])
-            return float_element(int(match[2]), int(match[3]), bias=bias, specials=specials, signed=not match[1])
+            return _float_from_match(match)
         if match := _INT_WORD.match(word):
             return _int_from_match(match)
     except FormatError as error:
@@ -226,27 +225,23 @@ def _parse_element(word: str, start: int) -> Element:
 
 
 def _int_from_match(match: re.Match[str]) -> IntElement:
-    suffixes = [s for s in match[3].split("-f") if s]
-    is_full = match[3].endswith("-full")
-    fraction = re.search(r"-f(-?\d+)", match[3])
-    if match[1]:
-        if is_full:
-            raise FormatError("an unsigned integer has no 'full' variant")
-        return uint_element(int(match[2]), fraction_bits=int(fraction[1]) if fraction else 0)
-    if len(suffixes) > 2:
-        raise FormatError(f"too many suffixes in {match[0]!r}")
-    return int_element(int(match[2]), fraction_bits=int(fraction[1]) if fraction else None, symmetric=not is_full)
+    unsigned, bits, fraction, full = match.groups()
+    if unsigned and full:
+        raise FormatError("an unsigned integer has no 'full' variant")
+    if unsigned:
+        return uint_element(int(bits), fraction_bits=int(fraction or 0))
+    return int_element(int(bits), fraction_bits=int(fraction) if fraction else None, symmetric=not full)
 
 
-def _float_suffixes(text: str) -> tuple[SpecialValues | None, int | None]:
-    specials: SpecialValues | None = None
-    bias: int | None = None
-    for suffix in re.findall(r"-(fn|ieee|none|b-?\d+)", text):
-        if suffix.startswith("b"):
-            bias = int(suffix[1:])
-        else:
-            specials = SpecialValues(suffix)
-    return specials, bias
+def _float_from_match(match: re.Match[str]) -> FloatElement:
+    unsigned, exponent, mantissa, specials, bias = match.groups()
+    return float_element(
+        int(exponent),
+        int(mantissa),
+        bias=int(bias) if bias else None,
+        specials=SpecialValues(specials) if specials else None,
+        signed=not unsigned,
+    )
 
 
 def _parse_block(word: str, start: int) -> Block:
@@ -275,10 +270,10 @@ def _parse_scale(word: str, start: int) -> dict[str, Any]:
     if not match:
         raise _Problem(start, f"unknown scale {first!r}", _SCALE_REMEDY)
     try:
-        specials, bias = _float_suffixes(match[4])
-        if match[3] == "0" and not match[1] and specials is None:
+        if int(match[3]) == 0 and not match[1] and match[4] is None:
+            bias = int(match[5]) if match[5] else None
             return {"scale": power_of_two_scale(int(match[2]), bias=bias), **fields}
-        scale = float_element(int(match[2]), int(match[3]), bias=bias, specials=specials, signed=not match[1])
+        scale = _float_from_match(match)
     except FormatError as error:
         raise _Problem(start, str(error), _SCALE_REMEDY) from None
     return {"scale": scale, **fields}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from microscale.formats.block import Format
+from microscale.formats.block import BlockFormat, Format
 from microscale.formats.grammar import parse_spec
-from microscale.formats.spec_text import spec_text
+from microscale.formats.spec_text import option_words, sparse_text, spec_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,5 +121,21 @@ def parse_format(spec: str | Format) -> Format:
 
 
 def format_name(fmt: Format) -> str:
-    """Return the format's registered name where it has one, else its canonical spec; both parse back."""
-    return _NAMES.get(fmt) or spec_text(fmt)
+    """Return the shortest spec that parses back: a name, a name with options (``mxfp4:even``), or the full spec."""
+    if fmt in _NAMES:
+        return _NAMES[fmt]
+    if isinstance(fmt, BlockFormat):
+        for base, name in _NAMES.items():
+            if isinstance(base, BlockFormat) and base.sparse is None and _same_shape(fmt, base):
+                known = option_words(base)
+                words = [word for word in option_words(fmt) if word not in known]
+                candidate = ":".join([name, *words]) + sparse_text(fmt.sparse)
+                if parse_spec(candidate, _RECORDS) == fmt:
+                    return candidate
+    return spec_text(fmt)
+
+
+def _same_shape(one: BlockFormat, other: BlockFormat) -> bool:
+    """Whether two formats differ in rules and policies only."""
+    fields = ("element", "block", "scale", "tensor_scale", "sub_scale", "zero_point", "extension")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)

@@ -14,7 +14,7 @@ from microscale.formats.block import (
     VectorBlock,
     ZeroPoint,
 )
-from microscale.formats.elements import IntElement, int_element
+from microscale.formats.elements import FloatElement, IntElement, SpecialValues, int_element
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import number_word
 
@@ -22,21 +22,30 @@ from microscale.formats.rules import number_word
 def spec_text(fmt: Format) -> str:
     """Return the spec that parses back to an equal record; the scale rule is always written out."""
     if isinstance(fmt, BlockFormat):
-        return _block_format_text(fmt) + _sparse_text(fmt.sparse)
+        return _block_format_text(fmt) + sparse_text(fmt.sparse)
     percent = number_word(fmt.high_percent)
-    return f"pair({spec_text(fmt.low)},{spec_text(fmt.high)},{percent}%)" + _sparse_text(fmt.sparse)
+    return f"pair({spec_text(fmt.low)},{spec_text(fmt.high)},{percent}%)" + sparse_text(fmt.sparse)
 
 
 def _block_format_text(fmt: BlockFormat) -> str:
     element = fmt.element
     if fmt.zero_point is not None and isinstance(element, IntElement):
         element = int_element(element.bits)
-    scale = fmt.scale.name + ("+fp32" if fmt.tensor_scale is not None else "")
-    words = [f"{element.name}/{block_text(fmt.block)}", scale, *_option_words(fmt)]
+    scale = scale_text(fmt.scale) + ("+fp32" if fmt.tensor_scale is not None else "")
+    words = [f"{element.name}/{block_text(fmt.block)}", scale, *option_words(fmt)]
     return ":".join(words)
 
 
-def _option_words(fmt: BlockFormat) -> list[str]:
+def scale_text(scale: FloatElement) -> str:
+    """Return the grammar's word for a scale: as an element's, but a bare ``eXm0`` is a power of two."""
+    if scale.mantissa_bits or scale.is_power_of_two or not scale.signed or scale.specials is not SpecialValues.NONE:
+        return scale.name
+    word, bias, value = scale.name.partition("-b")
+    return f"{word}-none{bias}{value}"
+
+
+def option_words(fmt: BlockFormat) -> list[str]:
+    """Return the words after the scale: rule or zero point, extension, sub-groups, rounding, policies."""
     words: list[str] = []
     if fmt.zero_point is not None:
         words.append("asym" if fmt.zero_point is ZeroPoint.INT else f"asym({fmt.zero_point.value})")
@@ -73,5 +82,6 @@ def block_text(block: Block) -> str:
             return "tensor"
 
 
-def _sparse_text(sparse: SparseTable | None) -> str:
+def sparse_text(sparse: SparseTable | None) -> str:
+    """Return the ``+sparse…`` ending of a spec, empty without a table."""
     return "" if sparse is None else f"+sparse{number_word(sparse.percent)}%:{sparse.element.value}"

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microscale.errors import ShapeError
 from microscale.formats import Format, parse_format
 from microscale.kernels.dispatch import Operation, Request, choose
 from microscale.layouts.row_major import NAME as ROW_MAJOR
@@ -36,9 +37,10 @@ def quantize(
     block is padded with zeros.
 
     Raises:
-        NonFiniteError: NaN or Inf under the policy ``nan_raise``.
+        NonFiniteError: NaN or Inf under the policy ``nan_raise``; an ``amax`` that is not finite or negative.
         DtypeError: not one of the three float types.
-        ShapeError: a scalar or an empty tensor.
+        ShapeError: a scalar or an empty tensor; an ``amax`` that does not fit the grid of blocks.
+        FormatError: an ``amax`` for a format that cannot use one (zero point, pair, std and percentile of a block).
 
     Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); docs/formats.md for all others.
     """
@@ -84,7 +86,17 @@ def linear(
     """Return inputs @ dequantize(weight).T + bias in the dtype of the inputs.
 
     The weight is [rows, cols]; its values are cast to the dtype of the inputs before the product.
+
+    Raises:
+        ShapeError: shapes that do not fit together.
     """
+    if len(weight.shape) != 2 or inputs.dim() == 0 or inputs.shape[-1] != weight.cols:
+        raise ShapeError(
+            "linear takes inputs [..., cols] and a weight [rows, cols], got"
+            f" {list(inputs.shape)} and {list(weight.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (weight.rows,):
+        raise ShapeError(f"the bias of a weight {list(weight.shape)} is [{weight.rows}], got {list(bias.shape)}")
     request = _tensor_request(Operation.LINEAR, weight, inputs.dtype)
     return choose(request).implementations[Operation.LINEAR](inputs, weight, bias)
 

@@ -189,7 +189,7 @@ def _first_problem(error: ValidationError) -> str:
         message = (
             f"unknown key; possible keys: {', '.join(Recipe.model_fields)} (in rules: match, weights, activations)"
         )
-    return f"{where}: {message}"
+    return message if message.startswith("format ") else f"{where}: {message}"
 
 
 def _line_of(node: Any, location: Sequence[int | str]) -> int:

@@ -15,7 +15,8 @@ def to_blocks(matrix: Shaped[Tensor, "rows cols"], block: Block) -> Shaped[Tenso
     rows, cols = matrix.shape
     match block:
         case VectorBlock(size=size):
-            return _pad(matrix, 0, padded_cols(block, cols) - cols).reshape(rows, -1, size)
+            width = padded_cols(block, cols)
+            return _pad(matrix, 0, width - cols).reshape(rows, width // size, size)
         case TileBlock(rows=tile_rows, cols=tile_cols):
             padded = _pad(matrix, -rows % tile_rows, -cols % tile_cols)
             tiles = padded.unflatten(1, (-1, tile_cols)).unflatten(0, (-1, tile_rows))

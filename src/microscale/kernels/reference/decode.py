@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microscale.formats import BlockFormat, Extension
 from microscale.formats.codec import decode
-from microscale.kernels.reference.encode import PLAIN_SCALE_CODES, EncodedBlocks, sub_factor
+from microscale.kernels.reference.encode import EncodedBlocks, is_plain_block, sub_factor
 from microscale.kernels.reference.scales import decode_zero_point, scale_factor
 
 
@@ -48,5 +48,5 @@ def _decode_extended(
     if fmt.scale.is_power_of_two:
         is_zero = (encoded.scale == 0).unsqueeze(-1)
         return torch.where(is_zero, 0.0, extended)
-    is_plain = (encoded.scale.to(torch.float32) <= PLAIN_SCALE_CODES).unsqueeze(-1)
+    is_plain = is_plain_block(encoded.scale, fmt.scale).unsqueeze(-1)
     return torch.where(is_plain, others, extended)

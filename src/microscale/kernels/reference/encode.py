@@ -17,6 +17,7 @@ from microscale.errors import NonFiniteError
 from microscale.formats import (
     BlockFormat,
     Extension,
+    FloatElement,
     Format,
     InfPolicy,
     NaNPolicy,
@@ -24,7 +25,7 @@ from microscale.formats import (
     SubScaleKind,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
-from microscale.formats.codec import encode, encode_scale, random_bits, round_to_int
+from microscale.formats.codec import decode_scale, encode, encode_scale, random_bits, round_to_int
 from microscale.kernels.reference.blocking import to_blocks
 from microscale.kernels.reference.scales import (
     FLOAT32_MAX,
@@ -150,6 +151,11 @@ def _sub_scale_codes(group_amax: Tensor, factor: Tensor, fmt: BlockFormat) -> In
     return best
 
 
+def is_plain_block(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Bool[Tensor, "..."]:
+    """Whether a block of MX+ over a float scale keeps the plain encoding: its scale code is too small."""
+    return decode_scale(stored, scale) <= scale.value(PLAIN_SCALE_CODES)
+
+
 def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, scales: BlockScales) -> EncodedBlocks:
     """MX+ and MX++ (arXiv 2510.14557 §4): the first largest element takes its exponent bits for mantissa."""
     magnitude = blocks.abs()
@@ -170,7 +176,7 @@ def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, sca
         max_idx = torch.where(is_zero, 0, max_idx)
         delta = None if delta is None else torch.where(is_zero.squeeze(-1), 0, delta)
     else:
-        is_plain = (scales.stored.to(torch.float32) <= PLAIN_SCALE_CODES).unsqueeze(-1)
+        is_plain = is_plain_block(scales.stored, fmt.scale).unsqueeze(-1)
         codes = torch.where(is_plain, codes, codes.scatter(-1, max_idx, largest_codes))
         max_idx = torch.where(is_plain, 0, max_idx)
     return EncodedBlocks(

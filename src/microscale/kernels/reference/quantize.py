@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.errors import DtypeError, ShapeError
-from microscale.formats import BlockFormat, Extension, Format, PairFormat, ZeroPoint
+from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError
+from microscale.formats import BlockFormat, Extension, Format, PairFormat, VectorBlock, ZeroPoint, format_name
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.decode import decode_blocks
 from microscale.kernels.reference.encode import EncodedBlocks, apply_value_policies, encode_matrix
+from microscale.kernels.reference.scales import uses_amax
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import matrix_shape, pack_bits, part_specs, unpack_bits
 from microscale.layouts.row_major import grid_shape, high_count, padded_cols
@@ -30,6 +31,7 @@ def quantize(
     """Quantize a tensor along its last axis; see :func:`microscale.kernels.ops.quantize` for the contract."""
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
+    _check_amax(amax, fmt, rows, cols, name)
     parts: dict[str, Tensor] = {}
     if fmt.sparse is not None:
         specs = part_specs(fmt, (rows, cols))
@@ -62,6 +64,7 @@ def fake_quantize(
         return dequantize(quantize(values, fmt, amax=amax, name=name))
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
+    _check_amax(amax, fmt, rows, cols, name)
     blocks = decode_blocks(encode_matrix(matrix, fmt, amax), fmt)
     return from_blocks(blocks, fmt.block, rows, cols).reshape(values.shape).to(values.dtype)
 
@@ -83,6 +86,26 @@ def _as_matrix(values: Tensor, fmt: Format, name: str) -> Float[Tensor, "rows co
         raise ShapeError(f"{name} has shape {list(values.shape)}: an empty tensor cannot be quantized")
     matrix = values.detach().reshape(rows, cols).to(torch.float32)
     return apply_value_policies(matrix, fmt, name)
+
+
+def _check_amax(amax: Tensor | None, fmt: Format, rows: int, cols: int, name: str) -> None:
+    if amax is None:
+        return
+    if isinstance(fmt, PairFormat) or not uses_amax(fmt):
+        raise FormatError(
+            f"{format_name(fmt)} takes the scales of {name} from all numbers of each block; it cannot use a given amax,"
+            " leave it out"
+        )
+    grid = grid_shape(fmt.block, rows, cols)
+    if fmt.tensor_scale is None and not _fits(amax.shape, grid):
+        raise ShapeError(f"the amax of {name} must fit its grid of blocks {list(grid)}, got {list(amax.shape)}")
+    if not bool((torch.isfinite(amax) & (amax >= 0)).all()):
+        raise NonFiniteError(f"the amax given for {name} must be finite and not negative; calibrate again")
+
+
+def _fits(shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
+    padded = (1,) * (2 - len(shape)) + tuple(shape)
+    return len(padded) == 2 and all(size in (1, wanted) for size, wanted in zip(padded, grid, strict=True))
 
 
 def _pack(encoded: EncodedBlocks, fmt: BlockFormat, rows: int, cols: int) -> dict[str, Tensor]:
@@ -131,7 +154,8 @@ def _decode_parts(parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols
 
 
 def _with_index(encoded: EncodedBlocks, index: Tensor, fmt: BlockFormat) -> EncodedBlocks:
-    shift = _delta_shift(fmt) if fmt.index_bits == 8 or fmt.extension is Extension.PLUSPLUS else fmt.index_bits
+    is_wider = fmt.block == VectorBlock(32) or fmt.extension is Extension.PLUSPLUS
+    shift = _delta_shift(fmt) if is_wider else fmt.index_bits
     max_idx = index & ((1 << shift) - 1)
     if fmt.extension is Extension.PLUSPLUS:
         return dataclasses.replace(encoded, max_idx=max_idx, delta=index >> shift)

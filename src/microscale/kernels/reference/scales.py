@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -44,11 +45,14 @@ def floor_log2(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
 def scale_factor(
     stored: Shaped[Tensor, "..."], fmt: BlockFormat, tensor_inv: Float[Tensor, "1"] | None
 ) -> Float[Tensor, "..."]:
-    """Return the float32 factor that stored scales stand for: decode(scale) * rule multiplier / tensor_inv_scale."""
+    """Return the float32 factor that stored scales stand for: decode(scale) * rule multiplier / tensor_inv_scale.
+
+    It is at most the largest float32 (a factor of Inf would turn zeros into NaN), or NaN for a NaN scale.
+    """
     factor = decode_scale(stored, fmt.scale)
     if fmt.rule.multiplier != 1.0:
-        factor = factor * fmt.rule.multiplier
-    return factor / tensor_inv if tensor_inv is not None else factor
+        factor = (factor * fmt.rule.multiplier).clamp(max=FLOAT32_MAX)
+    return (factor / tensor_inv).clamp(max=FLOAT32_MAX) if tensor_inv is not None else factor
 
 
 def block_scales(
@@ -125,7 +129,7 @@ def _std(blocks: Tensor) -> Float[Tensor, "grid_rows grid_cols"]:
 
 
 def _percentile(blocks: Tensor, percent: float) -> Float[Tensor, "grid_rows grid_cols"]:
-    rank = max(1, math.ceil(percent / 100 * blocks.shape[-1]))
+    rank = max(1, math.ceil(Fraction(repr(percent)) * blocks.shape[-1] / 100))
     return blocks.abs().kthvalue(rank, dim=-1).values
 
 
@@ -255,6 +259,13 @@ def decode_zero_point(stored: Shaped[Tensor, "..."], fmt: BlockFormat) -> Float[
 def zero_point_element(fmt: BlockFormat) -> FloatElement:
     """Return the float type of a stored fp8 or fp16 zero point."""
     return E4M3 if fmt.zero_point is ZeroPoint.FP8 else FP16
+
+
+def uses_amax(fmt: BlockFormat) -> bool:
+    """Whether a given amax changes anything: a rule that looks at amax, or a second level that follows from it."""
+    if fmt.zero_point is not None:
+        return False
+    return fmt.tensor_scale is not None or fmt.rule.kind not in (RuleKind.STD, RuleKind.PERCENTILE)
 
 
 def uses_tensor_amax(fmt: BlockFormat) -> bool:

@@ -1,4 +1,4 @@
-"""Load and save whole models through transformers: original checkpoints, our layout, and other tools' layouts.
+"""Load whole models through transformers: original checkpoints, our layout, and other tools' layouts.
 
 Every quantized checkpoint becomes the same thing in memory: a transformers model whose linear layers are packed
 modules. A checkpoint of another tool is translated tensor by tensor into the names of our layout first.
@@ -6,34 +6,35 @@ modules. A checkpoint of another tool is translated tensor by tensor into the na
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from microscale.checkpoint import (
-    CheckpointReader,
-    FileLayout,
-    StoredLayer,
-    choose_layout,
-    describe,
-    read_json,
-    read_stored_layers,
-    write_directory,
-    write_json,
-)
+from microscale.checkpoint import CheckpointReader, FileLayout, StoredLayer, read_json, read_stored_layers
+from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, range_name
-from microscale.errors import CheckpointNotFoundError, DtypeError, MicroscaleError, ModelError, ShapeError
+from microscale.errors import (
+    CheckpointNotFoundError,
+    DtypeError,
+    MicroscaleError,
+    ModelError,
+    ShapeError,
+)
 from microscale.formats import RangeKind
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
-from microscale.nn import PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes import quantizable_modules
+from microscale.kernels import dequantize
+from microscale.tensor import QuantizedTensor
 
 NVFP4_NUMERATOR = 448.0 * 6.0
 """compressed-tensors stores a static NVFP4 range as this number over amax."""
@@ -105,11 +106,14 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """Load a model, quantized or not, from a directory, a GGUF file or by hub name; packed weights stay packed.
 
     ``dtype`` is the float type of all that is not packed and of the computation (default: the checkpoint's).
+    Experts of other tools' files are expanded to floats, with a warning.
 
     Raises:
         CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
     """
     register()
+    if is_gguf(path):
+        return _load_gguf(Path(path), dtype)
     local = check_local(path)
     if local is None:
         return _from_pretrained(path, dtype=dtype or "auto")
@@ -119,46 +123,113 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
     if isinstance(layout, NativeLayout):
         return _from_pretrained(path, dtype=dtype or "auto")
-    state = _translate(reader, layout, layers)
-    return _load_state(local, reader, layers, state, dtype or reader.dtype)
-
-
-def _translate(reader: CheckpointReader, layout: FileLayout, layers: Mapping[str, StoredLayer]) -> dict[str, Tensor]:
-    """Return the state dict in the names of our layout."""
-    native = NativeLayout()
-    consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
-    state: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        state.update(native.pack(layer, layout.unpack(layer, reader.load)))
-        static = range_name(layer)
-        if static is not None and layer.activations is not None and layer.activations.range is RangeKind.STATIC:
-            consumed.add(f"{name}.input_global_scale")
-            state[static] = NVFP4_NUMERATOR / reader.load(f"{name}.input_global_scale").to(torch.float32).reshape(1)
-    for name in reader.infos:
-        if name not in consumed:
-            state[name] = reader.load(name)
-    return state
-
-
-def _load_state(
-    path: Path,
-    reader: CheckpointReader,
-    layers: Mapping[str, StoredLayer],
-    state: dict[str, Tensor],
-    dtype: torch.dtype,
-) -> Any:
-    config = cast(Any, AutoConfig).from_pretrained(path)
-    config.quantization_config = MicroscaleConfig.from_layers(layers, []).to_dict()
-    if f"{_head_name(layers)}" in layers:
-        config.tie_word_embeddings = False
-    model = _from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    if (path / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    model = _load_foreign(_file_source(reader, layout, layers), dtype or reader.dtype)
+    if (local / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(local)
     return model
 
 
-def _head_name(layers: Mapping[str, StoredLayer]) -> str:
-    return next((name for name in layers if name.endswith("lm_head")), "lm_head")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A checkpoint of another tool: its quantized layers, its other tensors, and the model's config."""
+
+    config: Any
+    layers: dict[str, StoredLayer]
+    load_layer: Callable[[StoredLayer], QuantizedTensor]
+    others: dict[str, Callable[[], Tensor]]
+
+
+def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str, StoredLayer]) -> _Source:
+    consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
+    others: dict[str, Callable[[], Tensor]] = {}
+    for name, layer in layers.items():
+        static = range_name(layer)
+        if static is not None and layer.activations is not None and layer.activations.range is RangeKind.STATIC:
+            consumed.add(f"{name}.input_global_scale")
+            others[static] = functools.partial(_static_range, reader, f"{name}.input_global_scale")
+    for name in reader.infos:
+        if name not in consumed:
+            others[name] = functools.partial(reader.load, name)
+    return _Source(
+        config=cast(Any, AutoConfig).from_pretrained(reader.path),
+        layers=layers,
+        load_layer=lambda layer: layout.unpack(layer, reader.load),
+        others=others,
+    )
+
+
+def _static_range(reader: CheckpointReader, name: str) -> Tensor:
+    return NVFP4_NUMERATOR / reader.load(name).to(torch.float32).reshape(1)
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path names a GGUF file."""
+    return str(path).endswith(".gguf")
+
+
+def _load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
+    found: GgufModel = read_gguf(path)
+    try:
+        config = cast(Any, AutoConfig).from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+        raise ModelError(f"{path}: no model config can be made of its metadata: {error}") from error
+    if "rope_freqs.weight" in found.ignored:
+        warnings.warn(
+            f"{path} scales its rotary frequencies (rope_freqs.weight), which is not taken over: long contexts suffer",
+            stacklevel=3,
+        )
+    source = _Source(
+        config=config,
+        layers=dict(found.layers),
+        load_layer=lambda layer: found.load_layer(layer.name),
+        others={name: functools.partial(found.load_tensor, name) for name in found.tensors},
+    )
+    return _load_foreign(source, dtype or torch.bfloat16)
+
+
+def _load_foreign(source: _Source, dtype: torch.dtype) -> Any:
+    """Build the model from a state dict in the names of our layout."""
+    native = NativeLayout()
+    state: dict[str, Tensor] = {}
+    packed: dict[str, StoredLayer] = {}
+    is_transposed = getattr(source.config, "model_type", "") == "gpt_oss"
+    for name, layer in source.layers.items():
+        tensor = source.load_layer(layer)
+        if layer.kind == "experts":
+            values = dequantize(tensor)
+            state[name] = values.transpose(1, 2).contiguous() if is_transposed else values
+        else:
+            packed[name] = layer
+            state.update(native.pack(layer, tensor))
+    num_expanded = len(source.layers) - len(packed)
+    if num_expanded:
+        warnings.warn(
+            f"{num_expanded} expert tensors were expanded to floats: packed experts do not run yet", stacklevel=4
+        )
+    state.update({name: load() for name, load in source.others.items()})
+    config = source.config
+    _settle_tying(config, packed, state)
+    if packed:
+        config.quantization_config = MicroscaleConfig.from_layers(packed, []).to_dict()
+    elif hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return _from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+
+
+def _settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Tensor]) -> None:
+    """Give a head that is tied to a packed embedding its own packed copy; a packed head is never tied."""
+    heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
+    embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]
+    if embeddings and not heads and config.tie_word_embeddings and "lm_head.weight" not in state:
+        source = packed[embeddings[0]]
+        packed["lm_head"] = dataclasses.replace(source, name="lm_head", kind="linear")
+        prefix = f"{source.name}."
+        copies = {
+            f"lm_head.{name.removeprefix(prefix)}": part for name, part in state.items() if name.startswith(prefix)
+        }
+        state.update(copies)
+    if heads or embeddings:
+        config.tie_word_embeddings = False
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -171,114 +242,13 @@ def load_tokenizer(path: str | Path) -> Any:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        if is_gguf(path):
+            return cast(Any, AutoTokenizer).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
         return cast(Any, AutoTokenizer).from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} has no tokenizer that can be loaded: {error}") from error
     finally:
         logger.setLevel(before)
-
-
-def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
-    """Describe the packed modules of a model."""
-    layers: dict[str, StoredLayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedModule):
-            spec = module.activations.spec if isinstance(module, QuantizedLinear) and module.activations else None
-            layers[name] = StoredLayer(
-                name=name,
-                format=module.format,
-                shape=module.shape,
-                dtype=module.weight_dtype,
-                activations=spec,
-                method=module.method,
-                kind="embedding" if isinstance(module, QuantizedEmbedding) else "linear",
-            )
-    return layers
-
-
-def unquantized_linears(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers that still have float weights."""
-    return [name for name, (kind, _) in quantizable_modules(model).items() if kind == "linear"]
-
-
-def mark_quantized(model: Any, version: str) -> None:
-    """Put our quantization_config and the ``microscale`` object into the model's config, for save_pretrained."""
-    register()
-    layers = stored_layers_of(model)
-    model.config.quantization_config = MicroscaleConfig.from_layers(layers, unquantized_linears(model))
-    model.config.microscale = describe(list(layers.values()), "microscale", version)
-
-
-def save_model(
-    model: Any,
-    target: str | Path,
-    *,
-    version: str,
-    layout: str = "auto",
-    tokenizer: Any = None,
-    overwrite: bool = False,
-    max_shard_size: str = "5GB",
-) -> str:
-    """Write a quantized model atomically as a Hugging Face directory; returns the name of the layout written.
-
-    Raises:
-        LayoutError: the layout cannot hold a layer.
-        CheckpointWriteError: the target exists, or writing failed; nothing half-written is left.
-    """
-    layers = stored_layers_of(model)
-    if not layers:
-        raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
-    chosen = choose_layout(layout, list(layers.values()))
-    quantization = chosen.config(list(layers.values()), unquantized_linears(model))
-    note = describe(list(layers.values()), chosen.name, version)
-    state = _packed_state(model, chosen, layers)
-
-    def fill(directory: Path) -> None:
-        _save_pretrained(model, directory, state, max_shard_size)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
-        config = read_json(directory / "config.json")
-        config["quantization_config"] = quantization
-        config["microscale"] = note
-        if not isinstance(chosen, NativeLayout):
-            config["dtype"] = "bfloat16"
-        write_json(directory / "config.json", config)
-
-    write_directory(target, fill, overwrite=overwrite)
-    return chosen.name
-
-
-def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, StoredLayer]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = dict(model.state_dict())
-    native = NativeLayout()
-    for name, layer in layers.items():
-        module = model.get_submodule(name)
-        assert isinstance(module, PackedModule)
-        for own in native.tensor_names(layer):
-            del state[own]
-        state.update(layout.pack(layer, module.tensor))
-    return state
-
-
-def _save_pretrained(model: Any, directory: Path, state: dict[str, Tensor], max_shard_size: str) -> None:
-    """Call save_pretrained with our state dict; a quantizer left from loading would replace it."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    config_before = getattr(model.config, "quantization_config", None)
-    bar_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        if quantizer is not None:
-            model.hf_quantizer = None
-        if config_before is not None:
-            del model.config.quantization_config
-        model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
-    finally:
-        if quantizer is not None:
-            model.hf_quantizer = quantizer
-        if config_before is not None:
-            model.config.quantization_config = config_before
-        if bar_enabled:
-            transformers_logging.enable_progress_bar()
 
 
 def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
@@ -300,6 +270,19 @@ def parse_dtype(word: str) -> torch.dtype:
     if word not in known:
         raise DtypeError(f"unknown dtype {word!r}; possible: {', '.join(known)}")
     return known[word]
+
+
+def stored_dtype(path: str | Path) -> torch.dtype:
+    """Return the float type that a model's checkpoint stores, by its config.
+
+    Raises:
+        ModelError: no config can be read.
+    """
+    try:
+        dtype = cast(Any, AutoConfig).from_pretrained(path).dtype
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} has no config that can be read: {error}") from error
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def check_window(model: Any, window: int) -> None:

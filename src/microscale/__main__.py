@@ -1,0 +1,5 @@
+"""``python -m microscale``."""
+
+from microscale.cli import main
+
+main()

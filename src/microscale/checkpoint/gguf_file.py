@@ -1,0 +1,208 @@
+"""GGUF files of llama.cpp: MXFP4 weights bit for bit, all other types as floats, under their Hugging Face names.
+
+A GGUF file holds a whole model, so this is no :class:`~microscale.checkpoint.schema.FileLayout`: :func:`read_gguf`
+returns a :class:`GgufModel`, whose names, shapes and row order are those of the transformers model.
+
+Facts (ggml ``block_mxfp4``, gguf-py 0.19): 32 elements take 17 bytes, the E8M0 scale and 16 bytes of which byte j
+holds element j (low nibble) and element j + 16 (high nibble). ggml halves the scale and doubles the element table, so
+a value is E2M1 * 2^(scale - 127) as in OCP MX. Scale 255 is NaN in OCP MX and here; llama.cpp reads a number there.
+
+llama.cpp stores the rows of attn_q and attn_k of the architecture ``llama`` as pairs for its rotary embedding; whole
+rows change place, so undoing it is exact on packed weights too. Experts: ffn_gate_exps and ffn_up_exps become one
+``gate_up_proj`` of [experts, rows, cols], for ``gpt-oss`` with alternating rows.
+
+Left out: writing, files split in parts, architectures beyond :data:`~microscale.checkpoint.gguf_names.ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microscale.checkpoint.gguf_header import GgufEntry, GgufHeader, read_header
+from microscale.checkpoint.gguf_names import ARCHITECTURES, GgufTensor, place_tensors
+from microscale.checkpoint.schema import StoredLayer
+from microscale.errors import CheckpointError, DependencyError
+from microscale.formats import parse_format
+from microscale.tensor import QuantizedTensor
+
+BLOCK_SIZE = 32
+BLOCK_BYTES = 17
+MXFP4_TYPE = 39
+_FLOAT_TYPES: Mapping[int, torch.dtype] = MappingProxyType({0: torch.float32, 1: torch.float16, 30: torch.bfloat16})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufModel:
+    """A GGUF file in Hugging Face terms; nothing but its header has been read.
+
+    ``layers`` are the MXFP4 weights by module name (experts by parameter name, as in
+    :class:`~microscale.checkpoint.schema.StoredLayer`), ``tensors`` all others by full name. ``metadata`` is the
+    file's own; ``ignored`` names its tensors that a transformers model computes itself (``rope_freqs.weight``).
+    """
+
+    path: Path
+    architecture: str
+    metadata: Mapping[str, Any]
+    layers: Mapping[str, StoredLayer]
+    tensors: Mapping[str, GgufTensor]
+    ignored: tuple[str, ...]
+    sources: Mapping[str, GgufTensor]
+
+    def load_layer(self, name: str) -> QuantizedTensor:
+        """Read an MXFP4 weight: the file's codes and scales in our order.
+
+        Raises:
+            CheckpointError: there is no such layer, or the file cannot be read.
+        """
+        layer = self.layers.get(name)
+        if layer is None:
+            raise CheckpointError(f"{self.path} has no MXFP4 layer {name!r}")
+        source = self.sources[name]
+        blocks = [_read_blocks(self.path, entry) for entry in source.entries]
+        scale = source.arrange([part[..., 0] for part in blocks])
+        codes = source.arrange([_row_major_codes(part[..., 1:]) for part in blocks])
+        parts = {"codes": codes.flatten(0, -2), "scale": scale.flatten(0, -2).contiguous()}
+        return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
+
+    def load_tensor(self, name: str) -> Tensor:
+        """Read a tensor: float32, float16 and bfloat16 as they are, other types dequantized to float32 by gguf-py.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its type cannot be dequantized.
+            DependencyError: its type needs gguf-py, which is absent.
+        """
+        source = self.tensors.get(name)
+        if source is None:
+            raise CheckpointError(f"{self.path} has no tensor {name!r} beside its MXFP4 layers")
+        values = source.arrange([_read_floats(self.path, entry) for entry in source.entries])
+        return values.reshape(source.stored_shape).permute(source.axes).contiguous()
+
+
+def read_gguf(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> GgufModel:
+    """Read the header of a GGUF file; ``dtype`` is the float type that MXFP4 weights dequantize to by default.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointError: not a whole GGUF file, or one of an architecture or with a tensor that we do not know.
+        DependencyError: a tensor has a type of which only gguf-py knows the size, and it is absent.
+    """
+    path = Path(path)
+    header = read_header(path)
+    num_parts = header.metadata.get("split.count", 1)
+    if num_parts != 1:
+        raise CheckpointError(f"{path} is one of {num_parts} parts; join them with llama-gguf-split --merge")
+    architecture = header.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{path} has the architecture {architecture!r}, microscale reads {known}")
+    _check_data(path, header)
+    placed, ignored = place_tensors(path, str(architecture), header)
+    fmt = parse_format("mxfp4")
+    layers: dict[str, StoredLayer] = {}
+    tensors: dict[str, GgufTensor] = {}
+    sources: dict[str, GgufTensor] = {}
+    for tensor in placed:
+        if tensor.kind is None or any(entry.type_id != MXFP4_TYPE for entry in tensor.entries):
+            tensors[tensor.name] = tensor
+            continue
+        name = tensor.name.removesuffix(".weight")
+        shape = tensor.stored_shape
+        layers[name] = StoredLayer(
+            name=name, format=fmt, shape=shape, dtype=dtype, method="unknown", kind=tensor.kind.value
+        )
+        sources[name] = tensor
+    return GgufModel(
+        path=path,
+        architecture=str(architecture),
+        metadata=header.metadata,
+        layers=layers,
+        tensors=tensors,
+        ignored=ignored,
+        sources=sources,
+    )
+
+
+def _check_data(path: Path, header: GgufHeader) -> None:
+    """Refuse tensors that reach past the end of the file or into each other, and rows of broken blocks."""
+    end, previous = 0, ""
+    for entry in sorted(header.entries.values(), key=lambda entry: entry.offset):
+        size, num_bytes = _type_size(path, entry)
+        if entry.shape[-1] % size:
+            raise CheckpointError(
+                f"{path}: tensor {entry.name!r} has rows of {entry.shape[-1]}, not a multiple of its block size {size}"
+            )
+        if entry.offset < end:
+            raise CheckpointError(f"{path}: tensors {previous!r} and {entry.name!r} overlap; the file is damaged")
+        end, previous = entry.offset + math.prod(entry.shape) // size * num_bytes, entry.name
+    if end > header.num_bytes:
+        raise CheckpointError(
+            f"{path} is truncated: its tensors need {end} bytes, the file has {header.num_bytes}; download it again"
+        )
+
+
+def _type_size(path: Path, entry: GgufEntry) -> tuple[int, int]:
+    """Return how many elements a block of the entry's type has, and how many bytes."""
+    if entry.type_id in _FLOAT_TYPES:
+        return 1, _FLOAT_TYPES[entry.type_id].itemsize
+    if entry.type_id == MXFP4_TYPE:
+        return BLOCK_SIZE, BLOCK_BYTES
+    gguf = _library(entry)
+    try:
+        return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(entry.type_id)]
+    except (ValueError, KeyError):
+        raise CheckpointError(f"{path}: tensor {entry.name!r} has the unknown ggml type {entry.type_id}") from None
+
+
+def _library(entry: GgufEntry) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        purpose = f"reading tensor {entry.name!r} of ggml type {entry.type_id}"
+        raise DependencyError("gguf", "compat", purpose) from None
+    return gguf
+
+
+def _read_bytes(path: Path, entry: GgufEntry) -> Tensor:
+    size, num_bytes = _type_size(path, entry)
+    buffer = bytearray(math.prod(entry.shape) // size * num_bytes)
+    try:
+        with path.open("rb") as file:
+            file.seek(entry.offset)
+            count = file.readinto(buffer)
+    except OSError as error:
+        raise CheckpointError(f"{path}: tensor {entry.name!r} cannot be read: {error}") from None
+    if count != len(buffer):
+        raise CheckpointError(f"{path}: tensor {entry.name!r} ends after {count} of {len(buffer)} bytes")
+    return torch.frombuffer(buffer, dtype=torch.uint8)
+
+
+def _read_blocks(path: Path, entry: GgufEntry) -> Tensor:
+    """Return the MXFP4 blocks of a tensor as [..., column blocks, 17]."""
+    return _read_bytes(path, entry).reshape(*entry.shape[:-1], entry.shape[-1] // BLOCK_SIZE, BLOCK_BYTES)
+
+
+def _row_major_codes(packed: Tensor) -> Tensor:
+    """Turn [..., column blocks, 16] with elements j and j + 16 in a byte into [..., cols / 2] with 2i and 2i + 1."""
+    codes = torch.cat([packed & 0x0F, packed >> 4], dim=-1)
+    return (codes[..., 0::2] | codes[..., 1::2] << 4).flatten(-2)
+
+
+def _read_floats(path: Path, entry: GgufEntry) -> Tensor:
+    raw = _read_bytes(path, entry)
+    if entry.type_id in _FLOAT_TYPES:
+        return raw.view(_FLOAT_TYPES[entry.type_id]).reshape(entry.shape)
+    gguf = _library(entry)
+    rows = math.prod(entry.shape[:-1])
+    try:
+        values = gguf.quants.dequantize(raw.numpy().reshape(rows, -1), gguf.GGMLQuantizationType(entry.type_id))
+    except NotImplementedError as error:
+        raise CheckpointError(f"{path}: gguf-py cannot dequantize tensor {entry.name!r}: {error}") from None
+    return torch.from_numpy(values).reshape(entry.shape)

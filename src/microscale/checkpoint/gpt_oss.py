@@ -1,0 +1,98 @@
+"""The layout of gpt-oss (``quant_method: "mxfp4"``): experts in MXFP4, everything else in bfloat16; read only.
+
+Facts of that layout: ``X.gate_up_proj_blocks`` uint8 [experts, rows, column blocks, 16] and ``X.gate_up_proj_scales``
+uint8 [experts, rows, column blocks], the same for ``down_proj``; two codes a byte, low nibble first: the bytes of
+row_major. Rows of gate_up_proj alternate between gate and up. Where transformers dequantizes, its parameter has the
+axes [experts, cols, rows]; a :class:`~microscale.checkpoint.schema.StoredLayer` keeps [experts, rows, cols].
+
+Scale 255 is NaN as in OCP MX; transformers reads 2^128 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.errors import CheckpointError, LayoutError
+from microscale.formats import parse_format
+from microscale.tensor import QuantizedTensor
+
+QUANT_METHOD = "mxfp4"
+BLOCK_SIZE = 32
+BLOCK_BYTES = 16
+
+_BLOCKS, _SCALES = "_blocks", "_scales"
+_REFUSAL = "the layout gpt-oss is for reading only; write compressed-tensors, quark or microscale"
+
+
+class GptOssLayout:
+    """The layout ``gpt-oss``; see :class:`microscale.checkpoint.schema.FileLayout` for the methods."""
+
+    name = "gpt-oss"
+
+    def refusal(self, layer: StoredLayer) -> str | None:
+        """Refuse every layer: writing is not offered."""
+        del layer
+        return _REFUSAL
+
+    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+        """Refuse with LayoutError."""
+        raise LayoutError(_REFUSAL)
+
+    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+        """Refuse with LayoutError."""
+        raise LayoutError(_REFUSAL)
+
+    def stored_layers(
+        self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
+    ) -> dict[str, StoredLayer]:
+        """Find the experts by their blocks; the config says nothing more about them."""
+        del config
+        for name in infos:
+            if name.endswith(_SCALES) and name.removesuffix(_SCALES) + _BLOCKS not in infos:
+                raise CheckpointError(f"tensor {name!r} has no {_BLOCKS} beside it; the checkpoint is incomplete")
+        names = sorted(name.removesuffix(_BLOCKS) for name in infos if name.endswith(_BLOCKS))
+        if not names:
+            raise CheckpointError("gpt-oss config, but no tensor named *_blocks; the file is not quantized")
+        return {name: _stored_layer(name, infos, dtype) for name in names}
+
+    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+        """Read blocks and scales as parts of our layout: the same bytes, all experts' rows under each other."""
+        parts = {
+            "codes": load(layer.name + _BLOCKS).flatten(2).flatten(0, 1),
+            "scale": load(layer.name + _SCALES).flatten(0, 1),
+        }
+        return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
+
+    def tensor_names(self, layer: StoredLayer) -> list[str]:
+        """Name the two tensors of a layer."""
+        return [layer.name + _BLOCKS, layer.name + _SCALES]
+
+
+def _stored_layer(name: str, infos: Mapping[str, TensorInfo], dtype: torch.dtype) -> StoredLayer:
+    blocks, scales = infos[name + _BLOCKS], infos.get(name + _SCALES)
+    if scales is None:
+        raise CheckpointError(f"tensor {name + _SCALES!r} is missing; the checkpoint is incomplete")
+    for info, suffix in ((blocks, _BLOCKS), (scales, _SCALES)):
+        if info.dtype != torch.uint8:
+            raise CheckpointError(
+                f"tensor {name + suffix!r} must be uint8, got {info.dtype}; the checkpoint is damaged"
+            )
+    if len(blocks.shape) != 4 or blocks.shape[-1] != BLOCK_BYTES or scales.shape != blocks.shape[:-1]:
+        raise CheckpointError(
+            f"{name}: blocks must be [experts, rows, column blocks, {BLOCK_BYTES}] with a scale for each block, got"
+            f" {list(blocks.shape)} and {list(scales.shape)}; the checkpoint is damaged"
+        )
+    experts, rows, column_blocks = scales.shape
+    return StoredLayer(
+        name=name,
+        format=parse_format("mxfp4"),
+        shape=(experts, rows, column_blocks * BLOCK_SIZE),
+        dtype=dtype,
+        method="unknown",
+        kind="experts",
+    )

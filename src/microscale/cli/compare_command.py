@@ -1,0 +1,154 @@
+"""``microscale compare``: several formats on one model in one table."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.table import Table
+
+from microscale import __version__
+from microscale.checkpoint import write_text_file
+from microscale.cli.eval_command import BatchOption, TextOption, TokensOption, WindowOption, read_text, text_windows
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar, size_text
+from microscale.errors import FormatError
+from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
+from microscale.formats import parse_format
+from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
+from microscale.planning import ComparisonResult, Step, compare_formats
+from microscale.report import ComparisonRow, comparison_html
+
+DEFAULT_FORMATS = "mxfp8,mxfp6_e2m3,mxfp4,mxfp4_plus,nvfp4"
+
+
+@command
+def compare(
+    model: Annotated[str, typer.Argument(help="Directory or hub name of the original model.")],
+    text: TextOption,
+    formats: Annotated[
+        str, typer.Option("--formats", help="Formats to compare, with commas between them.")
+    ] = DEFAULT_FORMATS,
+    tokens: TokensOption = None,
+    window: WindowOption = DEFAULT_WINDOW,
+    batch: BatchOption = DEFAULT_BATCH,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with table and picture.")] = None,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Quantize a model to several formats and score each: weights alone, and weights with activations.
+
+    Example: `microscale compare MODEL --formats mxfp8,mxfp4,nvfp4 --text book.txt --tokens 17391`
+    """
+    del seed
+    chosen = split_formats(formats)
+    content = read_text(text)
+    tokenizer = load_tokenizer(model)
+    windows = text_windows(tokenizer, content, window=window, tokens=tokens)
+    original = load_original(model, dtype=torch.float32)
+    check_window(original, window)
+    with progress_bar("comparing") as advance:
+
+        def tell(step: Step) -> None:
+            advance(step.done, step.total, f"{step.format} {step.mode}")
+
+        rows = compare_formats(
+            original, chosen, windows, logits_of, stored_dtype=stored_dtype(model), batch=batch, progress=tell
+        )
+    if html is not None:
+        facts = comparison_facts(model, str(text), sum(piece.numel() - 1 for piece in windows), window)
+        page = comparison_html(
+            f"{Path(model).name} in {len(chosen)} formats", report_rows(rows), facts=facts, samples=[]
+        )
+        write_text_file(html, page)
+    if as_json:
+        print_json([_as_dict(row) for row in rows])
+        return
+    console.print(comparison_table(rows))
+    if html is not None:
+        console.print(f"wrote {html}", markup=False)
+
+
+def split_formats(text: str) -> list[str]:
+    """Split at the commas outside parentheses.
+
+    Raises:
+        FormatError: no format, or one that cannot be parsed.
+    """
+    pieces = [""]
+    depth = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    chosen = [piece.strip() for piece in pieces if piece.strip()]
+    if not chosen:
+        raise FormatError("no format to compare; write e.g. --formats mxfp8,mxfp4")
+    for spec in chosen:
+        parse_format(spec)
+    return chosen
+
+
+def comparison_table(rows: list[ComparisonResult]) -> Table:
+    """Return the table of a comparison for the terminal."""
+    table = Table(
+        title="Perplexity by format (w: weights quantized, w+a: weights and activations)", title_justify="left"
+    )
+    table.add_column("format", overflow="fold", min_width=min(24, max(len(row.format) for row in rows)))
+    table.add_column("mode")
+    aligned: list[tuple[str, Callable[[ComparisonResult], str]]] = [
+        ("bits per weight", lambda row: f"{row.bits_per_weight:.3f}"),
+        ("model size", lambda row: size_text(row.num_bytes)),
+        ("perplexity", lambda row: f"{row.perplexity:.3f}"),
+        ("difference", lambda row: "" if row.mode == "none" else f"{row.perplexity - rows[0].perplexity:+.3f}"),
+    ]
+    for title, _ in aligned:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(row.format, row.mode, *(text(row) for _, text in aligned))
+    return table
+
+
+def report_rows(rows: list[ComparisonResult]) -> list[ComparisonRow]:
+    """Translate results into the rows of the report."""
+    return [
+        ComparisonRow(
+            format=row.format,
+            mode=row.mode,
+            bits_per_weight=row.bits_per_weight,
+            num_bytes=row.num_bytes,
+            perplexity=row.perplexity,
+            difference=row.perplexity - rows[0].perplexity,
+        )
+        for row in rows
+    ]
+
+
+def comparison_facts(model: str, text: str, num_tokens: int, window: int) -> dict[str, str]:
+    """Return what a reader of the page needs to repeat the comparison."""
+    return {
+        "model": Path(model).name,
+        "text": Path(text).name,
+        "tokens": str(num_tokens),
+        "window": str(window),
+        "computation": "float32, reference backend; activations dynamic, in the weights' format",
+        "versions": f"microscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _as_dict(row: ComparisonResult) -> dict[str, object]:
+    return {
+        "format": row.format,
+        "mode": row.mode,
+        "bits_per_weight": row.bits_per_weight,
+        "bytes": row.num_bytes,
+        "perplexity": row.perplexity,
+        "seconds": row.seconds,
+    }

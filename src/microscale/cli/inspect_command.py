@@ -1,0 +1,122 @@
+"""``microscale inspect``: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, size_text
+from microscale.formats import parse_format
+from microscale.formats.block import BlockFormat
+from microscale.planning import Inspection, LayerFacts, inspect_checkpoint
+
+
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Checkpoint directory.")],
+    show_all: Annotated[bool, typer.Option("--all", help="List the tensors that are not quantized, too.")] = False,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Show formats, sizes and rules of a checkpoint, layer by layer.
+
+    Example: `microscale inspect OUT`
+    """
+    del seed
+    found = inspect_checkpoint(path)
+    if as_json:
+        print_json(_as_dict(found))
+        return
+    table = Table(title=f"{path}: layout {found.layout}", title_justify="left")
+    for title in ("layer", "count", "shape", "format", "activations", "method", "bits", "size"):
+        table.add_column(title, overflow="fold")
+    shown = found.quantized if found.quantized and not show_all else (*found.quantized, *found.others)
+    for name, layers in group_layers(shown).items():
+        table.add_row(*_cells(name, layers))
+    console.print(table)
+    for name, count in Counter(layer.format for layer in found.quantized).items():
+        console.print(f"{count} layers in {name}{_rule_text(name)}", markup=False)
+    others = sum(layer.num_bytes for layer in found.others)
+    console.print(f"{len(found.others)} tensors not quantized, {size_text(others)}")
+    if found.quantized:
+        console.print(f"{found.bits_per_quantized_weight:.3f} bits per quantized weight")
+    console.print(
+        f"{found.bits_per_weight:.3f} bits per weight over the whole model:"
+        f" {found.num_weights:,} weights, {size_text(found.num_bytes)}"
+    )
+
+
+def group_layers(layers: Sequence[LayerFacts]) -> dict[str, list[LayerFacts]]:
+    """Gather layers that differ only by the numbers in their names, as in ``layers.{0-8}.mlp.up_proj``."""
+    groups: dict[tuple[object, ...], list[LayerFacts]] = {}
+    for layer in layers:
+        pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", layer.name)
+        key = (pattern, layer.shape, layer.format, layer.activations, layer.method, layer.num_bytes)
+        groups.setdefault(key, []).append(layer)
+    return {_group_name(members): members for members in groups.values()}
+
+
+def _group_name(members: Sequence[LayerFacts]) -> str:
+    if len(members) == 1:
+        return members[0].name
+    pieces = [re.findall(r"(?<=\.)\d+(?=\.|$)", member.name) for member in members]
+    places = iter(sorted({int(piece[position]) for piece in pieces}) for position in range(len(pieces[0])))
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda _: _ranges(next(places)), members[0].name)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ``5`` or ``{0-3,7}``."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "}"
+
+
+def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
+    first = layers[0]
+    return [
+        name,
+        str(len(layers)),
+        "x".join(str(length) for length in first.shape),
+        first.format,
+        first.activations or "",
+        first.method or "",
+        f"{first.bits_per_weight:.3f}",
+        size_text(sum(layer.num_bytes for layer in layers)),
+    ]
+
+
+def _rule_text(name: str) -> str:
+    fmt = parse_format(name)
+    if not isinstance(fmt, BlockFormat):
+        return ""
+    return f": scale rule {fmt.rule}, rounding {fmt.rounding.value}, {fmt.nan_policy.value}"
+
+
+def _as_dict(found: Inspection) -> dict[str, Any]:
+    return {
+        "path": found.path,
+        "layout": found.layout,
+        "bits_per_weight": found.bits_per_weight,
+        "bits_per_quantized_weight": found.bits_per_quantized_weight,
+        "weights": found.num_weights,
+        "bytes": found.num_bytes,
+        "layers": [_layer_dict(layer) for layer in found.quantized],
+        "others": [_layer_dict(layer) for layer in found.others],
+    }
+
+
+def _layer_dict(layer: LayerFacts) -> dict[str, Any]:
+    return {**dataclasses.asdict(layer), "bits_per_weight": layer.bits_per_weight}

@@ -1,0 +1,166 @@
+"""``microscale quantize``: a Hugging Face model in, a checkpoint out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from microscale import __version__
+from microscale.checkpoint import check_target
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar, size_text
+from microscale.errors import ModelError, RecipeError
+from microscale.formats import format_name
+from microscale.integrations.loading import load_original, load_tokenizer
+from microscale.integrations.saving import mark_quantized, save_model
+from microscale.planning import Inspection, inspect_checkpoint
+from microscale.recipes import QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule, quantize_model
+
+
+@command
+def quantize(
+    model: Annotated[str, typer.Argument(help="Directory or hub name of a transformers causal language model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    format: Annotated[str | None, typer.Option("--format", "-f", help="Format of the weights: name or spec.")] = None,
+    activations: Annotated[
+        str | None, typer.Option("--activations", "-a", help="Format of the layer inputs (default: not quantized).")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Glob of layers left out by default (lm_head, embeddings).")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Glob of layers to leave alone.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="GLOB=WEIGHTS[/ACTIVATIONS] for some layers; later ones win; 'none' leaves alone."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file with all of this instead.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Quantization method (default: rtn).")] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="auto (default), compressed-tensors, quark or microscale.")
+    ] = None,
+    nan: Annotated[str | None, typer.Option("--nan", help="Non-finite weights: raise (default) or poison.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output directory.")] = False,
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, e.g. 5GB.")] = "5GB",
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Quantize a model and write the checkpoint.
+
+    Examples: `microscale quantize MODEL -f mxfp4 -o OUT`,
+    `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`
+    """
+    del seed
+    started = time.perf_counter()
+    flags = {
+        "format": format,
+        "activations": activations,
+        "include": tuple(include or ()) or None,
+        "exclude": tuple(exclude or ()) or None,
+        "rules": tuple(parse_rule(text) for text in rule or ()) or None,
+        "method": method,
+        "nan": nan,
+    }
+    chosen = _recipe(recipe, flags, layout)
+    check_target(output, overwrite=overwrite)
+    original: Any = load_original(model)
+    notes: list[str] = []
+    tokenizer = _tokenizer(model, notes)
+    num_all = sum(parameter.numel() for parameter in original.parameters())
+    with progress_bar("quantizing") as advance:
+        report = quantize_model(original, chosen, advance)
+    mark_quantized(original, __version__)
+    notes = [*report.plan.notes, *_coverage_notes(report, num_all, original), *notes]
+    written = save_model(
+        original,
+        output,
+        version=__version__,
+        layout=report.plan.layout or "auto",
+        tokenizer=tokenizer,
+        overwrite=overwrite,
+        max_shard_size=max_shard_size,
+    )
+    _tell(output, written, report, inspect_checkpoint(output), notes, time.perf_counter() - started, as_json)
+
+
+def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Recipe:
+    given = {key: value for key, value in flags.items() if value is not None}
+    if path is not None:
+        if given:
+            raise RecipeError(
+                f"give either --recipe or --{next(iter(given))}, not both; write all of it into the recipe"
+            )
+        found = load_recipe(path)
+        return found.model_copy(update={"layout": layout or found.layout or "auto"})
+    if "format" not in given:
+        raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
+    return make_recipe(**given, layout=layout or "auto")
+
+
+def _tokenizer(model: str, notes: list[str]) -> Any:
+    try:
+        return load_tokenizer(model)
+    except ModelError:
+        notes.append(f"{model} has no tokenizer that can be loaded, so none was copied")
+        return None
+
+
+def _coverage_notes(report: QuantizationReport, num_all: int, model: Any) -> list[str]:
+    """Say which large share of the model is neither quantized nor an embedding or a head."""
+    chosen = {layer.name for layer in report.plan.layers}
+    left: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        owner, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
+        is_known = owner in chosen or parameter.ndim < 2 or leaf == "weight"
+        if not is_known:
+            left[name] += parameter.numel()
+    share = sum(left.values()) / num_all
+    if share < 0.01:
+        return []
+    example = left.most_common(1)[0][0]
+    return [f"{share:.0%} of the model's weights are no linear layers and stay as they are, e.g. {example}"]
+
+
+def _tell(
+    output: Path,
+    layout: str,
+    report: QuantizationReport,
+    inspection: Inspection,
+    notes: list[str],
+    seconds: float,
+    as_json: bool,
+) -> None:
+    schemes = Counter((format_name(layer.format), str(layer.activations)) for layer in report.plan.layers)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "layout": layout,
+                "layers": len(report.plan.layers),
+                "schemes": [
+                    {"weights": weights, "activations": None if acts == "None" else acts, "layers": count}
+                    for (weights, acts), count in schemes.items()
+                ],
+                "unquantized": list(report.plan.unquantized),
+                "bits_per_weight": report.bits_per_weight,
+                "bits_per_weight_model": inspection.bits_per_weight,
+                "bytes": inspection.num_bytes,
+                "notes": notes,
+                "seconds": seconds,
+            }
+        )
+        return
+    for (weights, acts), count in schemes.items():
+        inputs = "not quantized" if acts == "None" else acts
+        console.print(f"{count} layers: weights {weights}, activations {inputs}", markup=False)
+    if report.plan.unquantized:
+        console.print(f"left alone: {', '.join(report.plan.unquantized[:6])}", markup=False)
+    console.print(
+        f"{report.bits_per_weight:.3f} bits per quantized weight;"
+        f" {inspection.bits_per_weight:.3f} over the whole model, {size_text(inspection.num_bytes)}"
+    )
+    for note in notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(f"wrote {output} (layout {layout}) in {seconds:.1f} s", markup=False, soft_wrap=True)

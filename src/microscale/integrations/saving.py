@@ -1,0 +1,128 @@
+"""Save whole quantized models through transformers, atomically, in any of our file layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from microscale.checkpoint import (
+    FileLayout,
+    StoredLayer,
+    choose_layout,
+    describe,
+    read_json,
+    write_directory,
+    write_json,
+)
+from microscale.checkpoint.native import NativeLayout
+from microscale.errors import ModelError
+from microscale.integrations.hf_quantizer import MicroscaleConfig, register
+from microscale.nn import PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.recipes import quantizable_modules
+
+
+def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
+    """Describe the packed modules of a model."""
+    layers: dict[str, StoredLayer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedModule):
+            spec = module.activations.spec if isinstance(module, QuantizedLinear) and module.activations else None
+            layers[name] = StoredLayer(
+                name=name,
+                format=module.format,
+                shape=module.shape,
+                dtype=module.weight_dtype,
+                activations=spec,
+                method=module.method,
+                kind="embedding" if isinstance(module, QuantizedEmbedding) else "linear",
+            )
+    return layers
+
+
+def unquantized_linears(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers that still have float weights."""
+    return [name for name, (kind, _) in quantizable_modules(model).items() if kind == "linear"]
+
+
+def mark_quantized(model: Any, version: str) -> None:
+    """Put our quantization_config and the ``microscale`` object into the model's config, for save_pretrained."""
+    register()
+    layers = stored_layers_of(model)
+    model.config.quantization_config = MicroscaleConfig.from_layers(layers, unquantized_linears(model))
+    model.config.microscale = describe(list(layers.values()), "microscale", version)
+
+
+def save_model(
+    model: Any,
+    target: str | Path,
+    *,
+    version: str,
+    layout: str = "auto",
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+) -> str:
+    """Write a quantized model atomically as a Hugging Face directory; returns the name of the layout written.
+
+    Raises:
+        LayoutError: the layout cannot hold a layer.
+        CheckpointWriteError: the target exists, or writing failed; nothing half-written is left.
+    """
+    layers = stored_layers_of(model)
+    if not layers:
+        raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
+    chosen = choose_layout(layout, list(layers.values()))
+    quantization = chosen.config(list(layers.values()), unquantized_linears(model))
+    note = describe(list(layers.values()), chosen.name, version)
+    state = _packed_state(model, chosen, layers)
+
+    def fill(directory: Path) -> None:
+        _save_pretrained(model, directory, state, max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+        config = read_json(directory / "config.json")
+        config["quantization_config"] = quantization
+        config["microscale"] = note
+        if not isinstance(chosen, NativeLayout):
+            config["dtype"] = "bfloat16"
+        write_json(directory / "config.json", config)
+
+    write_directory(target, fill, overwrite=overwrite)
+    return chosen.name
+
+
+def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, StoredLayer]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = dict(model.state_dict())
+    native = NativeLayout()
+    for name, layer in layers.items():
+        module = model.get_submodule(name)
+        assert isinstance(module, PackedModule)
+        for own in native.tensor_names(layer):
+            del state[own]
+        state.update(layout.pack(layer, module.tensor))
+    return state
+
+
+def _save_pretrained(model: Any, directory: Path, state: dict[str, Tensor], max_shard_size: str) -> None:
+    """Call save_pretrained with our state dict; a quantizer left from loading would replace it."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    config_before = getattr(model.config, "quantization_config", None)
+    bar_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        if quantizer is not None:
+            model.hf_quantizer = None
+        if config_before is not None:
+            del model.config.quantization_config
+        model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
+    finally:
+        if quantizer is not None:
+            model.hf_quantizer = quantizer
+        if config_before is not None:
+            model.config.quantization_config = config_before
+        if bar_enabled:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,17 @@
+"""What people look at: value grids in the terminal, explanations of formats, the HTML page of a comparison.
+
+This room gets plain records and computes nothing. matplotlib and jinja2 are imported at use (extra ``report``).
+"""
+
+from microscale.report.comparison import ComparisonRow, comparison_html
+from microscale.report.explain import FormatRow, explain_format, formats_table_rows
+from microscale.report.grids import value_grid_text
+
+__all__ = [
+    "ComparisonRow",
+    "FormatRow",
+    "comparison_html",
+    "explain_format",
+    "formats_table_rows",
+    "value_grid_text",
+]
