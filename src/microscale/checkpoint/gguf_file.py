@@ -85,6 +85,12 @@ class GgufModel:
         values = source.arrange([_read_floats(self.path, entry) for entry in source.entries])
         return values.reshape(source.stored_shape).permute(source.axes).contiguous()
 
+    def stored_type(self, name: str) -> tuple[str, int]:
+        """Return the ggml type(s) of a tensor in words and its bytes in the file."""
+        entries = self.tensors[name].entries
+        words = sorted({_type_word(entry) for entry in entries})
+        return "+".join(words), sum(_entry_bytes(self.path, entry) for entry in entries)
+
 
 def read_gguf(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> GgufModel:
     """Read the header of a GGUF file; ``dtype`` is the float type that MXFP4 weights dequantize to by default.
@@ -134,14 +140,14 @@ def _check_data(path: Path, header: GgufHeader) -> None:
     """Refuse tensors that reach past the end of the file or into each other, and rows of broken blocks."""
     end, previous = 0, ""
     for entry in sorted(header.entries.values(), key=lambda entry: entry.offset):
-        size, num_bytes = _type_size(path, entry)
+        size, _ = _type_size(path, entry)
         if entry.shape[-1] % size:
             raise CheckpointError(
                 f"{path}: tensor {entry.name!r} has rows of {entry.shape[-1]}, not a multiple of its block size {size}"
             )
         if entry.offset < end:
             raise CheckpointError(f"{path}: tensors {previous!r} and {entry.name!r} overlap; the file is damaged")
-        end, previous = entry.offset + math.prod(entry.shape) // size * num_bytes, entry.name
+        end, previous = entry.offset + _entry_bytes(path, entry), entry.name
     if end > header.num_bytes:
         raise CheckpointError(
             f"{path} is truncated: its tensors need {end} bytes, the file has {header.num_bytes}; download it again"
@@ -161,6 +167,17 @@ def _type_size(path: Path, entry: GgufEntry) -> tuple[int, int]:
         raise CheckpointError(f"{path}: tensor {entry.name!r} has the unknown ggml type {entry.type_id}") from None
 
 
+def _entry_bytes(path: Path, entry: GgufEntry) -> int:
+    size, num_bytes = _type_size(path, entry)
+    return math.prod(entry.shape) // size * num_bytes
+
+
+def _type_word(entry: GgufEntry) -> str:
+    if entry.type_id in _FLOAT_TYPES:
+        return str(_FLOAT_TYPES[entry.type_id]).removeprefix("torch.")
+    return "mxfp4" if entry.type_id == MXFP4_TYPE else str(_library(entry).GGMLQuantizationType(entry.type_id).name)
+
+
 def _library(entry: GgufEntry) -> Any:
     try:
         import gguf
@@ -171,8 +188,7 @@ def _library(entry: GgufEntry) -> Any:
 
 
 def _read_bytes(path: Path, entry: GgufEntry) -> Tensor:
-    size, num_bytes = _type_size(path, entry)
-    buffer = bytearray(math.prod(entry.shape) // size * num_bytes)
+    buffer = bytearray(_entry_bytes(path, entry))
     try:
         with path.open("rb") as file:
             file.seek(entry.offset)

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscale.checkpoint import CheckpointReader, FileLayout, StoredLayer, TensorInfo, read_stored_layers
-from microscale.formats import format_name
+from microscale.checkpoint import CheckpointReader, StoredLayer, TensorInfo, read_stored_layers
+from microscale.checkpoint.gguf_file import GgufModel, read_gguf
+from microscale.formats import Format, format_name
+from microscale.layouts import part_specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +62,13 @@ class Inspection:
 
 
 def inspect_checkpoint(path: str | Path) -> Inspection:
-    """Read config and tensor headers of a checkpoint directory.
+    """Read config and tensor headers of a checkpoint directory, or the header of a GGUF file.
 
     Raises:
         CheckpointError: missing, damaged or of a layout that is not read.
     """
+    if str(path).endswith(".gguf"):
+        return _inspect_gguf(Path(path))
     reader = CheckpointReader(path)
     consumed: set[str] = set()
     quantized: list[LayerFacts] = []
@@ -75,12 +79,33 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         for layer in layers.values():
             names = layout.tensor_names(layer)
             consumed.update(names)
-            quantized.append(_quantized_facts(layer, layout, reader.infos))
+            quantized.append(_quantized_facts(layer, sum(reader.infos[part].num_bytes for part in names)))
     others = tuple(_plain_facts(name, info) for name, info in reader.infos.items() if name not in consumed)
     return Inspection(path=str(path), layout=layout_name, quantized=tuple(quantized), others=others)
 
 
-def _quantized_facts(layer: StoredLayer, layout: FileLayout, infos: dict[str, TensorInfo]) -> LayerFacts:
+def _inspect_gguf(path: Path) -> Inspection:
+    found = read_gguf(path)
+    quantized = tuple(_quantized_facts(layer, part_bytes(layer.format, layer.shape)) for layer in found.layers.values())
+    others = tuple(_gguf_facts(found, name) for name in found.tensors)
+    return Inspection(path=str(path), layout="gguf", quantized=quantized, others=others)
+
+
+def _gguf_facts(found: GgufModel, name: str) -> LayerFacts:
+    word, num_bytes = found.stored_type(name)
+    shape = found.tensors[name].shape
+    return LayerFacts(
+        name=name,
+        shape=shape,
+        format=word,
+        activations=None,
+        method=None,
+        num_weights=math.prod(shape),
+        num_bytes=num_bytes,
+    )
+
+
+def _quantized_facts(layer: StoredLayer, num_bytes: int) -> LayerFacts:
     return LayerFacts(
         name=layer.name,
         shape=layer.shape,
@@ -88,7 +113,7 @@ def _quantized_facts(layer: StoredLayer, layout: FileLayout, infos: dict[str, Te
         activations=None if layer.activations is None else str(layer.activations),
         method=layer.method,
         num_weights=math.prod(layer.shape),
-        num_bytes=sum(infos[name].num_bytes for name in layout.tensor_names(layer)),
+        num_bytes=num_bytes,
     )
 
 
@@ -102,3 +127,8 @@ def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:
         num_weights=math.prod(info.shape),
         num_bytes=info.num_bytes,
     )
+
+
+def part_bytes(fmt: Format, shape: tuple[int, ...]) -> int:
+    """Return the bytes of all parts of a quantized tensor."""
+    return sum(spec.num_bytes for spec in part_specs(fmt, shape).values())
