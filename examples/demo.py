@@ -78,7 +78,7 @@ def main() -> None:
     before, after = continue_prompts(original, tokenizer), continue_prompts(loaded, tokenizer)
     for one, other in zip(before, after, strict=True):
         console.print(f"   bfloat16: {one!r}\n   MXFP4+:   {other!r}", markup=False)
-        samples.append((one, other))
+        samples += [("bfloat16", one), ("mxfp4_plus, activations mxfp8", other)]
 
     facts = comparison_facts(str(MODEL), "CPython language reference", TOKENS, WINDOW)
     page = comparison_html(f"{MODEL.name} in {len(FORMATS)} formats", report_rows(rows), facts=facts, samples=samples)

@@ -44,6 +44,7 @@ def run_block(code: str, path: Path, line: int, namespace: dict[str, Any]) -> No
 def test_the_examples_of_a_page_run(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "examples").symlink_to(REPO_ROOT / "examples")  # a page is written for the repository's root
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, code in python_blocks(path.read_text("utf-8")):
