@@ -21,7 +21,7 @@ from microscale.formats import ActivationSpec, RangeKind, parse_activation, pars
         ("nvfp4@window(1)", RangeKind.WINDOW, 1, "nvfp4@window(1)"),
         ("int8/channel:fp32@static", RangeKind.STATIC, 0, "int8/channel:fp32:amax@static"),
         ("e4m3/tensor:e8m0@static", RangeKind.STATIC, 0, "e4m3/tensor:e8m0:rceil@static"),
-        ("nvfp4:threshold(7)@static", RangeKind.STATIC, 0, "e2m1/16:e4m3+fp32:threshold(7)@static"),
+        ("nvfp4:threshold(7)@static", RangeKind.STATIC, 0, "nvfp4:threshold(7)@static"),
     ],
 )
 def test_parse_and_print(spec: str, kind: RangeKind, argument: float, text: str) -> None:

@@ -57,7 +57,7 @@ GFLOAT = {
     "fp16": gfloat.formats.format_info_binary16,
 }
 GENERIC = (
-    *("e3m0", "e1m0", "e1m3", "e4m1", "e5m3", "e6m9", "e5m10-b20", "e2m1-b5", "e4m3-b140", "e4m3-b-100"),
+    *("e3m0", "e1m0", "e1m3", "e4m1", "e5m3", "e6m4", "e5m6-b20", "e2m1-b5", "e4m3-b140", "e4m3-b-100"),
     *("e4m3-ieee", "e4m3-none", "e5m2-fn", "e5m2-none", "e2m1-ieee", "e3m1-fn", "e0m3-fn", "e8m2-b140"),
     *("ue4m3", "ue5m3", "ue2m1", "ue4m4-none", "int4-full", "int8-full", "int8-f0", "int4-f-3", "uint4", "uint8-f3"),
 )

@@ -96,6 +96,43 @@ def test_records_pass_through_and_unnamed_formats_print_their_spec() -> None:
     assert isinstance(fmt, BlockFormat)
 
 
+@pytest.mark.parametrize(
+    "spec, name",
+    [
+        ("e2m1/32:e8m0:even", "mxfp4:even"),
+        ("e2m1/32:e8m0", "mxfp4"),
+        ("e4m3/32:e8m0:even(1):stochastic(3)", "mxfp8_e4m3:even(1):stochastic(3)"),
+        ("mxfp8:nonfinite:nan_raise", "mxfp8_e4m3:nonfinite:nan_raise"),
+        ("e2m1/32:e8m0:plus:toward_zero", "mxfp4_plus:toward_zero"),
+        ("nvfp4:threshold(7)", "nvfp4:threshold(7)"),
+        ("mxfp4:even+sparse1%:fp16", "mxfp4:even+sparse1%:fp16"),
+        ("mxfp4+sparse0.5%:fp8", "mxfp4_sparse"),
+        ("int4/64:fp16:asym:inf_saturate", "int4_asym:inf_saturate"),
+        ("e2m1/16:e8m0", "e2m1/16:e8m0:floor"),
+        ("pair(mxfp4,mxfp8,25%)", "pair(e2m1/32:e8m0:floor,e4m3/32:e8m0:rceil,25%)"),
+    ],
+)
+def test_format_name_is_a_name_with_options_where_that_is_enough(spec: str, name: str) -> None:
+    assert format_name(parse_format(spec)) == name
+
+
+@pytest.mark.parametrize("base", EXPECTED)
+def test_format_name_parses_back_for_every_option_of_every_name(base: str) -> None:
+    options = [*(rule.value for rule in RuleKind if rule is not RuleKind.THRESHOLD), "threshold(7)", "percentile(9)"]
+    options += ["even(1)", "toward_zero", "stochastic(0)", "stochastic(5)", "nonfinite", "nan_raise", "inf_saturate"]
+    options += ["plus", "plusplus", "asym", "asym(fp8)", "sub(8,2,linear)", "even:toward_zero:nan_raise"]
+    parsed = 0
+    for option in options:
+        for sparse in ("", "+sparse2%:fp16"):
+            try:
+                fmt = parse_format(f"{base}:{option}{sparse}")
+            except FormatSpecError:
+                continue  # the option does not fit this format
+            parsed += 1
+            assert parse_format(format_name(fmt)) == fmt
+    assert parsed >= 6 or base in ("adaptive_2_4",)
+
+
 def test_an_unknown_name_lists_all_names() -> None:
     with pytest.raises(FormatSpecError) as caught:
         parse_format("mxfp5")

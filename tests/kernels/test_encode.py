@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vectors import exact
-from vectors.inputs import FLOAT32_MAX, SUBNORMAL, as_floats, matrices, same_bits
 
 from microscale.errors import NonFiniteError
 from microscale.formats import BlockFormat, Extension, Rounding, VectorBlock, parse_format
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.layouts import unpack_bits
 from microscale.tensor import QuantizedTensor
+from vectors import exact
+from vectors.inputs import FLOAT32_MAX, SUBNORMAL, as_floats, matrices, same_bits
 
 PLAIN = [
     f"{element}/{size}:e8m0:{rule}:{rounding}"

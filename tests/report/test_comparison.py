@@ -83,11 +83,11 @@ def test_the_table_holds_every_row_and_number(html: str) -> None:
     header, *body = Page(html).table
     assert header == ["format", "quantized", "bits per weight", "size of the weights", "perplexity", "difference"]
     assert body == [
-        ["bf16", "not quantized", "16.00", "15.6 MiB", "20.00", ""],
-        ["mxfp4", "weights", "4.25", "15.6 MiB", "20.57", "+0.57"],
-        ["mxfp4", "weights + activations", "4.25", "15.6 MiB", "22.83", "+2.83"],
-        ["nvfp4", "weights + activations", "4.50", "15.6 MiB", "20.93", "+0.93"],
-        ["mxint8", "weights", "8.25", "15.6 MiB", "19.99", "−0.01"],
+        ["bf16", "not quantized", "16.00", "16.3 MB", "20.00", ""],
+        ["mxfp4", "weights", "4.25", "16.3 MB", "20.57", "+0.57"],
+        ["mxfp4", "weights + activations", "4.25", "16.3 MB", "22.83", "+2.83"],
+        ["nvfp4", "weights + activations", "4.50", "16.3 MB", "20.93", "+0.93"],
+        ["mxint8", "weights", "8.25", "16.3 MB", "19.99", "−0.01"],
     ]
 
 
@@ -176,12 +176,13 @@ def test_long_names_are_broken_into_lines() -> None:
 def test_number_texts() -> None:
     assert [number_text(value) for value in (20.494, 999.994, 1000.6)] == ["20.49", "999.99", "1,001"]
     assert [difference_text(value) for value in (0.004, -0.5, math.inf, math.nan)] == ["+0.00", "−0.50", "+inf", "nan"]
-    assert [size_text(size) for size in (0, 1023, 1536, 2**20, 5 * 2**30)] == [
+    assert [size_text(size) for size in (0, 999, 1500, 10**6, 5 * 10**9, 2 * 10**12)] == [
         "0 B",
-        "1023 B",
-        "1.5 KiB",
-        "1.0 MiB",
-        "5.0 GiB",
+        "999 B",
+        "1.5 kB",
+        "1.0 MB",
+        "5.0 GB",
+        "2.00 TB",
     ]
 
 

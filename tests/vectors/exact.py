@@ -308,11 +308,15 @@ def f32_inverse_scale(amax: float, numerator: float) -> np.float32:
 def random_bits(index: int, seed: int) -> int:
     """The 24 random bits of a place, in plain integers."""
     mask = 2**32 - 1
-    h = (index ^ ((index >> 32) * 0x85EBCA6B)) & mask
-    h = (h + seed * 0x9E3779B9) & mask
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
-        h ^= h >> shift
-        h = (h * factor) & mask
+
+    def mix(h: int) -> int:
+        h = (h ^ ((h >> 32) * 0x85EBCA6B)) & mask
+        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+            h ^= h >> shift
+            h = (h * factor) & mask
+        return h
+
+    h = mix(mix(index) ^ mix(seed + 0x9E3779B9))
     return h >> 8
 
 

@@ -161,6 +161,9 @@ class CompressedTensorsLayout:
         groups = config.get("config_groups")
         if not isinstance(groups, dict) or not groups:
             raise CheckpointError("quantization_config of compressed-tensors has no config_groups")
+        for key, group in cast("dict[str, Any]", groups).items():
+            if not isinstance(group, dict) or not isinstance(cast("dict[str, Any]", group).get("targets"), list):
+                raise CheckpointError(f"config group {key!r} must be an object with a list of targets, got {group!r}")
         layers: dict[str, StoredLayer] = {}
         for name in sorted(infos):
             if name.endswith(".weight_scale"):
@@ -210,7 +213,7 @@ def _match_group(name: str, groups: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the group of a layer: its exact name before a regex, a regex before the class name."""
     by_rank: dict[int, Mapping[str, Any]] = {}
     for group in groups.values():
-        for target in group.get("targets", []):
+        for target in group["targets"]:
             rank = _target_rank(name, str(target))
             if rank is not None:
                 by_rank.setdefault(rank, group)
@@ -223,7 +226,10 @@ def _target_rank(name: str, target: str) -> int | None:
     if target == name:
         return 0
     if target.startswith("re:"):
-        return 1 if re.match(target.removeprefix("re:"), name) else None
+        try:
+            return 1 if re.match(target.removeprefix("re:"), name) else None
+        except re.error as error:
+            raise CheckpointError(f"config group target {target!r} is no regular expression: {error}") from None
     return 2 if target == "Linear" else None
 
 
@@ -241,13 +247,18 @@ def _stored_layer(
         raise CheckpointError(
             f"layer {name!r} has a weight_scale, but no two-dimensional weight for {scheme.file_format}"
         )
+    scale_info = infos[f"{name}.weight_scale"]
+    if info.dtype.itemsize != 1 or scale_info.dtype.itemsize != 1:
+        raise CheckpointError(
+            f"layer {name!r}: {scheme.file_format} stores codes and scales as bytes, got {info.dtype} and"
+            f" {scale_info.dtype}"
+        )
     cols = info.shape[1] * 2 if scheme.packed else info.shape[1]
     fmt = parse_format(scheme.base)
     assert isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock)
     grid = (info.shape[0], -(-cols // fmt.block.size))
-    scale_shape = infos[f"{name}.weight_scale"].shape
-    if cols % fmt.block.size or scale_shape != grid:
-        raise CheckpointError(f"layer {name!r}: scales of shape {list(scale_shape)} do not fit a width of {cols}")
+    if cols % fmt.block.size or scale_info.shape != grid:
+        raise CheckpointError(f"layer {name!r}: scales of shape {list(scale_info.shape)} do not fit a width of {cols}")
     if fmt.tensor_scale is not None and f"{name}.weight_global_scale" not in infos:
         raise CheckpointError(f"layer {name!r} is NVFP4, but its weight_global_scale is missing")
     activations = group.get("input_activations")

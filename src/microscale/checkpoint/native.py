@@ -79,6 +79,7 @@ class NativeLayout:
                         f"tensor {name!r} of {format_name(layer.format)} must be {spec.dtype} {list(spec.shape)},"
                         f" got {info.dtype} {list(info.shape)}; the checkpoint is damaged"
                     )
+            _check_range(layer, infos)
         return layers
 
     def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
@@ -99,6 +100,24 @@ def range_name(layer: StoredLayer) -> str | None:
     return f"{layer.name}.activations.amax"
 
 
+def _check_range(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
+    """Check the header of a stored activation range.
+
+    Raises:
+        CheckpointError: it is missing, or of another dtype or length than the activations ask for.
+    """
+    name = range_name(layer)
+    if name is None or layer.activations is None:
+        return
+    spec = layer.activations
+    expected = TensorInfo(dtype=torch.float32, shape=(spec.num_ranges,))
+    if infos.get(name) != expected:
+        raise CheckpointError(
+            f"tensor {name!r} with the range of activations {spec} must be {expected.dtype} {list(expected.shape)},"
+            f" got {infos.get(name)}; the checkpoint is damaged"
+        )
+
+
 def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
     """Parse the ``quantization_config`` of our layout.
 
@@ -112,7 +131,7 @@ def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
             " install a newer microscale"
         )
     schemes, listed = config.get("schemes"), config.get("layers")
-    if not isinstance(schemes, list) or not isinstance(listed, dict):
+    if not isinstance(schemes, list) or not isinstance(listed, dict) or not listed:
         raise CheckpointError("quantization_config of quant_method microscale needs 'schemes' and 'layers'")
     result: dict[str, StoredLayer] = {}
     for name, entry in cast("dict[str, Any]", listed).items():
@@ -124,9 +143,14 @@ def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
 
 
 def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLayer:
-    scheme = cast("Mapping[str, Any]", schemes[int(entry["scheme"])])
-    shape = tuple(int(length) for length in entry["shape"])
-    if len(shape) < 2 or any(length < 1 for length in shape):
+    number, lengths = entry["scheme"], entry["shape"]
+    if type(number) is not int or not 0 <= number < len(schemes):
+        raise ValueError(f"scheme {number!r} of {len(schemes)}")
+    scheme = cast("Mapping[str, Any]", schemes[number])
+    if not isinstance(lengths, list) or any(type(length) is not int or length < 1 for length in lengths):
+        raise ValueError(f"shape {lengths!r}")
+    shape = tuple(cast("list[int]", lengths))
+    if len(shape) < 2:
         raise ValueError(f"shape {list(shape)}")
     dtype = getattr(torch, str(scheme["dtype"]))
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

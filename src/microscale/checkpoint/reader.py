@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path} does not exist; give the directory of a Hugging Face model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); the checkpoint is damaged") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
@@ -157,8 +157,10 @@ class CheckpointReader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The float type that config.json declares (bfloat16 where it declares none)."""
-        name = str(self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16")
+        """The float type that config.json declares, first in its ``microscale`` object (bfloat16 without any)."""
+        note = self.config.get("microscale")
+        recorded = cast("dict[str, Any]", note).get("dtype") if isinstance(note, dict) else None
+        name = str(recorded or self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16")
         dtype = getattr(torch, name.removeprefix("torch."), None)
         if not isinstance(dtype, torch.dtype):
             raise CheckpointError(f"{self.path / CONFIG_NAME}: unknown dtype {name!r}")

@@ -44,16 +44,20 @@ def layout_named(word: str) -> FileLayout:
     return layout
 
 
-def choose_layout(word: str, layers: Sequence[StoredLayer]) -> FileLayout:
+def choose_layout(word: str, layers: Sequence[StoredLayer], obstacle: str | None = None) -> FileLayout:
     """Return the layout to write; ``auto`` is compressed-tensors where it holds every layer exactly, else ours.
+
+    ``obstacle`` says why the model itself, whatever its layers, cannot be in the layout of compressed-tensors.
 
     Raises:
         LayoutError: the layout asked for cannot hold a layer.
     """
     if word == "auto":
-        fits = all(_COMPRESSED_TENSORS.refusal(layer) is None for layer in layers)
+        fits = obstacle is None and all(_COMPRESSED_TENSORS.refusal(layer) is None for layer in layers)
         return _COMPRESSED_TENSORS if fits else _NATIVE
     layout = layout_named(word)
+    if layout is _COMPRESSED_TENSORS and obstacle is not None:
+        raise LayoutError(f"layout {word} cannot hold this model: {obstacle}")
     for layer in layers:
         reason = layout.refusal(layer)
         if reason is not None:
@@ -76,14 +80,18 @@ def layout_of(config: Mapping[str, Any]) -> FileLayout:
     return layout
 
 
-def describe(layers: Sequence[StoredLayer], layout: str, version: str) -> dict[str, Any]:
-    """Return the ``microscale`` object of config.json: everything that decided the bits, layer by layer."""
+def describe(layers: Sequence[StoredLayer], layout: str, version: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the ``microscale`` object of config.json: everything that decided the bits, layer by layer.
+
+    ``dtype`` is the float type of the model, which a layout may have to misstate in config.json.
+    """
     groups: dict[tuple[str, str, str], list[StoredLayer]] = {}
     for layer in layers:
         groups.setdefault((spec_text(layer.format), str(layer.activations), layer.method), []).append(layer)
     return {
         "version": version,
         "layout": layout,
+        "dtype": str(dtype).removeprefix("torch."),
         "schemes": [
             {**_scheme(members[0]), "layers": [layer.name for layer in members]} for members in groups.values()
         ],
@@ -124,9 +132,11 @@ def read_stored_layers(
     Raises:
         CheckpointError: a config that cannot be read, or that contradicts the tensors.
     """
-    quantization = config["quantization_config"]
-    layout = layout_of(quantization)
-    layers = layout.stored_layers(quantization, infos, dtype)
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        raise CheckpointError(f"config.json: quantization_config must be an object, got {quantization!r}")
+    layout = layout_of(cast("dict[str, Any]", quantization))
+    layers = layout.stored_layers(cast("dict[str, Any]", quantization), infos, dtype)
     note = config.get("microscale")
     checks = {_COMPRESSED_TENSORS.name: compressed_tensors.rule_of_file, _QUARK.name: quark.rule_of_file}
     if layout.name in checks and isinstance(note, dict):
@@ -144,12 +154,18 @@ def _with_note(
             activations = scheme["activations"]
             for name in scheme["layers"]:
                 layer = result[str(name)]
+                executed = None if activations is None else parse_activation(str(activations))
+                if executed != layer.activations:
+                    raise CheckpointError(
+                        f"config.json: the microscale object says activations {executed} for layer {layer.name!r}, but"
+                        f" quantization_config says {layer.activations}"
+                    )
                 result[layer.name] = StoredLayer(
                     name=layer.name,
                     format=check(layer.format, recorded),
                     shape=layer.shape,
                     dtype=layer.dtype,
-                    activations=None if activations is None else parse_activation(str(activations)),
+                    activations=executed,
                     method=str(scheme.get("method", "unknown")),
                     kind=layer.kind,
                 )

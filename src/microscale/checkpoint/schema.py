@@ -35,7 +35,8 @@ class StoredLayer:
 
     ``name`` is the module (``model.layers.0.mlp.up_proj``), ``shape`` the unpacked weight [rows, cols] (or
     [experts, rows, cols]), ``dtype`` the float type it was quantized from. ``method`` says how the codes were
-    found (``rtn`` …). ``kind`` is ``linear``, ``embedding`` or ``experts``.
+    found (``rtn`` …). ``kind`` is ``linear``, ``conv1d`` (linear, but kept as [in, out] by the
+    model), ``embedding`` or ``experts``.
     """
 
     name: str

@@ -26,10 +26,11 @@ def check_parts(name: str, fmt: Format, shape: tuple[int, ...], parts: Mapping[s
         num_high = int(unpack_bits(parts["bitmap"], 1, grid[1]).sum())
         if num_high != high_count(fmt, grid[0] * grid[1]):
             raise CheckpointError(f"{name}: the bitmap marks {num_high} wide blocks, which contradicts its format")
-        for prefix, part in (("low_", fmt.low), ("high_", fmt.high)):
+        streams = (("low_", fmt.low, grid[0] * grid[1] - num_high), ("high_", fmt.high, num_high))
+        for prefix, part, count in streams:
             own = {key.removeprefix(prefix): value for key, value in parts.items() if key.startswith(prefix)}
-            if own["codes"].shape[0]:
-                _check_block_parts(f"{name} ({prefix[:-1]} stream)", part, own["codes"].shape[0], fmt.block.size, own)
+            if count:
+                _check_block_parts(f"{name} ({prefix[:-1]} stream)", part, 1, count * fmt.block.size, own)
     else:
         _check_block_parts(name, fmt, rows, cols, parts)
     if fmt.sparse is not None:
@@ -47,6 +48,8 @@ def _check_block_parts(name: str, fmt: BlockFormat, rows: int, cols: int, parts:
             raise CheckpointError(f"{name}: a scale is NaN, but the format says nan_raise")
     elif bool(torch.isinf(scale).any()) or bool((scale < 0).any()):
         raise CheckpointError(f"{name}: scales must not be infinite or negative")
+    elif fmt.nan_policy is NaNPolicy.RAISE and bool(torch.isnan(scale).any()):
+        raise CheckpointError(f"{name}: a scale is NaN, but the format says nan_raise")
     if fmt.index_bits and isinstance(fmt.block, VectorBlock):
         index = unpack_bits(parts["index"], fmt.index_bits, grid_shape(fmt.block, rows, cols)[1]).to(torch.int32)
         is_wide = fmt.extension is Extension.PLUSPLUS
@@ -63,3 +66,6 @@ def _check_sparse(name: str, rows: int, cols: int, parts: Mapping[str, Tensor]) 
         raise CheckpointError(f"{name}: the row offsets of the sparse table do not ascend from 0 to its length")
     if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < cols:
         raise CheckpointError(f"{name}: a column of the sparse table is outside 0..{cols - 1}")
+    scale = parts.get("sparse_scale")
+    if scale is not None and not (bool(torch.isfinite(scale).all()) and bool((scale > 0).all())):
+        raise CheckpointError(f"{name}: sparse_scale must be finite and positive, got {scale.tolist()}")

@@ -40,6 +40,8 @@ def write_directory(target: str | Path, fill: Callable[[Path], None], *, overwri
         partial.chmod(0o755)
         _sync(partial)
         _replace(partial, path)
+    except CheckpointWriteError:
+        raise
     except (OSError, SafetensorError) as error:
         raise CheckpointWriteError(
             f"writing {path} failed: {error}; nothing was left there. Free some space or choose another place with -o"
@@ -80,11 +82,16 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
         CheckpointWriteError: it exists and is not to be overwritten.
     """
     path = Path(target)
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise CheckpointWriteError(f"{path} exists and is not a directory; choose another place with -o")
-    entries = {entry.name for entry in path.iterdir()}
+    try:
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise CheckpointWriteError(f"{path} exists and is not a directory; choose another place with -o")
+        entries = {entry.name for entry in path.iterdir()}
+    except CheckpointWriteError:
+        raise
+    except OSError as error:
+        raise CheckpointWriteError(f"cannot write to {path}: {error}") from None
     if not entries:
         return
     if not overwrite:
@@ -105,11 +112,18 @@ def _replace(partial: Path, path: Path) -> None:
         partial.rename(path)
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-    path.rename(retired / path.name)
+    kept = retired / path.name
     try:
+        path.rename(kept)
         partial.rename(path)
-    except OSError:
-        (retired / path.name).rename(path)
-        raise
     finally:
+        if kept.exists() and not path.exists():
+            _put_back(kept, path)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def _put_back(kept: Path, path: Path) -> None:
+    try:
+        kept.rename(path)
+    except OSError as error:
+        raise CheckpointWriteError(f"writing {path} failed; what was there lies in {kept} now: {error}") from None

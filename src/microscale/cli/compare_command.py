@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +14,13 @@ from rich.table import Table
 from microscale import __version__
 from microscale.checkpoint import write_text_file
 from microscale.cli.eval_command import BatchOption, TextOption, TokensOption, WindowOption, read_text, text_windows
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar, size_text
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
 from microscale.errors import FormatError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
 from microscale.formats import parse_format
 from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 from microscale.planning import ComparisonResult, Step, compare_formats
-from microscale.report import ComparisonRow, comparison_html
+from microscale.report import ComparisonRow, comparison_html, size_text
 
 DEFAULT_FORMATS = "mxfp8,mxfp6_e2m3,mxfp4,mxfp4_plus,nvfp4"
 
@@ -96,22 +95,18 @@ def split_formats(text: str) -> list[str]:
 
 
 def comparison_table(rows: list[ComparisonResult]) -> Table:
-    """Return the table of a comparison for the terminal."""
-    table = Table(
-        title="Perplexity by format (w: weights quantized, w+a: weights and activations)", title_justify="left"
-    )
-    table.add_column("format", overflow="fold", min_width=min(24, max(len(row.format) for row in rows)))
-    table.add_column("mode")
-    aligned: list[tuple[str, Callable[[ComparisonResult], str]]] = [
-        ("bits per weight", lambda row: f"{row.bits_per_weight:.3f}"),
-        ("model size", lambda row: size_text(row.num_bytes)),
-        ("perplexity", lambda row: f"{row.perplexity:.3f}"),
-        ("difference", lambda row: "" if row.mode == "none" else f"{row.perplexity - rows[0].perplexity:+.3f}"),
-    ]
-    for title, _ in aligned:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(row.format, row.mode, *(text(row) for _, text in aligned))
+    """Return the table of a comparison for the terminal: one line for each format, both modes side by side."""
+    table = Table(title="Perplexity (w: weights quantized, w+a: weights and activations)", title_justify="left")
+    table.add_column("format", overflow="fold")
+    for title in ("bits", "model", "w", "+", "w+a", "+"):
+        table.add_column(title, justify="right", no_wrap=True)
+    base = rows[0]
+    table.add_row(base.format, f"{base.bits_per_weight:.2f}", size_text(base.num_bytes), f"{base.perplexity:.3f}")
+    for weights, both in zip(rows[1::2], rows[2::2], strict=True):
+        scores = (f"{row.perplexity:.3f}" for row in (weights, both))
+        differences = (f"{row.perplexity - base.perplexity:+.3f}" for row in (weights, both))
+        cells = [cell for pair in zip(scores, differences, strict=True) for cell in pair]
+        table.add_row(weights.format, f"{weights.bits_per_weight:.2f}", size_text(weights.num_bytes), *cells)
     return table
 
 

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, size_text
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
 from microscale.formats import parse_format
 from microscale.formats.block import BlockFormat
 from microscale.planning import Inspection, LayerFacts, inspect_checkpoint
+from microscale.report import size_text
 
 
 @command

@@ -83,12 +83,3 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None,
             progress.update(task, completed=done, total=total, label=label)
 
         yield advance
-
-
-def size_text(num_bytes: float) -> str:
-    """Return a size in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"

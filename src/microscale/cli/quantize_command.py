@@ -11,13 +11,14 @@ import typer
 
 from microscale import __version__
 from microscale.checkpoint import check_target
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar, size_text
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
 from microscale.errors import ModelError, RecipeError
 from microscale.formats import format_name
 from microscale.integrations.loading import load_original, load_tokenizer
 from microscale.integrations.saving import mark_quantized, save_model
 from microscale.planning import Inspection, inspect_checkpoint
 from microscale.recipes import QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule, quantize_model
+from microscale.report import size_text
 
 
 @command

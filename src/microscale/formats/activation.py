@@ -64,6 +64,13 @@ class ActivationSpec:
                 f" such as nvfp4 or e4m3/tensor:fp32; {format_name(fmt)} takes its scales from each block at hand"
             )
 
+    @property
+    def num_ranges(self) -> int:
+        """How many maxima are kept from call to call: none for dynamic, one, or the length of the window."""
+        if self.range is RangeKind.DYNAMIC:
+            return 0
+        return int(self.argument) if self.range is RangeKind.WINDOW else 1
+
     def __str__(self) -> str:
         text = format_name(self.format)
         if self.range is RangeKind.DYNAMIC:

@@ -26,20 +26,21 @@ _MASK32 = 0xFFFFFFFF
 def random_bits(indices: Int[Tensor, "..."], seed: int) -> Int[Tensor, "..."]:
     """Return 24 pseudo-random bits for each index, the same on every device and in every order.
 
-    Formula: h = index + seed * 0x9E3779B9 (mod 2^32), then three rounds of h ^= h >> s; h *= c with
-    (s, c) = (16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1), and the top 24 of the 32 bits. Indices from 2^32 on are
-    first folded: index ^ (index >> 32) * 0x85EBCA6B.
+    Formula: mix(mix(index) ^ mix(seed + 0x9E3779B9)), the top 24 of its 32 bits, where mix(h) is three rounds of
+    h ^= h >> s; h = h * c mod 2^32 with (s, c) = (16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1). Indices and seeds
+    from 2^32 on are first folded: i ^ (i >> 32) * 0x85EBCA6B.
 
     Source: the integer mixing function with these constants is public (lowest known bias for two rounds).
     """
-    h = (indices ^ ((indices >> 32) * 0x85EBCA6B)) & _MASK32
-    h = (h + (seed * 0x9E3779B9 & _MASK32)) & _MASK32
-    h = h ^ (h >> 16)
-    h = (h * 0x21F0AAAD) & _MASK32
-    h = h ^ (h >> 15)
-    h = (h * 0x735A2D97) & _MASK32
-    h = h ^ (h >> 15)
-    return h >> (32 - RANDOM_BITS)
+    key = int(_mix(torch.tensor(seed + 0x9E3779B9)))
+    return _mix(_mix(indices.to(torch.int64)) ^ key) >> (32 - RANDOM_BITS)
+
+
+def _mix(h: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    h = (h ^ ((h >> 32) * 0x85EBCA6B)) & _MASK32
+    h = ((h ^ (h >> 16)) * 0x21F0AAAD) & _MASK32
+    h = ((h ^ (h >> 15)) * 0x735A2D97) & _MASK32
+    return h ^ (h >> 15)
 
 
 def round_to_int(
@@ -102,6 +103,10 @@ def _encode_int(values: Tensor, element: IntElement, rounding: Rounding, noise: 
 def _encode_float(
     values: Tensor, element: FloatElement, rounding: Rounding, overflow: Overflow, noise: Tensor | None
 ) -> Int[Tensor, "..."]:
+    if not element.signed:
+        values = torch.where(values < 0, 0.0, values)
+    if rounding is Rounding.NEAREST_EVEN and overflow is Overflow.SATURATE and _has_anchor(element):
+        return _encode_by_anchor(values, element)
     bits = values.contiguous().view(torch.int32)
     magnitude_bits = bits & 0x7FFFFFFF
     magnitude = magnitude_bits.view(torch.float32)
@@ -131,6 +136,33 @@ def _normal_bits(magnitude_bits: Tensor, element: FloatElement) -> Int[Tensor, "
         return magnitude_bits
     scaled_bits = (magnitude_bits.view(torch.float32) * 2.0**64).view(torch.int32) - (64 << 23)
     return torch.where(magnitude_bits < 1 << 23, scaled_bits, magnitude_bits)
+
+
+def _has_anchor(element: FloatElement) -> bool:
+    """Whether 2^(e + 23 - M) is a normal float32 for every exponent e of the element, so that adding it rounds.
+
+    It must also be larger than the number it is added to (so not for fp32); unsigned elements are left out.
+    """
+    lowest, highest = 1 - element.bias, element.max_exponent + 23 - element.mantissa_bits
+    has_room = 1 <= element.mantissa_bits < 23 and lowest >= -126 and highest <= 127
+    return element.signed and element.subnormals and has_room
+
+
+def _encode_by_anchor(values: Tensor, element: FloatElement) -> Int[Tensor, "..."]:
+    """Nearest-even with saturation in few passes: |x| + 2^(e + 23 - M) is rounded by the float32 addition itself.
+
+    The sum's last bits then count steps of 2^(e - M), e being the exponent of |x|, or the subnormals' for small x.
+    """
+    bits = values.contiguous().view(torch.int32)
+    magnitude = values.abs().clamp_(max=element.max_value)
+    lowest_field = 128 - element.bias
+    field = (magnitude.view(torch.int32) >> 23).clamp_(min=lowest_field)
+    anchor = (field + (23 - element.mantissa_bits)).bitwise_left_shift_(23)
+    codes = (magnitude + anchor.view(torch.float32)).view(torch.int32).sub_(anchor)
+    codes += field.sub_(lowest_field).bitwise_left_shift_(element.mantissa_bits)
+    codes = torch.where(torch.isnan(values), element.nan_code or 0, codes)
+    sign_bit = 1 << (element.exponent_bits + element.mantissa_bits)
+    return codes.bitwise_or_((bits >> 31).bitwise_and_(sign_bit))
 
 
 def _round_normal(
@@ -184,7 +216,8 @@ def decode(codes: Int[Tensor, "..."], element: Element) -> Float[Tensor, "..."]:
     """Return the float32 values of codes; exact, NaN and Inf codes included."""
     if element == FP32:
         return codes.view(torch.float32)
-    return value_table(element, codes.device)[codes.to(torch.int32)]
+    table = value_table(element, codes.device)
+    return table.index_select(0, codes.reshape(-1).to(torch.int32)).reshape(codes.shape)
 
 
 def encode_scale(

@@ -126,6 +126,11 @@ def _present_layers(model: Any, layers: Mapping[str, StoredLayer]) -> dict[str, 
                 f"quantization_config names the layer {name!r}, which {type(model).__name__} does not have;"
                 " config.json belongs to another model"
             )
+    if layers and not present:
+        raise CheckpointError(
+            f"quantization_config names {len(layers)} layers such as {next(iter(layers))!r}, none of which"
+            f" {type(model).__name__} has; config.json belongs to another model"
+        )
     return present
 
 
@@ -155,6 +160,7 @@ def empty_module(old: nn.Module, layer: StoredLayer, dtype: torch.dtype) -> Pack
             activations=layer.activations,
             device=device,
             method=layer.method,
+            kind="conv1d" if is_transposed(old) else "linear",
         )
     else:
         raise CheckpointError(f"layer {layer.name!r} is a {type(old).__name__}, which cannot be quantized")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -25,6 +25,7 @@ from microscale.checkpoint import CheckpointReader, FileLayout, StoredLayer, rea
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.errors import (
+    CheckpointError,
     CheckpointNotFoundError,
     DtypeError,
     MicroscaleError,
@@ -35,6 +36,19 @@ from microscale.formats import RangeKind
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.kernels import dequantize
 from microscale.tensor import QuantizedTensor
+
+LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    ArithmeticError,
+    StrictDataclassError,
+)
+"""What transformers raises about a config, a generation config or weights that it cannot take."""
 
 NVFP4_NUMERATOR = 448.0 * 6.0
 """compressed-tensors stores a static NVFP4 range as this number over amax."""
@@ -75,7 +89,7 @@ def _from_pretrained(path: str | Path | None, **options: Any) -> Any:
         model, info = loader.from_pretrained(path, output_loading_info=True, **options)
     except MicroscaleError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError, json.JSONDecodeError) as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(f"{path or 'the model'} cannot be loaded: {error}") from error
     finally:
         transformers_logging.set_verbosity(level)
@@ -124,8 +138,14 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     if isinstance(layout, NativeLayout):
         return _from_pretrained(path, dtype=dtype or "auto")
     model = _load_foreign(_file_source(reader, layout, layers), dtype or reader.dtype)
+    note = getattr(model.config, "microscale", None)
+    if isinstance(note, dict):  # save_pretrained will write our layout
+        model.config.microscale = {**cast("dict[str, Any]", note), "layout": NativeLayout.name}
     if (local / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(local)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(local)
+        except LIBRARY_ERRORS as error:
+            raise ModelError(f"{local / 'generation_config.json'} cannot be read: {error}") from error
     return model
 
 
@@ -151,15 +171,30 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
         if name not in consumed:
             others[name] = functools.partial(reader.load, name)
     return _Source(
-        config=cast(Any, AutoConfig).from_pretrained(reader.path),
+        config=_read_config(reader.path),
         layers=layers,
         load_layer=lambda layer: layout.unpack(layer, reader.load),
         others=others,
     )
 
 
+def _read_config(path: str | Path) -> Any:
+    """Return the config of a model.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        return cast(Any, AutoConfig).from_pretrained(path)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{path} has no config that can be read: {error}") from error
+
+
 def _static_range(reader: CheckpointReader, name: str) -> Tensor:
-    return NVFP4_NUMERATOR / reader.load(name).to(torch.float32).reshape(1)
+    scale = reader.load(name).to(torch.float32)
+    if scale.numel() != 1 or not (bool(torch.isfinite(scale).all()) and bool((scale > 0).all())):
+        raise CheckpointError(f"tensor {name!r} must be one finite and positive number, got {scale.tolist()}")
+    return NVFP4_NUMERATOR / scale.reshape(1)
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -171,7 +206,7 @@ def _load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
     found: GgufModel = read_gguf(path)
     try:
         config = cast(Any, AutoConfig).from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(f"{path}: no model config can be made of its metadata: {error}") from error
     if "rope_freqs.weight" in found.ignored:
         warnings.warn(
@@ -245,7 +280,7 @@ def load_tokenizer(path: str | Path) -> Any:
         if is_gguf(path):
             return cast(Any, AutoTokenizer).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
         return cast(Any, AutoTokenizer).from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+    except LIBRARY_ERRORS as error:
         raise ModelError(f"{path} has no tokenizer that can be loaded: {error}") from error
     finally:
         logger.setLevel(before)
@@ -278,10 +313,7 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     Raises:
         ModelError: no config can be read.
     """
-    try:
-        dtype = cast(Any, AutoConfig).from_pretrained(path).dtype
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} has no config that can be read: {error}") from error
+    dtype = _read_config(path).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -21,8 +21,8 @@ from microscale.checkpoint import (
 from microscale.checkpoint.native import NativeLayout
 from microscale.errors import ModelError
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
-from microscale.nn import PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes import quantizable_modules
+from microscale.nn import PackedModule, QuantizedLinear
+from microscale.recipes.plan import is_transposed, layout_obstacle
 
 
 def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
@@ -38,14 +38,14 @@ def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
                 dtype=module.weight_dtype,
                 activations=spec,
                 method=module.method,
-                kind="embedding" if isinstance(module, QuantizedEmbedding) else "linear",
+                kind=module.kind,
             )
     return layers
 
 
 def unquantized_linears(model: nn.Module) -> list[str]:
     """Return the names of the linear layers that still have float weights."""
-    return [name for name, (kind, _) in quantizable_modules(model).items() if kind == "linear"]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_transposed(module)]
 
 
 def mark_quantized(model: Any, version: str) -> None:
@@ -53,7 +53,7 @@ def mark_quantized(model: Any, version: str) -> None:
     register()
     layers = stored_layers_of(model)
     model.config.quantization_config = MicroscaleConfig.from_layers(layers, unquantized_linears(model))
-    model.config.microscale = describe(list(layers.values()), "microscale", version)
+    model.config.microscale = describe(list(layers.values()), "microscale", version, model.dtype)
 
 
 def save_model(
@@ -75,9 +75,9 @@ def save_model(
     layers = stored_layers_of(model)
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
-    chosen = choose_layout(layout, list(layers.values()))
+    chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model))
     quantization = chosen.config(list(layers.values()), unquantized_linears(model))
-    note = describe(list(layers.values()), chosen.name, version)
+    note = describe(list(layers.values()), chosen.name, version, model.dtype)
     state = _packed_state(model, chosen, layers)
 
     def fill(directory: Path) -> None:

@@ -18,7 +18,7 @@ sparse_columns      [count]                            int16 or int32, ascending
 sparse_offsets      [rows + 1]                         int32; row r owns the values from offset r to r + 1
 sparse_scale        [1]                                float32, only for fp8
 bitmap              [rows, bytes]                      pair: bit 1 marks a block of the wide format
-low_*, high_*       parts of the two streams           pair: one row for each block, in reading order
+low_*, high_*       parts of the two streams           pair: one row with all blocks of a format, in reading order
 =================== ================================== =====================================================
 """
 
@@ -160,6 +160,6 @@ def _pair_specs(fmt: PairFormat, rows: int, cols: int) -> dict[str, PartSpec]:
     num_high = high_count(fmt, grid[0] * grid[1])
     specs = {"bitmap": PartSpec(torch.uint8, (rows, row_bytes(grid[1], 1)))}
     for prefix, part, count in (("low", fmt.low, grid[0] * grid[1] - num_high), ("high", fmt.high, num_high)):
-        for name, spec in _block_specs(part, count, fmt.block.size).items():
+        for name, spec in _block_specs(part, 1, count * fmt.block.size).items():
             specs[f"{prefix}_{name}"] = spec
     return specs

@@ -29,9 +29,8 @@ class ActivationQuantizer(nn.Module):
         self.spec = spec
         self.is_observing = False
         state: Tensor | None = None
-        if spec.range is not RangeKind.DYNAMIC:
-            length = int(spec.argument) if spec.range is RangeKind.WINDOW else 1
-            state = torch.full((length,), float("nan"), dtype=torch.float32, device=device)
+        if spec.num_ranges:
+            state = torch.full((spec.num_ranges,), float("nan"), dtype=torch.float32, device=device)
         self.register_buffer("amax", state)
 
     def forward(self, inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -27,7 +27,7 @@ class QuantizedEmbedding(PackedModule):
         device: torch.device | str | None = None,
         method: str = "rtn",
     ) -> None:
-        super().__init__(fmt, shape, dtype=dtype, device=device, method=method)
+        super().__init__(fmt, shape, dtype=dtype, device=device, method=method, kind="embedding")
         self.num_embeddings, self.embedding_dim = shape
         self.output_dtype = dtype
 

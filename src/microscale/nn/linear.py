@@ -30,8 +30,9 @@ class QuantizedLinear(PackedModule):
         activations: ActivationSpec | None = None,
         device: torch.device | str | None = None,
         method: str = "rtn",
+        kind: str = "linear",
     ) -> None:
-        super().__init__(fmt, shape, dtype=dtype, device=device, method=method)
+        super().__init__(fmt, shape, dtype=dtype, device=device, method=method, kind=kind)
         self.out_features, self.in_features = shape
         empty = torch.empty(self.out_features, dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty, requires_grad=False))
@@ -45,10 +46,17 @@ class QuantizedLinear(PackedModule):
         bias: Tensor | None = None,
         activations: ActivationSpec | None = None,
         method: str = "rtn",
+        kind: str = "linear",
     ) -> QuantizedLinear:
         """Build the layer around a quantized weight [out_features, in_features]."""
         layer = cls(
-            tensor.format, tensor.shape, dtype=tensor.dtype, activations=activations, device="meta", method=method
+            tensor.format,
+            tensor.shape,
+            dtype=tensor.dtype,
+            activations=activations,
+            device="meta",
+            method=method,
+            kind=kind,
         )
         layer.set_tensor(tensor)
         if bias is not None:

@@ -22,13 +22,22 @@ class PackedModule(nn.Module):
     """A module with one packed weight; its bytes are those of the checkpoint.
 
     Casting the module (``to(dtype)``, ``half()``) never touches the packed parts: their dtypes belong to the
-    format. ``method`` records how the codes were found.
+    format. ``method`` records how the codes were found, ``kind`` what the module stands for in the model:
+    ``linear``, ``conv1d`` (a linear layer whose float weight the model keeps as [in, out]) or ``embedding``.
     """
 
     def __init__(
-        self, fmt: Format, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device | str | None, method: str
+        self,
+        fmt: Format,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+        method: str,
+        kind: str,
     ) -> None:
         super().__init__()
+        self.kind = kind
         self.format = fmt
         self.shape = shape
         self.weight_dtype = dtype

@@ -88,7 +88,9 @@ def quantize_module(module: nn.Module, layer: PlannedLayer, *, poison: bool = Fa
         return QuantizedEmbedding.from_tensor(tensor, method=layer.method)
     bias = getattr(module, "bias", None)
     bias_tensor = bias if isinstance(bias, Tensor) else None
-    return QuantizedLinear.from_tensor(tensor, bias=bias_tensor, activations=layer.activations, method=layer.method)
+    return QuantizedLinear.from_tensor(
+        tensor, bias=bias_tensor, activations=layer.activations, method=layer.method, kind=layer.kind
+    )
 
 
 def poisoning(fmt: Format) -> Format:

@@ -64,12 +64,18 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
-    """Return name -> (kind, module) of every linear layer and embedding with a float weight."""
+    """Return name -> (kind, module) of every linear layer and embedding with a float weight.
+
+    A subclass that computes something else than its class (Gemma scales its embeddings) cannot be replaced and is left
+    out.
+    """
     found: dict[str, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or is_transposed(module):
+        if is_transposed(module):
+            found[name] = ("conv1d", module)
+        elif type(module).forward is nn.Linear.forward:
             found[name] = ("linear", module)
-        elif isinstance(module, nn.Embedding):
+        elif type(module).forward is nn.Embedding.forward:
             found[name] = ("embedding", module)
     return found
 
@@ -91,6 +97,17 @@ def default_exclusions(model: Any) -> set[str]:
     return names
 
 
+def layout_obstacle(model: nn.Module) -> str | None:
+    """Return why a model cannot be in the layout of compressed-tensors whatever its layers are, or None.
+
+    transformers 5.23 fails to load experts that it keeps stacked beside compressed layers.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3 and not name.endswith(".weight"):
+            return f"transformers cannot load stacked experts ({name}) beside compressed-tensors layers"
+    return None
+
+
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     """Decide everything that can be decided without touching a weight.
 
@@ -102,7 +119,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     if any(isinstance(module, PackedModule) for module in model.modules()):
         raise ModelError("the model is quantized already; load the original weights to quantize them differently")
     modules = quantizable_modules(model)
-    if not any(kind == "linear" for kind, _ in modules.values()):
+    if not any(kind != "embedding" for kind, _ in modules.values()):
         raise ModelError(f"{type(model).__name__} has no linear layers to quantize")
     patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.rules)]
     for pattern in patterns:
@@ -116,8 +133,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     if not layers:
         raise RecipeError("the recipe leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
-    linear_left = tuple(name for name, (kind, _) in modules.items() if kind == "linear" and name not in chosen)
-    layers, layout, notes = _settle_layout(layers, recipe.layout)
+    linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
+    layers, layout, notes = _settle_layout(layers, recipe.layout, layout_obstacle(model))
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
 
 
@@ -158,13 +175,15 @@ def _plan_layer(
     )
 
 
-def _settle_layout(layers: list[PlannedLayer], word: str | None) -> tuple[list[PlannedLayer], str | None, list[str]]:
+def _settle_layout(
+    layers: list[PlannedLayer], word: str | None, obstacle: str | None
+) -> tuple[list[PlannedLayer], str | None, list[str]]:
     """Pick the layout and let activations follow its rules where the recipe named a format without a rule."""
     if word is None:
         return layers, None, []
     if word in ("auto", "compressed-tensors"):
         adapted = [_with_equivalent(layer) for layer in layers]
-        refusals = _refusals("compressed-tensors", adapted)
+        refusals = [obstacle] if obstacle is not None else _refusals("compressed-tensors", adapted)
         if not refusals:
             return adapted, "compressed-tensors", _rule_notes(layers, adapted)
         if word == "auto":

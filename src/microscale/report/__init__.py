@@ -3,7 +3,7 @@
 This room gets plain records and computes nothing. matplotlib and jinja2 are imported at use (extra ``report``).
 """
 
-from microscale.report.comparison import ComparisonRow, comparison_html
+from microscale.report.comparison import ComparisonRow, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
 
@@ -13,5 +13,6 @@ __all__ = [
     "comparison_html",
     "explain_format",
     "formats_table_rows",
+    "size_text",
     "value_grid_text",
 ]

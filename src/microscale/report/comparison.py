@@ -123,11 +123,10 @@ def difference_text(value: float) -> str:
     return sign + number_text(abs(value))
 
 
-def size_text(num_bytes: int) -> str:
-    """Return a size in the largest binary unit that leaves at least 1."""
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+def size_text(num_bytes: float) -> str:
+    """Return a size in the largest decimal unit that leaves at least 1."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.2f} TB"

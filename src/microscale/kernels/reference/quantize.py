@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import torch
@@ -142,7 +143,8 @@ def _decode_parts(parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols
     encoded = EncodedBlocks(codes=codes, scale=parts["scale"], tensor_inv_scale=parts.get("tensor_inv_scale"))
     if fmt.sub_scale is not None:
         groups = unpack_bits(parts["sub_scale"], fmt.sub_scale.bits, width // fmt.sub_scale.size)
-        encoded = dataclasses.replace(encoded, sub_scale=groups.unflatten(1, (grid_cols, -1)))
+        per_block = codes.shape[-1] // fmt.sub_scale.size
+        encoded = dataclasses.replace(encoded, sub_scale=groups.unflatten(1, (grid_cols, per_block)))
     if fmt.zero_point is not None:
         zero = parts["zero_point"]
         if fmt.zero_point is not ZeroPoint.FP16:
@@ -168,14 +170,17 @@ def _quantize_pair(matrix: Tensor, fmt: PairFormat) -> dict[str, Tensor]:
     grid_rows, grid_cols, size = blocks.shape
     lines = blocks.reshape(-1, size)
     finite = torch.where(torch.isfinite(lines), lines, 0.0)
-    gain = _line_error(finite, fmt.low) - _line_error(finite, fmt.high)
+    # Where both overflow to Inf there is no gain: their difference is NaN, which would sort first.
+    gain = torch.nan_to_num(
+        _line_error(finite, fmt.low) - _line_error(finite, fmt.high), posinf=math.inf, neginf=-math.inf
+    )
     order = torch.sort(gain, descending=True, stable=True).indices
     is_high = torch.zeros(lines.shape[0], dtype=torch.bool, device=matrix.device)
     is_high[order[: high_count(fmt, lines.shape[0])]] = True
     parts = {"bitmap": pack_bits(is_high.to(torch.uint8).reshape(grid_rows, grid_cols), 1)}
     for prefix, part, chosen in (("low", fmt.low, ~is_high), ("high", fmt.high, is_high)):
-        stream = lines[chosen]
-        packed = _pack(encode_matrix(stream, part), part, stream.shape[0], size)
+        stream = lines[chosen].reshape(1, -1)
+        packed = _pack(encode_matrix(stream, part), part, 1, stream.shape[1])
         parts.update({f"{prefix}_{name}": value for name, value in packed.items()})
     return parts
 
@@ -192,5 +197,5 @@ def _dequantize_pair(parts: Mapping[str, Tensor], fmt: PairFormat, rows: int, co
     lines = torch.empty(grid_rows * grid_cols, size, dtype=torch.float32, device=is_high.device)
     for prefix, part, chosen in (("low", fmt.low, ~is_high), ("high", fmt.high, is_high)):
         own = {name.removeprefix(f"{prefix}_"): value for name, value in parts.items() if name.startswith(f"{prefix}_")}
-        lines[chosen] = _decode_parts(own, part, own["codes"].shape[0], size)
+        lines[chosen] = _decode_parts(own, part, 1, int(chosen.sum()) * size).reshape(-1, size)
     return from_blocks(lines.reshape(grid_rows, grid_cols, size), fmt.block, rows, cols)

@@ -125,6 +125,8 @@ def _ceil_log2_ratio(amax: Tensor, divisor: float) -> Int[Tensor, "..."]:
 
 
 def _std(blocks: Tensor) -> Float[Tensor, "grid_rows grid_cols"]:
+    if not blocks.numel():
+        return blocks.new_zeros(blocks.shape[:-1], dtype=torch.float64)  # torch.std warns about no blocks at all
     return blocks.to(torch.float64).std(-1, correction=0)
 
 
@@ -225,20 +227,27 @@ class ZeroPointScales:
 def zero_point_scales(blocks: Float[Tensor, "grid_rows grid_cols size"], fmt: BlockFormat) -> ZeroPointScales:
     """Apply S = (max - min) / (2^b - 1), Z = round(-min / S) with S as stored.
 
-    With an integer zero point the range is widened to include 0, so that Z is an integer code. A block of one
-    repeated value c gets S = |c|, which represents it exactly.
+    With an integer zero point the range is widened to include 0, so that Z is an integer code; so it is for a
+    block whose Z would be past the largest number of an fp8 or fp16 zero point. A block of one repeated value c
+    gets S = |c|, which represents it exactly.
     """
     assert isinstance(fmt.element, IntElement) and fmt.zero_point is not None
     low, high = blocks.amin(-1), blocks.amax(-1)
-    if fmt.zero_point is ZeroPoint.INT:
-        low, high = low.clamp(max=0), high.clamp(min=0)
-    raw = (high - low).clamp(max=FLOAT32_MAX) / fmt.element.max_code
-    raw = torch.where((raw == 0) & (low != 0), low.abs(), raw)
+    raw = _range_step(low, high, fmt.element)
+    limit = 0.0 if fmt.zero_point is ZeroPoint.INT else zero_point_element(fmt).max_value
+    is_widened = low.abs() > limit * raw
+    low = torch.where(is_widened, low.clamp(max=0), low)
+    raw = torch.where(is_widened, _range_step(low, high.clamp(min=0), fmt.element), raw)
     tensor_inv = inverse_scale(_largest(raw), fmt.scale.max_value) if fmt.tensor_scale is not None else None
     scales = _from_raw(raw, fmt, tensor_inv)
     zero = torch.round(divide(-low.unsqueeze(-1), scales.factor).squeeze(-1))
     stored = encode_zero_point(zero, fmt)
     return ZeroPointScales(scales, stored, decode_zero_point(stored, fmt))
+
+
+def _range_step(low: Tensor, high: Tensor, element: IntElement) -> Float[Tensor, "grid_rows grid_cols"]:
+    raw = (high - low).clamp(max=FLOAT32_MAX) / element.max_code
+    return torch.where((raw == 0) & (low != 0), low.abs(), raw)
 
 
 def encode_zero_point(zero: Float[Tensor, "..."], fmt: BlockFormat) -> Shaped[Tensor, "..."]:

@@ -1,0 +1,91 @@
+"""The dispatcher: the first backend without a refusal runs; every refusal is explained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from microscale.errors import KernelError
+from microscale.formats import NAMED_FORMATS, parse_format
+from microscale.kernels import Operation, Request, dequantize, dispatch, fake_quantize, linear, quantize, why_not
+from microscale.kernels.dispatch import BACKENDS, REFERENCE, Backend, choose
+from microscale.tensor import QuantizedTensor
+
+
+def request(operation: Operation = Operation.QUANTIZE, layout: str = "row_major", spec: str = "mxfp4") -> Request:
+    return Request(
+        operation=operation,
+        format=parse_format(spec),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        layout=layout,
+    )
+
+
+def test_the_reference_backend_stands_last_and_takes_every_operation_and_format() -> None:
+    assert BACKENDS[-1] is REFERENCE
+    assert set(REFERENCE.implementations) == set(Operation)
+    for name in NAMED_FORMATS:
+        for operation in Operation:
+            assert REFERENCE.refusal(request(operation, spec=name)) is None
+    assert len({backend.name for backend in BACKENDS}) == len(BACKENDS)
+
+
+def test_why_not_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = Backend(name="partial", implementations={}, why_not=lambda _: None)
+    picky = Backend(name="picky", implementations=REFERENCE.implementations, why_not=lambda r: f"not for {r.dtype}")
+    monkeypatch.setattr(dispatch, "BACKENDS", [partial, picky, REFERENCE])
+    assert why_not(request(Operation.LINEAR)) == {
+        "partial": "does not implement linear",
+        "picky": "not for torch.float32",
+        "reference": None,
+    }
+    assert choose(request()) is REFERENCE
+
+
+def test_an_unknown_layout_is_refused_with_all_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = Backend(name="partial", implementations={}, why_not=lambda _: None)
+    monkeypatch.setattr(dispatch, "BACKENDS", [partial, REFERENCE])
+    with pytest.raises(KernelError) as caught:
+        choose(request(Operation.DEQUANTIZE, layout="swizzled"))
+    text = str(caught.value)
+    assert "dequantize of mxfp4 (torch.float32, cpu, layout swizzled)" in text
+    assert "partial: does not implement dequantize" in text
+    assert "reference: reads the layout row_major only, not swizzled" in text
+    assert "choose another" in text
+    packed = quantize(torch.ones(2, 32), "mxfp4")
+    strange = QuantizedTensor(
+        format=packed.format, shape=packed.shape, dtype=packed.dtype, parts=packed.parts, layout="swizzled"
+    )
+    for operation in (lambda: dequantize(strange), lambda: linear(torch.ones(1, 32), strange)):
+        with pytest.raises(KernelError, match="swizzled"):
+            operation()
+
+
+def test_every_operation_goes_through_the_first_willing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Operation, tuple[Any, ...]]] = []
+
+    def recorder(operation: Operation) -> Any:
+        def run(*args: Any, **keywords: Any) -> str:
+            calls.append((operation, args))
+            return operation.value
+
+        return run
+
+    spy = Backend(name="spy", implementations={op: recorder(op) for op in Operation}, why_not=lambda _: None)
+    packed = quantize(torch.ones(2, 32), "mxfp4")
+    monkeypatch.setattr(dispatch, "BACKENDS", [spy, REFERENCE])
+    values = torch.ones(2, 32)
+    assert quantize(values, "mxfp4") == "quantize"
+    assert fake_quantize(values, parse_format("mxfp4")) == "fake_quantize"
+    assert dequantize(packed, torch.float16) == "dequantize"
+    assert linear(torch.ones(1, 32), packed) == "linear"
+    assert [operation for operation, _ in calls] == [
+        Operation.QUANTIZE,
+        Operation.FAKE_QUANTIZE,
+        Operation.DEQUANTIZE,
+        Operation.LINEAR,
+    ]
+    assert calls[0][1][1] == parse_format("mxfp4"), "a spec arrives as a record"
