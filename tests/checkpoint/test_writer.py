@@ -125,7 +125,10 @@ def test_a_rename_that_fails_while_overwriting_leaves_the_old_one_whole(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = old_model(tmp_path / "model")
-    with failing_renames(monkeypatch, lambda number: number == call), pytest.raises(CheckpointWriteError, match="Read-"):
+    with (
+        failing_renames(monkeypatch, lambda number: number == call),
+        pytest.raises(CheckpointWriteError, match="Read-"),
+    ):
         write_directory(target, fill, overwrite=True)
     assert content(target) == OLD
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

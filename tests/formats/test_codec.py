@@ -375,7 +375,7 @@ def test_stochastic_thresholds_are_exact() -> None:
     assert got.tolist() == [5, 5, 4, 4]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1, 2**40 + 3])
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1, 2**40 + 3, 2**63 - 1, 2**70])
 def test_random_bits_follow_their_formula(seed: int) -> None:
     indices = [*range(64), 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**40]
     got = random_bits(torch.tensor(indices), seed).tolist()

@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import fail, microscale_command, succeed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+
+import microscale
+from command_line import fail, microscale_command, succeed
+from microscale.checkpoint import CheckpointReader, read_stored_layers
+from microscale.checkpoint.schema import TensorInfo
+from microscale.errors import CheckpointError, CheckpointNotFoundError, MicroscaleError, ModelError
 from small_models import (
     edit_config,
     edit_tensors,
@@ -25,11 +30,6 @@ from small_models import (
     same_bits,
     save_random_model,
 )
-
-import microscale
-from microscale.checkpoint import CheckpointReader, read_stored_layers
-from microscale.checkpoint.schema import TensorInfo
-from microscale.errors import CheckpointError, CheckpointNotFoundError, MicroscaleError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,12 @@ def test_a_file_in_place_of_a_directory(plain: Path) -> None:
 
 
 def test_a_config_that_is_no_json(plain: Path, tmp_path: Path) -> None:
-    for name, content in {"cut": '{"model_type": "lla', "empty": "", "binary": "\xff\xfe", "nested": "[" * 100_000}.items():
+    for name, content in {
+        "cut": '{"model_type": "lla',
+        "empty": "",
+        "binary": "\xff\xfe",
+        "nested": "[" * 100_000,
+    }.items():
         shutil.copytree(plain, tmp_path / name)
         (tmp_path / name / "config.json").write_bytes(content.encode("latin-1"))
         refused_early(tmp_path / name, CheckpointError, "config.json", "JSON")

@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
+import microscale
+import microscale.hf
 from command_line import succeed
+from microscale.formats import NAMED_FORMATS
+from microscale.nn import PackedModule, QuantizedLinear
 from small_models import (
     BOS,
     LLAMA_6M,
@@ -27,11 +32,6 @@ from small_models import (
     save_random_model,
     save_two_layers,
 )
-
-import microscale
-import microscale.hf
-from microscale.formats import NAMED_FORMATS
-from microscale.nn import PackedModule, QuantizedLinear
 
 # Bits for each weight, counted by hand: element + (scale, zero point, index) / block + second level.
 EXPECTED_BITS = {

@@ -15,8 +15,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from command_line import fail, succeed
 from safetensors.torch import save_file
+from torch import Tensor
+
+import microscale
+from command_line import fail, succeed
+from microscale.errors import CheckpointError, LayoutError
+from microscale.formats import format_name, parse_format
+from microscale.nn import PackedModule, QuantizedLinear
 from small_models import (
     edit_config,
     edit_tensors,
@@ -28,12 +34,6 @@ from small_models import (
     save_random_model,
     save_two_layers,
 )
-from torch import Tensor
-
-import microscale
-from microscale.errors import CheckpointError, LayoutError
-from microscale.formats import format_name, parse_format
-from microscale.nn import PackedModule, QuantizedLinear
 
 pytest.importorskip("compressed_tensors")
 

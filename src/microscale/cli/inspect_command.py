@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
 from microscale.formats import parse_format
@@ -35,7 +36,7 @@ def inspect(
     if as_json:
         print_json(_as_dict(found))
         return
-    table = Table(title=f"{path}: layout {found.layout}", title_justify="left")
+    table = Table(title=Text(f"{path}: layout {found.layout}"), title_justify="left")
     for title in ("layer", "count", "shape", "format", "activations", "method", "bits", "size"):
         table.add_column(title, overflow="fold")
     shown = found.quantized if found.quantized and not show_all else (*found.quantized, *found.others)

@@ -15,7 +15,7 @@ from microscale.cli.output import JsonOption, SeedOption, command, console, prin
 from microscale.errors import ModelError, RecipeError
 from microscale.formats import format_name
 from microscale.integrations.loading import load_original, load_tokenizer
-from microscale.integrations.saving import mark_quantized, save_model
+from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
 from microscale.planning import Inspection, inspect_checkpoint
 from microscale.recipes import QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule, quantize_model
 from microscale.report import size_text
@@ -66,6 +66,7 @@ def quantize(
     }
     chosen = _recipe(recipe, flags, layout)
     check_target(output, overwrite=overwrite)
+    check_shard_size(max_shard_size)
     original: Any = load_original(model)
     notes: list[str] = []
     tokenizer = _tokenizer(model, notes)

@@ -77,7 +77,12 @@ def perplexity(
     """Score a model on windows, ``batch`` of equal length in one call.
 
     Special values: a non-finite loss gives a non-finite perplexity (a broken model), never an error.
+
+    Raises:
+        TextError: no windows.
     """
+    if not windows:
+        raise TextError("there is no window to score; cut a text with make_windows")
     started = time.perf_counter()
     total_loss, total_tokens, done = 0.0, 0, 0
     for group in _batches(windows, batch):

@@ -11,6 +11,7 @@ a number depends on the seed and on the element's place only, on every device.
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -32,11 +33,14 @@ def random_bits(indices: Int[Tensor, "..."], seed: int) -> Int[Tensor, "..."]:
 
     Source: the integer mixing function with these constants is public (lowest known bias for two rounds).
     """
-    key = int(_mix(torch.tensor(seed + 0x9E3779B9)))
+    key = _mix(seed + 0x9E3779B9)
     return _mix(_mix(indices.to(torch.int64)) ^ key) >> (32 - RANDOM_BITS)
 
 
-def _mix(h: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+_Word = TypeVar("_Word", int, Tensor)
+
+
+def _mix(h: _Word) -> _Word:
     h = (h ^ ((h >> 32) * 0x85EBCA6B)) & _MASK32
     h = ((h ^ (h >> 16)) * 0x21F0AAAD) & _MASK32
     h = ((h ^ (h >> 15)) * 0x735A2D97) & _MASK32

@@ -68,12 +68,22 @@ def check_local(path: str | Path) -> Path | None:
         else:
             read_json(local / "config.json")
         return local
+    check_not_missing(path)
+    return None
+
+
+def check_not_missing(path: str | Path) -> None:
+    """Refuse what is neither a directory nor can be a hub name.
+
+    Raises:
+        CheckpointNotFoundError: a path that looks local and does not exist.
+    """
+    local = Path(path)
     looks_local = local.exists() or str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1
-    if looks_local or not str(path):
+    if not local.is_dir() and (looks_local or not str(path)):
         raise CheckpointNotFoundError(
             f"{path} is not a model directory; give a directory with config.json, or a hub name"
         )
-    return None
 
 
 def _from_pretrained(path: str | Path | None, **options: Any) -> Any:
@@ -271,8 +281,11 @@ def load_tokenizer(path: str | Path) -> Any:
     """Load the tokenizer that lies beside a model.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        CheckpointNotFoundError: no such directory.
+        ModelError: there is no tokenizer, or it is damaged.
     """
+    if not is_gguf(path):
+        check_not_missing(path)
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.ERROR)

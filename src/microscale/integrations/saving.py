@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from microscale.checkpoint import (
     write_json,
 )
 from microscale.checkpoint.native import NativeLayout
-from microscale.errors import ModelError
+from microscale.errors import CheckpointWriteError, ModelError
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.nn import PackedModule, QuantizedLinear
 from microscale.recipes.plan import is_transposed, layout_obstacle
@@ -56,6 +57,17 @@ def mark_quantized(model: Any, version: str) -> None:
     model.config.microscale = describe(list(layers.values()), "microscale", version, model.dtype)
 
 
+def check_shard_size(word: str) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        CheckpointWriteError: not a positive number with a unit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB|TB)", word.upper())
+    if match is None or float(match[1]) == 0:
+        raise CheckpointWriteError(f"a shard size reads like 5GB or 200MB (units KB, MB, GB, TB), got {word!r}")
+
+
 def save_model(
     model: Any,
     target: str | Path,
@@ -72,6 +84,7 @@ def save_model(
         LayoutError: the layout cannot hold a layer.
         CheckpointWriteError: the target exists, or writing failed; nothing half-written is left.
     """
+    check_shard_size(max_shard_size)
     layers = stored_layers_of(model)
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")

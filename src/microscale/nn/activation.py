@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,8 @@ class ActivationQuantizer(nn.Module):
     """Fake quantization of activations in any format.
 
     ``amax`` (float32) is the state of the ranges that have one: [1] for static and EMA, [calls] for a window; NaN
-    where nothing has been seen yet. It is saved with the checkpoint. The update of EMA and window runs in every
+    where nothing has been seen yet. It is saved with the checkpoint, and casting the module leaves it float32. Only
+    finite inputs count. The update of EMA and window runs in every
     forward call, also in eval mode: the scale used is the one after the update.
     """
 
@@ -46,12 +47,12 @@ class ActivationQuantizer(nn.Module):
 
     def _observe(self, inputs: Tensor) -> None:
         assert self.amax is not None
-        self.amax.copy_(torch.fmax(self.amax, inputs.detach().abs().amax().to(torch.float32)))
+        self.amax.copy_(torch.fmax(self.amax, _largest(inputs)))
 
     def _range(self, inputs: Tensor) -> Float[Tensor, "1"] | None:
         if self.amax is None:
             return None
-        measured = inputs.detach().abs().amax().to(torch.float32).reshape(1)
+        measured = _largest(inputs)
         match self.spec.range:
             case RangeKind.EMA:
                 blended = self.spec.argument * self.amax + (1 - self.spec.argument) * measured
@@ -68,8 +69,21 @@ class ActivationQuantizer(nn.Module):
                     )
                 return self.amax
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ActivationQuantizer:
+        before = self.amax
+        super()._apply(fn, recurse)
+        if before is not None and self.amax is not None and self.amax.dtype != before.dtype:
+            self.amax = before.to(self.amax.device)
+        return self
+
     def extra_repr(self) -> str:
         return str(self.spec)
+
+
+def _largest(inputs: Tensor) -> Float[Tensor, "1"]:
+    """Return the largest finite magnitude: NaN and Inf are the policies' matter and must not stay in a range."""
+    magnitudes = inputs.detach().abs()
+    return torch.where(torch.isfinite(magnitudes), magnitudes, 0.0).amax().to(torch.float32).reshape(1)
 
 
 @contextmanager

@@ -49,6 +49,6 @@ class QuantizedEmbedding(PackedModule):
         if cached is None:
             chosen = self.tensor.select_rows(indices.reshape(-1))
             if chosen is not None:
-                return dequantize(chosen, self.output_dtype).reshape(*indices.shape, -1)
+                return dequantize(chosen, self.output_dtype).reshape(*indices.shape, self.embedding_dim)
             cached = dequantize(self.tensor, self.output_dtype)
         return functional.embedding(indices, cached)

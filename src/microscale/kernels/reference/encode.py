@@ -54,22 +54,27 @@ class EncodedBlocks:
     delta: Int[Tensor, "grid_rows grid_cols"] | None = None
 
 
-def apply_value_policies(matrix: Float[Tensor, "rows cols"], fmt: Format, name: str) -> Float[Tensor, "rows cols"]:
-    """Replace Inf and refuse NaN as the format's policies say; what is left non-finite poisons its block.
+def refuse_nonfinite(values: Float[Tensor, "..."], fmt: Format, name: str) -> None:
+    """Refuse NaN, and Inf where it counts as NaN, under the policy ``nan_raise``.
 
     Raises:
-        NonFiniteError: NaN (or Inf that counts as NaN) under ``nan_raise``.
+        NonFiniteError: with the name and the count.
     """
-    if fmt.inf_policy is InfPolicy.SATURATE:
-        matrix = matrix.clamp(-FLOAT32_MAX, FLOAT32_MAX)
-    if fmt.nan_policy is NaNPolicy.RAISE:
-        num_bad = int((~torch.isfinite(matrix)).sum())
-        if num_bad:
-            raise NonFiniteError(
-                f"{name} holds {num_bad} NaN or Inf value(s) out of {matrix.numel()}; mend the data, or poison their"
-                " blocks instead (format option nan_poison, --nan poison on the command line)"
-            )
-    return matrix
+    if fmt.nan_policy is not NaNPolicy.RAISE:
+        return
+    is_bad = torch.isnan(values) if fmt.inf_policy is InfPolicy.SATURATE else ~torch.isfinite(values)
+    num_bad = int(is_bad.sum())
+    if num_bad:
+        raise NonFiniteError(
+            f"{name} holds {num_bad} NaN or Inf value(s) out of {values.numel()}; mend the data, or poison their"
+            " blocks instead (format option nan_poison, --nan poison on the command line)"
+        )
+
+
+def to_float32(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."]:
+    """Return float32 numbers, Inf replaced by the largest under ``inf_saturate``; what is left poisons its block."""
+    values = values.to(torch.float32)
+    return values.clamp(-FLOAT32_MAX, FLOAT32_MAX) if fmt.inf_policy is InfPolicy.SATURATE else values
 
 
 def encode_matrix(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError
-from microscale.formats import BlockFormat, Extension, Format, PairFormat, VectorBlock, ZeroPoint, format_name
+from microscale.formats import (
+    BlockFormat,
+    ChannelBlock,
+    Extension,
+    Format,
+    PairFormat,
+    Rounding,
+    VectorBlock,
+    ZeroPoint,
+    format_name,
+)
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.decode import decode_blocks
-from microscale.kernels.reference.encode import EncodedBlocks, apply_value_policies, encode_matrix
+from microscale.kernels.reference.encode import EncodedBlocks, encode_matrix, refuse_nonfinite, to_float32
 from microscale.kernels.reference.scales import uses_amax
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import matrix_shape, pack_bits, part_specs, unpack_bits
@@ -34,27 +44,38 @@ def quantize(
     rows, cols = matrix.shape
     _check_amax(amax, fmt, rows, cols, name)
     parts: dict[str, Tensor] = {}
-    if fmt.sparse is not None:
-        specs = part_specs(fmt, (rows, cols))
-        matrix, parts = split_sparse(matrix, fmt.sparse, specs["sparse_columns"].dtype)
-    if isinstance(fmt, PairFormat):
-        dense_parts = _quantize_pair(matrix, fmt)
+    if isinstance(fmt, PairFormat) or fmt.sparse is not None:
+        dense = to_float32(matrix, fmt)
+        if fmt.sparse is not None:
+            specs = part_specs(fmt, (rows, cols))
+            dense, parts = split_sparse(dense, fmt.sparse, specs["sparse_columns"].dtype)
+        if isinstance(fmt, PairFormat):
+            parts = {**_quantize_pair(dense, fmt), **parts}
+        else:
+            parts = {**_pack(encode_matrix(dense, fmt, amax), fmt, rows, cols), **parts}
     else:
-        dense_parts = _pack(encode_matrix(matrix, fmt, amax), fmt, rows, cols)
-    return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts={**dense_parts, **parts})
+        pieces = [_pack(encoded, fmt, piece.shape[0], cols) for piece, encoded in _encode_pieces(matrix, fmt, amax)]
+        parts = join_rows(pieces)
+    return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
 
 
 def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
     """Return the tensor's values; see :func:`microscale.kernels.ops.dequantize` for the contract."""
     rows, cols = tensor.rows, tensor.cols
     fmt = tensor.format
+    wanted = dtype or tensor.dtype
     if isinstance(fmt, PairFormat):
         matrix = _dequantize_pair(tensor.parts, fmt, rows, cols)
+    elif fmt.sparse is None and rows_stand_alone(fmt):
+        matrix = torch.empty(rows, cols, dtype=wanted, device=tensor.device)
+        for start, stop in _row_pieces(rows, cols):
+            own = {name: part if name == WHOLE_PART else part[start:stop] for name, part in tensor.parts.items()}
+            matrix[start:stop] = _decode_parts(own, fmt, stop - start, cols)
     else:
         matrix = _decode_parts(tensor.parts, fmt, rows, cols)
     if fmt.sparse is not None:
         matrix = add_sparse(matrix, fmt.sparse, dict(tensor.parts))
-    return matrix.reshape(tensor.shape).to(dtype or tensor.dtype)
+    return matrix.reshape(tensor.shape).to(wanted)
 
 
 def fake_quantize(
@@ -66,8 +87,63 @@ def fake_quantize(
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
     _check_amax(amax, fmt, rows, cols, name)
-    blocks = decode_blocks(encode_matrix(matrix, fmt, amax), fmt)
-    return from_blocks(blocks, fmt.block, rows, cols).reshape(values.shape).to(values.dtype)
+    result = torch.empty_like(matrix)
+    done = 0
+    for piece, encoded in _encode_pieces(matrix, fmt, amax):
+        count = piece.shape[0]
+        result[done : done + count] = from_blocks(decode_blocks(encoded, fmt), fmt.block, count, cols)
+        done += count
+    return result.reshape(values.shape)
+
+
+PIECE_ELEMENTS = 1 << 20
+"""Rows are worked on in pieces of about this many elements, which bounds the memory of intermediate results."""
+
+WHOLE_PART = "tensor_inv_scale"
+
+
+def rows_stand_alone(fmt: BlockFormat) -> bool:
+    """Whether a row's codes depend on no other row (but for a scale of the whole tensor)."""
+    return isinstance(fmt.block, VectorBlock | ChannelBlock)
+
+
+def _row_pieces(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    step = max(1, PIECE_ELEMENTS // max(1, cols))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _encode_pieces(matrix: Tensor, fmt: BlockFormat, amax: Tensor | None) -> Iterator[tuple[Tensor, EncodedBlocks]]:
+    """Encode piece by piece where that changes nothing, else all at once."""
+    rows, cols = matrix.shape
+    has_two_levels = fmt.tensor_scale is not None
+    can_split = rows_stand_alone(fmt) and fmt.rounding is not Rounding.STOCHASTIC
+    if matrix.numel() <= PIECE_ELEMENTS or not can_split or (has_two_levels and not uses_amax(fmt)):
+        piece = to_float32(matrix, fmt)
+        yield piece, encode_matrix(piece, fmt, amax)
+        return
+    if has_two_levels and amax is None:
+        amax = torch.stack([_finite_amax(matrix[a:b], fmt) for a, b in _row_pieces(rows, cols)]).amax().reshape(1)
+    grid = None if amax is None or has_two_levels else amax.expand(grid_shape(fmt.block, rows, cols))
+    for start, stop in _row_pieces(rows, cols):
+        piece = to_float32(matrix[start:stop], fmt)
+        yield piece, encode_matrix(piece, fmt, amax if grid is None else grid[start:stop])
+
+
+def _finite_amax(piece: Tensor, fmt: BlockFormat) -> Float[Tensor, ""]:
+    """Return the largest magnitude over all blocks that are not poisoned."""
+    amax = to_blocks(to_float32(piece, fmt), fmt.block).abs().amax(-1)
+    return torch.where(torch.isfinite(amax), amax, 0.0).amax()
+
+
+def join_rows(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Put the parts of consecutive rows together."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return {
+        name: first if name == WHOLE_PART else torch.cat([piece[name] for piece in pieces])
+        for name, first in pieces[0].items()
+    }
 
 
 def linear(
@@ -85,8 +161,8 @@ def _as_matrix(values: Tensor, fmt: Format, name: str) -> Float[Tensor, "rows co
     rows, cols = matrix_shape(tuple(values.shape))
     if rows * cols == 0:
         raise ShapeError(f"{name} has shape {list(values.shape)}: an empty tensor cannot be quantized")
-    matrix = values.detach().reshape(rows, cols).to(torch.float32)
-    return apply_value_policies(matrix, fmt, name)
+    refuse_nonfinite(values, fmt, name)
+    return values.detach().reshape(rows, cols)
 
 
 def _check_amax(amax: Tensor | None, fmt: Format, rows: int, cols: int, name: str) -> None:

@@ -147,6 +147,11 @@ def divide(blocks: Float[Tensor, "... size"], factor: Float[Tensor, "..."]) -> F
     return torch.where(usable, blocks / torch.where(usable, factor, 1.0), 0.0)
 
 
+def quotient(values: Float[Tensor, "..."], divisor: float) -> Float[Tensor, "..."]:
+    """Return values / divisor, correctly rounded on every device (CUDA multiplies by 1 / divisor for a scalar)."""
+    return values / values.new_tensor(divisor).expand_as(values)
+
+
 def _search_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Int[Tensor, "grid_rows grid_cols"]:
     start = floor_log2(amax) - fmt.element.max_exponent
     low, high = (int(argument) for argument in fmt.rule.arguments)
@@ -163,13 +168,13 @@ def _search_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Int[Tens
 def _raw_scale(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Float[Tensor, "grid_rows grid_cols"]:
     match fmt.rule.kind:
         case RuleKind.THRESHOLD:
-            return amax / fmt.rule.arguments[0]
+            return quotient(amax, fmt.rule.arguments[0])
         case RuleKind.STD:
             return (_std(blocks) * (fmt.rule.arguments[0] / fmt.element.max_value)).to(torch.float32)
         case RuleKind.PERCENTILE:
-            return _percentile(blocks, fmt.rule.arguments[0]) / fmt.element.max_value
+            return quotient(_percentile(blocks, fmt.rule.arguments[0]), fmt.element.max_value)
         case _:
-            return amax / fmt.element.max_value
+            return quotient(amax, fmt.element.max_value)
 
 
 def _tensor_inv_scale(blocks: Tensor, measured: Tensor, fmt: BlockFormat, amax: Tensor | None) -> Float[Tensor, "1"]:
@@ -183,8 +188,8 @@ def _tensor_inv_scale(blocks: Tensor, measured: Tensor, fmt: BlockFormat, amax: 
 
 
 def inverse_scale(largest: Float[Tensor, "1"], numerator: float) -> Float[Tensor, "1"]:
-    """Return numerator / largest as a finite float32, and 1 where ``largest`` is 0."""
-    ratio = (numerator / largest.to(torch.float32)).clamp(max=FLOAT32_MAX)
+    """Return (1 / largest) * numerator, each step rounded, as a finite float32, and 1 where ``largest`` is 0."""
+    ratio = (largest.to(torch.float32).reciprocal() * numerator).clamp(max=FLOAT32_MAX)
     return torch.where(largest == 0, torch.ones_like(ratio), ratio)
 
 
@@ -194,7 +199,7 @@ def _largest(values: Tensor) -> Float[Tensor, "1"]:
 
 def _least_squares(blocks: Tensor, amax: Tensor, fmt: BlockFormat, tensor_inv: Tensor | None) -> BlockScales:
     """Try shrunk scales, refit each to its codes by least squares, keep the one with the least squared error."""
-    full = amax / fmt.element.max_value
+    full = quotient(amax, fmt.element.max_value)
     low, high = fmt.rule.arguments
     best = _from_raw(full, fmt, tensor_inv)
     best_error = _squared_error(blocks, best.factor, fmt)
@@ -246,7 +251,7 @@ def zero_point_scales(blocks: Float[Tensor, "grid_rows grid_cols size"], fmt: Bl
 
 
 def _range_step(low: Tensor, high: Tensor, element: IntElement) -> Float[Tensor, "grid_rows grid_cols"]:
-    raw = (high - low).clamp(max=FLOAT32_MAX) / element.max_code
+    raw = quotient((high - low).clamp(max=FLOAT32_MAX), element.max_code)
     return torch.where((raw == 0) & (low != 0), low.abs(), raw)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from microscale.formats import SparseElement, SparseTable
 from microscale.formats.codec import decode, encode, encode_scale
 from microscale.formats.elements import E4M3, FP16
-from microscale.kernels.reference.scales import FLOAT32_MAX
+from microscale.kernels.reference.scales import FLOAT32_MAX, quotient
 from microscale.layouts.row_major import sparse_count
 
 
@@ -34,7 +34,7 @@ def split_sparse(
     parts: dict[str, Tensor] = {"sparse_columns": (places % cols).to(column_dtype), "sparse_offsets": offsets}
     if sparse.element is SparseElement.FP8:
         largest = values.abs().amax().reshape(1) if values.numel() else values.new_zeros(1)
-        scale = torch.where(largest > 0, largest / E4M3.max_value, torch.ones_like(largest))
+        scale = torch.where(largest > 0, quotient(largest, E4M3.max_value), torch.ones_like(largest))
         scale = scale.clamp(min=torch.finfo(torch.float32).tiny, max=FLOAT32_MAX)
         parts["sparse_scale"] = scale
         parts["sparse_values"] = encode(values / scale, E4M3)

@@ -1,0 +1,101 @@
+"""What all commands share: help with an example, the version, clean streams, exit codes, and `microscale formats`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import microscale
+from command_line import fail, microscale_command, succeed
+from microscale.cli.output import print_json
+from microscale.formats import NAMED_FORMATS
+from small_models import REPO_ROOT, save_random_model
+
+COMMANDS = ("formats", "quantize", "inspect", "eval", "generate", "compare")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_the_help_of_every_command_shows_an_example(command: str, flag: str) -> None:
+    answer = " ".join(succeed(command, flag).stdout.split())
+    assert f"microscale {command}" in answer
+    assert "Example" in answer
+    assert "--json" in answer and "--seed" in answer
+
+
+def test_the_general_help_lists_every_command() -> None:
+    answer = succeed("--help").stdout
+    for command in COMMANDS:
+        assert command in answer
+    assert "microscale quantize MODEL --format mxfp4 -o OUT" in " ".join(answer.split())
+    assert microscale_command().code == 2  # without arguments: the same text, but nothing was asked for
+    assert succeed("--version").stdout.strip() == f"microscale {microscale.__version__}"
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    outcome = microscale_command("quantise")
+    assert outcome.code == 2 and outcome.stdout == "" and "quantise" in outcome.stderr
+
+
+def test_formats_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    rows = succeed("formats", "--json").json
+    assert [row["name"] for row in rows] == list(NAMED_FORMATS)
+    answer = "".join(succeed("formats").stdout.split())
+    assert all(name in answer for name in NAMED_FORMATS) and "mxfp8=mxfp8_e4m3" in answer
+
+
+def test_formats_explains_one() -> None:
+    found = succeed("formats", "mxfp4_plus", "--json").json
+    assert (found["name"], found["spec"]) == ("mxfp4_plus", "e2m1/32:e8m0:floor:plus")
+    assert found["bits_per_value"] == 4.5
+    assert "4.25" in succeed("formats", "mxfp4").stdout
+    assert succeed("formats", "e3m2/16:e8m0:rceil", "--json").json["bits_per_value"] == 6.5
+    assert "unknown format 'mxfp5'" in fail("formats", "mxfp5")
+    error = microscale_command("formats", "mxfp5", "--json").json["error"]
+    assert error["class"] == "FormatSpecError" and "mxfp5" in error["message"]
+
+
+@pytest.mark.parametrize("name", NAMED_FORMATS)
+def test_every_named_format_is_explained(name: str) -> None:
+    assert len(succeed("formats", name).stdout.splitlines()) > 8
+    assert succeed("formats", name, "--json").json["name"] == name
+
+
+def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [float("nan"), float("inf"), -float("inf"), 1.5], 3: (None, "ü")})
+    assert json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word)) == {
+        "a": [None, None, None, 1.5],
+        "3": [None, "ü"],
+    }
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    variables = {**os.environ, "PYTHONPATH": str(REPO_ROOT / "src"), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "microscale", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+
+
+def test_a_process_prints_one_json_value_and_nothing_else(tmp_path: Path) -> None:
+    """With colours forced and warnings on: no bar, no warning, no escape code on standard output."""
+    source = save_random_model(tmp_path / "model")
+    result = run(
+        *("quantize", source, "-f", "mxfp4", "-o", tmp_path / "out", "--json"), FORCE_COLOR="1", PYTHONWARNINGS="always"
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["layers"] == 14
+    assert "\x1b" not in result.stdout
+
+
+def test_a_process_fails_with_a_message_and_no_traceback(tmp_path: Path) -> None:
+    result = run("quantize", tmp_path / "a" / "b", "-f", "mxfp4", "-o", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "is not a model directory" in result.stderr and "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
