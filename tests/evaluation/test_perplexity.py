@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -93,7 +94,7 @@ def by_definition(table: Tensor, windows: list[Tensor]) -> float:
     losses = [
         -math.log(math.exp(table[a, b]) / sum(math.exp(table[a, c]) for c in range(VOCABULARY)))
         for window in lists(windows)
-        for a, b in zip(window[:-1], window[1:], strict=True)
+        for a, b in itertools.pairwise(window)
     ]
     return math.exp(sum(losses) / len(losses))
 

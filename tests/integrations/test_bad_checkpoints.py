@@ -1,4 +1,4 @@
-"""Damaged, contradictory and hostile checkpoints: every case has its own error, never a traceback, never random weights."""
+"""Damaged, contradictory and hostile checkpoints: each case has its own error, never a traceback or random weights."""
 
 from __future__ import annotations
 

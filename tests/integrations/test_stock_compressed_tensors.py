@@ -85,8 +85,10 @@ CASES: dict[str, tuple[list[str], set[tuple[str, str | None]]]] = {
     "stochastic": (["-f", "mxfp8:stochastic(3)"], {("mxfp8_e4m3:stochastic(3)", None)}),
     "nvfp4 mse": (["-f", "nvfp4:mse"], {(format_name(parse_format("nvfp4:mse")), None)}),
     "mixed": (
-        ["-f", "mxfp4", "-a", "mxfp4", "--rule", "*.down_proj=mxfp8/mxfp8", "--rule", "o_proj=nvfp4/none"]
-        + ["--rule", "layers.0.self_attn.q_proj=none"],
+        [
+            *("-f", "mxfp4", "-a", "mxfp4", "--rule", "*.down_proj=mxfp8/mxfp8", "--rule", "o_proj=nvfp4/none"),
+            *("--rule", "layers.0.self_attn.q_proj=none"),
+        ],
         {("mxfp4", "mxfp4:even"), ("mxfp8_e4m3", "mxfp8_e4m3:even(1)"), ("nvfp4", None)},
     ),
     "one exclusion": (["-f", "mxfp4", "--exclude", "model.layers.0.*"], {("mxfp4", None)}),
@@ -125,6 +127,23 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     written = succeed("quantize", source, "-f", "mxfp4", "-a", "mxfp8", *include, "-o", tmp_path / "out", "--json").json
     assert written["layout"] == "compressed-tensors"
     assert_equal_in_both(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_poisoned_block_is_nan_in_both(name: str, value: float, original: Path, tmp_path: Path) -> None:
+    source, layer = tmp_path / "source", "model.layers.1.mlp.down_proj"
+    shutil.copytree(original, source)
+    weight = read_tensors(source)[f"{layer}.weight"]
+    weight[3, 40] = value
+    edit_tensors(source, **{f"{layer}.weight": weight})
+    succeed("quantize", source, "-f", name, "--nan", "poison", "-o", tmp_path / "out")
+    ours, theirs = microscale.load(tmp_path / "out"), stock(tmp_path / "out")
+    logits(theirs)
+    found, expected = ours.get_submodule(layer).weight, theirs.get_submodule(layer).weight
+    assert 0 < int(torch.isnan(expected).sum()) <= 32
+    assert torch.equal(torch.isnan(found), torch.isnan(expected))
+    assert torch.equal(found.nan_to_num(9.0), expected.nan_to_num(9.0))
 
 
 def test_no_warning_of_the_stock_library(

@@ -92,9 +92,10 @@ class CheckpointReader:
                 )
             return [self.path / WEIGHTS_NAME] if self.path / WEIGHTS_NAME in files else files
         weight_map = read_json(index_path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        found = cast("dict[str, Any]", weight_map) if isinstance(weight_map, dict) else {}
+        if not found or not all(isinstance(name, str) for name in found.values()):
             raise CheckpointError(f"{index_path} has no weight_map that names the shards; the checkpoint is damaged")
-        names = sorted({str(name) for name in cast("dict[str, Any]", weight_map).values()})
+        names = sorted(set(cast("dict[str, str]", found).values()))
         for name in names:
             if Path(name).name != name:
                 raise CheckpointError(f"{index_path} points outside the checkpoint: {name!r}")

@@ -62,7 +62,7 @@ def check_local(path: str | Path) -> Path | None:
         CheckpointError: damaged files.
     """
     local = Path(path)
-    if local.is_dir():
+    if local.is_dir() and str(path):
         if any(local.glob("*.safetensors*")) or not any(local.glob("*.bin")):
             CheckpointReader(local)
         else:
@@ -80,7 +80,7 @@ def check_not_missing(path: str | Path) -> None:
     """
     local = Path(path)
     looks_local = local.exists() or str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1
-    if not local.is_dir() and (looks_local or not str(path)):
+    if not str(path) or (looks_local and not local.is_dir()):
         raise CheckpointNotFoundError(
             f"{path} is not a model directory; give a directory with config.json, or a hub name"
         )
@@ -110,6 +110,13 @@ def _from_pretrained(path: str | Path | None, **options: Any) -> Any:
         raise ModelError(
             f"{path or 'the checkpoint'} lacks {len(missing)} tensor(s) of the model, e.g. {missing[0]!r};"
             " they would be random numbers. The checkpoint is incomplete or of another architecture"
+        )
+    unused = sorted(str(name) for name in info.get("unexpected_keys", ()))
+    if unused:
+        warnings.warn(
+            f"{path or 'the checkpoint'} holds {len(unused)} tensor(s) that the model has no place for, e.g."
+            f" {unused[0]!r}; they were left out",
+            stacklevel=4,
         )
     return model.eval()
 

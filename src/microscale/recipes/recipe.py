@@ -143,7 +143,7 @@ def parse_rule(text: str) -> Rule:
     pieces = right.split("/")
     problem: FormatError | None = None
     for cut in range(len(pieces), 0, -1):
-        weights, activations = "/".join(pieces[:cut]), "/".join(pieces[cut:]) or None
+        weights, activations = "/".join(pieces[:cut]), "/".join(pieces[cut:]) if cut < len(pieces) else None
         try:
             parse_weights(weights)
             parse_inputs(activations)
@@ -170,6 +170,8 @@ def load_recipe(path: str | Path) -> Recipe:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {file} is not valid YAML: {error}") from None
+    for line, problem in _key_problems(node):
+        raise RecipeError(f"recipe {file}, line {line}: {problem}")
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {file}, line 1: a recipe is a mapping that begins with 'format: NAME'")
     try:
@@ -177,8 +179,30 @@ def load_recipe(path: str | Path) -> Recipe:
     except ValidationError as error:
         line = _line_of(node, error.errors()[0]["loc"])
         raise RecipeError(f"recipe {file}, line {line}: {_first_problem(error)}") from None
-    except TypeError as error:
-        raise RecipeError(f"recipe {file}: {error}; the keys of a recipe are words") from None
+
+
+def _key_problems(root: Any) -> list[tuple[int, str]]:
+    """Return (line, problem) of every key that is no word or stands twice in its mapping, which YAML would let pass."""
+    problems: list[tuple[int, str]] = []
+    queue, visited = [root], set[int]()
+    while queue:
+        node = queue.pop(0)
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            queue.extend(cast("list[Any]", node.value))
+        elif isinstance(node, yaml.MappingNode):
+            words: set[str] = set()
+            for key, value in cast("list[tuple[Any, Any]]", node.value):
+                line = int(key.start_mark.line) + 1
+                if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                    problems.append((line, "a key of a recipe is a word"))
+                elif key.value in words:
+                    problems.append((line, f"{key.value!r} stands here twice"))
+                words.add(str(key.value))
+                queue.append(value)
+    return sorted(problems)
 
 
 def _first_problem(error: ValidationError) -> str:

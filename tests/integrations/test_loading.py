@@ -1,0 +1,107 @@
+"""Loading: hub names, other kinds of files, warnings, and silence."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import microscale
+from microscale.errors import CheckpointNotFoundError, DtypeError, ModelError, ShapeError
+from microscale.integrations.loading import check_local, check_window, parse_dtype, stored_dtype
+from small_models import edit_config, logits, same_bits, save_random_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("models") / "model")
+
+
+def test_an_unquantized_model_is_what_transformers_loads(source: Path) -> None:
+    expected = transformers.AutoModelForCausalLM.from_pretrained(source)
+    assert same_bits(logits(microscale.load(source)), logits(expected))
+
+
+def test_older_weight_files_load_too(source: Path, tmp_path: Path) -> None:
+    """pytorch_model.bin is read through transformers, and can be quantized."""
+    model = microscale.load(source)
+    shutil.copytree(source, tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    assert same_bits(logits(microscale.load(tmp_path / "old")), logits(model))
+    assert same_bits(
+        logits(microscale.quantize(tmp_path / "old", "mxfp4")), logits(microscale.quantize(source, "mxfp4"))
+    )
+
+
+def test_what_may_be_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network a hub name cannot be found; the message says what was tried."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("nobody/no-such-model", "no-such-model"):
+        assert check_local(name) is None
+        with pytest.raises(ModelError, match=name):
+            microscale.load(name)
+    for path in ("", "a/b/c", "./a", "~/a", "/a"):
+        with pytest.raises(CheckpointNotFoundError, match="not a model directory"):
+            check_local(path)
+        with pytest.raises(CheckpointNotFoundError):
+            microscale.load_tokenizer(path)
+
+
+def test_loading_is_quiet(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = microscale.load_tokenizer(source)
+    microscale.save(microscale.quantize(source, "mxfp4_plus"), tmp_path / "out", tokenizer=tokenizer)
+    microscale.save(microscale.quantize(source, "mxfp4"), tmp_path / "theirs", tokenizer=tokenizer)
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in (source, tmp_path / "out", tmp_path / "theirs"):
+            microscale.load(path)
+            microscale.load_tokenizer(path)
+    output = capfd.readouterr()
+    assert output.out == "" and output.err == "" and caplog.text == ""
+
+
+def test_loading_leaves_the_settings_of_transformers_alone(source: Path) -> None:
+    logging = transformers.utils.logging
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    for verbosity in (logging.INFO, logging.ERROR):
+        logging.set_verbosity(verbosity)
+        microscale.load(source)
+        with pytest.raises(ModelError):
+            microscale.load("nobody/no-such-model")
+        assert logging.get_verbosity() == verbosity
+    logging.set_verbosity(before[0])
+    assert logging.is_progress_bar_enabled() == before[1]
+
+
+def test_weights_that_the_config_has_no_place_for_are_told(source: Path, tmp_path: Path) -> None:
+    """A config with fewer layers than the file would silently be a smaller model."""
+    shutil.copytree(source, tmp_path / "copy")
+    edit_config(tmp_path / "copy", num_hidden_layers=1)
+    with pytest.warns(UserWarning, match=r"model\.layers\.1\."):
+        microscale.load(tmp_path / "copy")
+
+
+def test_words_for_dtypes(source: Path) -> None:
+    assert [parse_dtype(word) for word in ("float32", "bfloat16", "float16")] == [
+        *(torch.float32, torch.bfloat16, torch.float16)
+    ]
+    with pytest.raises(DtypeError, match="possible: float32, bfloat16, float16"):
+        parse_dtype("float64")
+    assert stored_dtype(source) == torch.bfloat16
+    with pytest.raises(ModelError, match="no config"):
+        stored_dtype(source / "absent")
+
+
+def test_windows_longer_than_the_model(source: Path) -> None:
+    model = microscale.load(source)
+    check_window(model, 128)
+    with pytest.raises(ShapeError, match="longer than the 128 positions"):
+        check_window(model, 129)

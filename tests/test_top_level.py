@@ -1,0 +1,98 @@
+"""`import microscale`: the functions of a user, and what they promise."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import microscale
+from microscale import errors
+from microscale.nn import PackedModule
+from small_models import LLAMA_6M, logits, read_config, same_bits, save_random_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("models") / "model")
+
+
+def test_everything_that_is_promised_is_there() -> None:
+    for name in microscale.__all__:
+        assert getattr(microscale, name) is not None
+    for function in (microscale.quantize, microscale.load, microscale.save, microscale.load_tokenizer):
+        assert "Raises:" in (inspect.getdoc(function) or "")
+    assert microscale.__version__.count(".") == 2
+
+
+def test_tensors() -> None:
+    values = torch.tensor([[1.0, 2.5, -0.3, 6.0]])
+    packed = microscale.quantize_tensor(values, "mxfp4")
+    assert isinstance(packed, microscale.QuantizedTensor)
+    assert microscale.dequantize_tensor(packed).tolist() == [[1.0, 2.0, -0.5, 6.0]]
+    assert microscale.fake_quantize(values, "mxfp4").tolist() == [[1.0, 2.0, -0.5, 6.0]]
+    assert microscale.format_name(microscale.parse_format("e2m1/32:e8m0:floor")) == "mxfp4"
+    assert packed.format == microscale.NAMED_FORMATS["mxfp4"].format
+
+
+def test_a_model_in_memory_or_by_path(source: Path) -> None:
+    """A model is changed in place and returned; a path loads it first."""
+    model = microscale.load(source)
+    assert microscale.quantize(model, "mxfp4") is model
+    assert any(isinstance(module, PackedModule) for module in model.modules())
+    for place in (source, str(source)):
+        assert same_bits(logits(microscale.quantize(place, "mxfp4")), logits(model))
+
+
+def test_a_quantized_model_in_memory_can_be_saved_by_transformers(source: Path, tmp_path: Path) -> None:
+    model = microscale.quantize(source, "mxfp4", activations="mxfp8")
+    model.save_pretrained(tmp_path / "theirs")
+    microscale.save(model, tmp_path / "ours", layout="microscale")
+    for place in ("theirs", "ours"):
+        assert same_bits(logits(microscale.load(tmp_path / place)), logits(model))
+    assert read_config(tmp_path / "theirs") == read_config(tmp_path / "ours")
+
+
+def test_progress(source: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    microscale.quantize(source, "mxfp4", progress=lambda done, total, name: seen.append((done, total)))
+    assert seen == [(done, 14) for done in range(15)]
+
+
+def test_load_and_its_dtype(source: Path) -> None:
+    assert microscale.load(source).dtype == torch.bfloat16
+    assert microscale.load(str(source), dtype=torch.float32).dtype == torch.float32
+    assert not microscale.load(source).training
+    assert microscale.load_tokenizer(LLAMA_6M)("The sea")["input_ids"]
+
+
+def test_save_says_which_layout_it_wrote(source: Path, tmp_path: Path) -> None:
+    model = microscale.quantize(source, "mxfp4")
+    assert microscale.save(model, tmp_path / "a") == "compressed-tensors"
+    assert microscale.save(model, str(tmp_path / "b"), layout="microscale") == "microscale"
+    assert microscale.save(model, tmp_path / "a", layout="quark", overwrite=True) == "quark"
+    with pytest.raises(errors.LayoutError, match="unknown layout 'gguf'"):
+        microscale.save(model, tmp_path / "c", layout="gguf")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_model_is_the_same_after_it_was_saved(source: Path, tmp_path: Path) -> None:
+    model = microscale.quantize(source, "mxfp4", activations="mxfp8", layout="auto")
+    before, config = logits(model), model.config.to_dict()
+    for layout in ("auto", "microscale"):
+        microscale.save(model, tmp_path / layout, layout=layout)
+    assert same_bits(logits(model), before)
+    assert model.config.to_dict() == config
+
+
+def test_every_error_is_a_microscale_error() -> None:
+    classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+    assert all(issubclass(value, errors.MicroscaleError) for value in classes) and len(classes) > 12
+    assert issubclass(errors.CheckpointNotFoundError, FileNotFoundError)
+    assert issubclass(errors.CheckpointWriteError, OSError)
+    for value in (errors.FormatError, errors.RecipeError, errors.LayoutError, errors.TextError, errors.ShapeError):
+        assert issubclass(value, ValueError)
+    error = errors.DependencyError("jinja2", "report", "The page")
+    assert str(error) == "The page needs jinja2, which is not installed; run: pip install 'microscale[report]'"
