@@ -12,7 +12,7 @@ import pytest
 
 import microscale
 from command_line import fail, microscale_command, succeed
-from microscale.cli.output import print_json
+from microscale.cli.output import console, print_json
 from microscale.formats import NAMED_FORMATS
 from small_models import REPO_ROOT, save_random_model
 
@@ -43,7 +43,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 
 
 def test_formats_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(console, "width", 250)
     rows = succeed("formats", "--json").json
     assert [row["name"] for row in rows] == list(NAMED_FORMATS)
     answer = "".join(succeed("formats").stdout.split())

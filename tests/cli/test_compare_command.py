@@ -9,6 +9,7 @@ import pytest
 
 from command_line import fail, microscale_command, succeed
 from microscale.cli.compare_command import split_formats
+from microscale.cli.output import console
 from microscale.errors import FormatError
 from small_models import read_tensors, save_random_model
 
@@ -58,8 +59,9 @@ def test_the_json_contract(model: Path, text: Path, tmp_path: Path) -> None:
     assert rows[1]["perplexity"] != rows[2]["perplexity"] != rows[0]["perplexity"]
 
 
-def test_the_table_and_the_page(model: Path, text: Path, tmp_path: Path) -> None:
+def test_the_table_and_the_page(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jinja2")
+    monkeypatch.setattr(console, "width", 120)
     page = tmp_path / "deep" / "page.html"
     outcome = succeed(*("compare", model, "--formats", "mxfp8,nvfp4", "--text", text, "--window", "32", "--html", page))
     for word in ("bfloat16", "mxfp8", "nvfp4", "8.25", "4.5", "w+a"):

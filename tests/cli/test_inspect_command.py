@@ -9,6 +9,7 @@ import pytest
 
 from command_line import fail, succeed
 from microscale.cli.inspect_command import group_layers
+from microscale.cli.output import console
 from microscale.planning import LayerFacts
 from small_models import LLAMA_6M, read_tensors, save_random_model
 
@@ -47,7 +48,7 @@ def test_the_json_answer(checkpoint: Path) -> None:
 
 
 def test_the_text_answer(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     answer = succeed("inspect", checkpoint).stdout
     assert "12 layers in mxfp4_plus: scale rule floor, rounding nearest_even" in answer
     assert "3 layers in mxfp8_e4m3: scale rule rceil" in answer
@@ -56,7 +57,7 @@ def test_the_text_answer(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unquantized_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     found = succeed("inspect", LLAMA_6M, "--json").json
     assert (found["layout"], found["layers"], found["bits_per_weight"]) == ("none", [], 16)
     assert found["bytes"] + 8 < (LLAMA_6M / "model.safetensors").stat().st_size < found["bytes"] + 20_000
