@@ -8,7 +8,7 @@ from typing import Any
 
 import typer.testing
 
-from microscale.cli import app
+from microscale.cli.app import app
 
 RUNNER = typer.testing.CliRunner()
 

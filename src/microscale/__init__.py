@@ -10,20 +10,20 @@ Whole models: :func:`quantize`, :func:`save`, :func:`load`. Formats: :mod:`micro
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
-from microscale.kernels import dequantize as dequantize_tensor
-from microscale.kernels import fake_quantize
-from microscale.kernels import quantize as quantize_tensor
-from microscale.tensor import QuantizedTensor
-
 if TYPE_CHECKING:
+    import torch
+
+    from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
+    from microscale.kernels import dequantize as dequantize_tensor
+    from microscale.kernels import fake_quantize
+    from microscale.kernels import quantize as quantize_tensor
     from microscale.recipes import Recipe
+    from microscale.tensor import QuantizedTensor
 
 __version__ = "0.1.0"
 
@@ -42,6 +42,28 @@ __all__ = [
     "quantize_tensor",
     "save",
 ]
+
+
+_LAZY = {
+    "NAMED_FORMATS": ("microscale.formats", "NAMED_FORMATS"),
+    "Format": ("microscale.formats", "Format"),
+    "format_name": ("microscale.formats", "format_name"),
+    "parse_format": ("microscale.formats", "parse_format"),
+    "dequantize_tensor": ("microscale.kernels", "dequantize"),
+    "fake_quantize": ("microscale.kernels", "fake_quantize"),
+    "quantize_tensor": ("microscale.kernels", "quantize"),
+    "QuantizedTensor": ("microscale.tensor", "QuantizedTensor"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first used, so that the command line starts at once."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'microscale' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
 
 
 def quantize(

@@ -95,7 +95,9 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
     if not entries:
         return
     if not overwrite:
-        raise CheckpointWriteError(f"{path} exists already; choose another place or say --overwrite")
+        raise CheckpointWriteError(
+            f"{path} exists already; choose another place, or say --overwrite (overwrite=True in Python)"
+        )
     if "config.json" not in entries:
         raise CheckpointWriteError(f"{path} holds no model (no config.json), so it is not overwritten")
 

@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from microscale import __version__
-from microscale.cli.compare_command import compare
-from microscale.cli.eval_command import evaluate
-from microscale.cli.formats_command import formats
-from microscale.cli.generate_command import generate
-from microscale.cli.inspect_command import inspect
-from microscale.cli.output import console
-from microscale.cli.quantize_command import quantize
-
-app = typer.Typer(
-    name="microscale",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("formats")(formats)
-app.command("quantize")(quantize)
-app.command("inspect")(inspect)
-app.command("eval")(evaluate)
-app.command("generate")(generate)
-app.command("compare")(compare)
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        console.print(f"microscale {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Language models in microscaling (MX) formats: quantize, compare, inspect, score, generate.
-
-    Start with: `microscale quantize MODEL --format mxfp4 -o OUT`
-    """
-    del version
+import sys
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; an interrupt while libraries are still being imported is one line, too."""
+    try:
+        from microscale.cli.app import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing half-written was left\n")
+        sys.exit(130)

@@ -18,7 +18,6 @@ from microscale.cli.output import JsonOption, SeedOption, command, console, prin
 from microscale.errors import FormatError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
 from microscale.formats import parse_format
-from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 from microscale.planning import ComparisonResult, Step, compare_formats
 from microscale.report import ComparisonRow, comparison_html, size_text
 
@@ -44,6 +43,8 @@ def compare(
     Example: `microscale compare MODEL --formats mxfp8,mxfp4,nvfp4 --text book.txt --tokens 17391`
     """
     del seed
+    from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
+
     chosen = split_formats(formats)
     content = read_text(text)
     tokenizer = load_tokenizer(model)
@@ -68,6 +69,7 @@ def compare(
         print_json([_as_dict(row) for row in rows])
         return
     console.print(comparison_table(rows))
+    console.print("activations are rounded by each format's own rule; `quantize` says where a file layout has another")
     if html is not None:
         console.print(f"wrote {html}", markup=False)
 
@@ -98,7 +100,7 @@ def comparison_table(rows: list[ComparisonResult]) -> Table:
     """Return the table of a comparison for the terminal: one line for each format, both modes side by side."""
     table = Table(title="Perplexity (w: weights quantized, w+a: weights and activations)", title_justify="left")
     table.add_column("format", overflow="fold")
-    for title in ("bits", "model", "w", "+", "w+a", "+"):
+    for title in ("bits", "model", "w", "Δ w", "w+a", "Δ w+a"):
         table.add_column(title, justify="right", no_wrap=True)
     base = rows[0]
     table.add_row(base.format, f"{base.bits_per_weight:.2f}", size_text(base.num_bytes), f"{base.perplexity:.3f}")

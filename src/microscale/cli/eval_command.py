@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
 from microscale.errors import TextError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW, make_windows, perplexity
-from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of, parse_dtype
 from microscale.nn import cached_weights
 
 TextOption = Annotated[Path, typer.Option("--text", help="UTF-8 text file to score.")]
-TokensOption = Annotated[int | None, typer.Option("--tokens", help="Use only the first N text tokens.")]
+TokensOption = Annotated[
+    int | None, typer.Option("--tokens", help="Use only the first N text tokens (the text must have as many).")
+]
 WindowOption = Annotated[int, typer.Option("--window", help="Tokens in a window, BOS included.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows in one forward call.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Float type of the computation.")]
@@ -29,8 +31,10 @@ def read_text(path: Path) -> str:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"text {path} cannot be read: {error}; give a UTF-8 text file") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"text {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    except OSError as error:
+        raise TextError(f"text {path} cannot be read: {error.strerror}") from None
     if not text.strip():
         raise TextError(f"text {path} is empty; give a text to score")
     return text
@@ -58,6 +62,8 @@ def evaluate(
     Example: `microscale eval OUT --text book.txt --tokens 17391 --window 1024`
     """
     del seed
+    from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of, parse_dtype
+
     content = read_text(text)
     compute_dtype = parse_dtype(dtype)
     tokenizer = load_tokenizer(path)
@@ -83,6 +89,8 @@ def evaluate(
         )
         return
     console.print(
-        f"perplexity {result.perplexity:.4f} over {result.tokens} tokens in {result.windows} windows of {window}"
-        f" ({dtype}, {result.seconds:.1f} s)"
+        f"perplexity {result.perplexity:.4f} over {result.tokens} tokens in {result.windows} window(s)"
+        f" of up to {window} ({dtype}, {result.seconds:.1f} s)"
     )
+    if not math.isfinite(result.perplexity):
+        console.print("note: the model's losses are not finite; its weights hold NaN or Inf, or overflow")

@@ -6,11 +6,12 @@ import dataclasses
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
+from microscale.cli.output import Column, JsonOption, SeedOption, command, console, print_json, print_table
 from microscale.formats import ALIASES, format_name, parse_format, spec_text
 from microscale.report import explain_format, formats_table_rows, value_grid_text
+
+_DROP = {"summary": 4, "title": 5, "block": 1, "scale": 2}
 
 
 @command
@@ -35,13 +36,9 @@ def _list_formats(as_json: bool) -> None:
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
         return
-    table = Table(title="Named formats", title_justify="left")
-    titles = [field.name for field in dataclasses.fields(rows[0])]
-    for title in titles:
-        table.add_column(title.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(str(getattr(row, title)) for title in titles))
-    console.print(table)
+    fields = [field.name for field in dataclasses.fields(rows[0])]
+    columns = [Column(title=name.replace("_", " "), drop=_DROP.get(name, 0)) for name in fields]
+    print_table("Named formats", columns, [[str(getattr(row, name)) for name in fields] for row in rows])
     console.print(f"aliases: {', '.join(f'{alias} = {name}' for alias, name in ALIASES.items())}")
     console.print("any other: ELEMENT/BLOCK:SCALE[:OPTION…], see docs/formats.md; one in full: microscale formats NAME")
 

@@ -10,8 +10,6 @@ import typer
 
 from microscale.cli.eval_command import DtypeOption
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
-from microscale.integrations.generation import generate_text
-from microscale.integrations.loading import load_model, load_tokenizer, parse_dtype
 from microscale.nn import cached_weights
 
 
@@ -32,15 +30,19 @@ def generate(
 
     Example: `microscale generate OUT "The sea was" -n 40`
     """
+    from microscale.integrations.generation import generate_text
+    from microscale.integrations.loading import load_model, load_tokenizer, parse_dtype
+
     tokenizer = load_tokenizer(path)
     model = load_model(path, dtype=parse_dtype(dtype))
 
+    pending = [prompt]  # printed with the first piece, so that an error stands alone
+
     def show(piece: str) -> None:
         if not as_json:
-            sys.stdout.write(piece)
+            sys.stdout.write((pending.pop() if pending else "") + piece)
             sys.stdout.flush()
 
-    show(prompt)
     started = time.perf_counter()
     with cached_weights(model):
         text, num_tokens = generate_text(

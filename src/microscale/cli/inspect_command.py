@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
+from microscale.cli.output import Column, JsonOption, SeedOption, command, console, print_json, print_table
 from microscale.formats import parse_format
 from microscale.formats.block import BlockFormat
 from microscale.planning import Inspection, LayerFacts, inspect_checkpoint
 from microscale.report import size_text
+
+_COLUMNS = (
+    Column(title="layer"),
+    Column(title="count", is_number=True, drop=3),
+    Column(title="shape", drop=2),
+    Column(title="format"),
+    Column(title="activations"),
+    Column(title="method", drop=4),
+    Column(title="bits", is_number=True),
+    Column(title="size", is_number=True, drop=1),
+)
 
 
 @command
@@ -36,13 +45,9 @@ def inspect(
     if as_json:
         print_json(_as_dict(found))
         return
-    table = Table(title=Text(f"{path}: layout {found.layout}"), title_justify="left")
-    for title in ("layer", "count", "shape", "format", "activations", "method", "bits", "size"):
-        table.add_column(title, overflow="fold")
     shown = found.quantized if found.quantized and not show_all else (*found.quantized, *found.others)
-    for name, layers in group_layers(shown).items():
-        table.add_row(*_cells(name, layers))
-    console.print(table)
+    rows = [_cells(name, layers) for name, layers in group_layers(shown).items()]
+    print_table(f"{path}: layout {found.layout}", _COLUMNS, rows)
     for name, count in Counter(layer.format for layer in found.quantized).items():
         console.print(f"{count} layers in {name}{_rule_text(name)}", markup=False)
     others = sum(layer.num_bytes for layer in found.others)
@@ -62,15 +67,23 @@ def group_layers(layers: Sequence[LayerFacts]) -> dict[str, list[LayerFacts]]:
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", layer.name)
         key = (pattern, layer.shape, layer.format, layer.activations, layer.method, layer.num_bytes)
         groups.setdefault(key, []).append(layer)
-    return {_group_name(members): members for members in groups.values()}
+    return {_group_name([layer.name for layer in members]): members for members in groups.values()}
 
 
-def _group_name(members: Sequence[LayerFacts]) -> str:
-    if len(members) == 1:
-        return members[0].name
-    pieces = [re.findall(r"(?<=\.)\d+(?=\.|$)", member.name) for member in members]
+def group_names(names: Sequence[str]) -> list[str]:
+    """Return short names for layers that differ only by the numbers in their names."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name), []).append(name)
+    return [_group_name(members) for members in groups.values()]
+
+
+def _group_name(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    pieces = [re.findall(r"(?<=\.)\d+(?=\.|$)", name) for name in names]
     places = iter(sorted({int(piece[position]) for piece in pieces}) for position in range(len(pieces[0])))
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda _: _ranges(next(places)), members[0].name)
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda _: _ranges(next(places)), names[0])
 
 
 def _ranges(numbers: Sequence[int]) -> str:

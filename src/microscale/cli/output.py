@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from microscale.errors import MicroscaleError
 
@@ -49,7 +52,7 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         seed = kwargs.get("seed")
         if isinstance(seed, int):
-            torch.manual_seed(seed)
+            importlib.import_module("torch").manual_seed(seed)
         try:
             return function(*args, **kwargs)
         except MicroscaleError as error:
@@ -64,6 +67,37 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of a table: ``drop`` says how early it goes where the terminal is narrow (0: never)."""
+
+    title: str
+    is_number: bool = False
+    drop: int = 0
+
+
+def print_table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without breaking a cell; a narrow terminal gets fewer columns, a file or pipe gets all."""
+    kept = list(range(len(columns)))
+
+    def width() -> int:
+        cells = (max(len(row[place]) for row in (*rows, [column.title for column in columns])) for place in kept)
+        return sum(cells) + 3 * len(kept) + 1
+
+    while console.is_terminal and width() > console.width and any(columns[place].drop for place in kept):
+        kept.remove(max(kept, key=lambda place: columns[place].drop))
+    table = Table(title=Text(title), title_justify="left")
+    for place in kept:
+        justify = "right" if columns[place].is_number else "left"
+        table.add_column(Text(columns[place].title), justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(row[place]) for place in kept))
+    Console(width=max(width(), len(title)), highlight=False, file=console.file).print(table)
+    if len(kept) < len(columns):
+        hidden = ", ".join(column.title for place, column in enumerate(columns) if place not in kept)
+        console.print(f"(a wider terminal also shows: {hidden})", style="dim")
+
+
 @contextlib.contextmanager
 def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None, None]:
     """Show a bar with the time left on standard error; yields a function of (done, total, label)."""
@@ -76,7 +110,7 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None,
         TimeRemainingColumn(),
         TextColumn("{task.fields[label]}", style="dim"),
     )
-    with Progress(*columns, console=error_console, transient=True) as progress:
+    with Progress(*columns, console=error_console, transient=True, disable=not error_console.is_terminal) as progress:
         task = progress.add_task(title, total=None, label="")
 
         def advance(done: int, total: int, label: str) -> None:

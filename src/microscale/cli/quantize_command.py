@@ -11,11 +11,10 @@ import typer
 
 from microscale import __version__
 from microscale.checkpoint import check_target
+from microscale.cli.inspect_command import group_names
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
-from microscale.errors import ModelError, RecipeError
+from microscale.errors import CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import format_name
-from microscale.integrations.loading import load_original, load_tokenizer
-from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
 from microscale.planning import Inspection, inspect_checkpoint
 from microscale.recipes import QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule, quantize_model
 from microscale.report import size_text
@@ -32,7 +31,9 @@ def quantize(
     include: Annotated[
         list[str] | None, typer.Option("--include", help="Glob of layers left out by default (lm_head, embeddings).")
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Glob of layers to leave alone.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Glob of layers to leave alone (a --rule wins over it).")
+    ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option("--rule", help="GLOB=WEIGHTS[/ACTIVATIONS] for some layers; later ones win; 'none' leaves alone."),
@@ -53,6 +54,9 @@ def quantize(
     Examples: `microscale quantize MODEL -f mxfp4 -o OUT`,
     `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`
     """
+    from microscale.integrations.loading import load_original
+    from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
+
     del seed
     started = time.perf_counter()
     flags = {
@@ -65,6 +69,7 @@ def quantize(
         "nan": nan,
     }
     chosen = _recipe(recipe, flags, layout)
+    _refuse_source(model, output)
     check_target(output, overwrite=overwrite)
     check_shard_size(max_shard_size)
     original: Any = load_original(model)
@@ -101,7 +106,20 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
     return make_recipe(**given, layout=layout or "auto")
 
 
+def _refuse_source(model: str, output: Path) -> None:
+    """Refuse to write over the model that is being read.
+
+    Raises:
+        CheckpointWriteError: the output is the model's directory, or holds it.
+    """
+    source, target = Path(model).resolve(), output.resolve()
+    if source.exists() and (target == source or target in source.parents):
+        raise CheckpointWriteError(f"{output} is (or holds) the model that is read; choose another place with -o")
+
+
 def _tokenizer(model: str, notes: list[str]) -> Any:
+    from microscale.integrations.loading import load_tokenizer
+
     try:
         return load_tokenizer(model)
     except ModelError:
@@ -158,7 +176,7 @@ def _tell(
         inputs = "not quantized" if acts == "None" else acts
         console.print(f"{count} layers: weights {weights}, activations {inputs}", markup=False)
     if report.plan.unquantized:
-        console.print(f"left alone: {', '.join(report.plan.unquantized[:6])}", markup=False)
+        console.print(f"left alone: {', '.join(group_names(report.plan.unquantized))}", markup=False, soft_wrap=True)
     console.print(
         f"{report.bits_per_weight:.3f} bits per quantized weight;"
         f" {inspection.bits_per_weight:.3f} over the whole model, {size_text(inspection.num_bytes)}"

@@ -93,7 +93,7 @@ def perplexity(
         done += group.shape[0]
         progress(done, len(windows))
     mean = total_loss / total_tokens
-    value = math.exp(mean) if mean < 700 else math.inf
+    value = math.inf if mean >= 700 else math.exp(mean)  # NaN stays NaN
     return PerplexityResult(
         perplexity=value, tokens=total_tokens, seconds=time.perf_counter() - started, windows=len(windows)
     )

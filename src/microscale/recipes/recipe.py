@@ -7,7 +7,7 @@
     method: rtn
     include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings)
     exclude: ["*.down_proj"]    # leave these alone
-    rules:                      # later rules win over earlier ones and over the lines above
+    rules:                      # win over the lines above, later ones over earlier ones
       - match: "*.o_proj"
         weights: mxfp8          # or none
         activations: none
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from microscale.algorithms import METHODS
 from microscale.errors import FormatError, RecipeError
@@ -73,6 +73,15 @@ class Rule(BaseModel):
     def _activations_parse(cls, word: str | None) -> str | None:
         parse_inputs(word)
         return word
+
+    @model_validator(mode="after")
+    def _none_is_all(self) -> Rule:
+        if self.weights == NONE and self.activations not in (None, NONE):
+            raise ValueError(
+                f"rule for {self.match!r} quantizes activations ({self.activations}) of layers whose weights it leaves"
+                " alone; activations are rounded only where weights are quantized, e.g. in bf16/32:e8m0"
+            )
+        return self
 
 
 class Recipe(BaseModel):
@@ -150,7 +159,10 @@ def parse_rule(text: str) -> Rule:
         except FormatError as error:
             problem = problem or error
             continue
-        return Rule(match=pattern, weights=weights, activations=activations)
+        try:
+            return Rule(match=pattern, weights=weights, activations=activations)
+        except ValidationError as error:
+            raise RecipeError(_first_problem(error)) from None
     raise RecipeError(f"rule {text!r}: the right side must be WEIGHTS or WEIGHTS/ACTIVATIONS\n{problem}")
 
 
@@ -213,7 +225,9 @@ def _first_problem(error: ValidationError) -> str:
         message = (
             f"unknown key; possible keys: {', '.join(Recipe.model_fields)} (in rules: match, weights, activations)"
         )
-    return message if message.startswith("format ") else f"{where}: {message}"
+    if first["type"] in ("literal_error", "string_type"):
+        message = f"{message}, got {first['input']!r}"
+    return message if message.startswith(("format ", "rule for ")) else f"{where}: {message}"
 
 
 def _line_of(node: Any, location: Sequence[int | str]) -> int:
