@@ -23,6 +23,7 @@ Examples: ``e3m2/32:e8m0:rceil``, ``e2m1/16:e4m3+fp32``, ``int3/64:fp16:asym``, 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -176,7 +177,9 @@ def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> F
     else:
         named = names.get(head)
         if named is None:
-            raise _Problem(head_start, f"unknown format {head!r}", _names_remedy(names))
+            close = difflib.get_close_matches(head, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise _Problem(head_start, f"unknown format {head!r}{hint}", _names_remedy(names))
         options = pieces[1:]
         if not options:
             return named

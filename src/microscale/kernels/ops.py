@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.errors import ShapeError
+from microscale.errors import DtypeError, ShapeError
 from microscale.formats import Format, parse_format
 from microscale.kernels.dispatch import Operation, Request, choose
 from microscale.layouts.row_major import NAME as ROW_MAJOR
@@ -45,6 +45,7 @@ def quantize(
     Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); docs/formats.md for all others.
     """
     record = parse_format(fmt)
+    _check_tensor(values, name)
     request = Request(
         operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
@@ -74,6 +75,7 @@ def fake_quantize(
     Special values and errors: as :func:`quantize`.
     """
     record = parse_format(fmt)
+    _check_tensor(values, name)
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
@@ -99,6 +101,11 @@ def linear(
         raise ShapeError(f"the bias of a weight {list(weight.shape)} is [{weight.rows}], got {list(bias.shape)}")
     request = _tensor_request(Operation.LINEAR, weight, inputs.dtype)
     return choose(request).implementations[Operation.LINEAR](inputs, weight, bias)
+
+
+def _check_tensor(values: object, name: str) -> None:
+    if not isinstance(values, Tensor):
+        raise DtypeError(f"{name} must be a torch tensor, got {type(values).__name__}; wrap it in torch.tensor(…)")
 
 
 def _tensor_request(operation: Operation, tensor: QuantizedTensor, dtype: torch.dtype) -> Request:
