@@ -158,7 +158,7 @@ def test_what_exists_is_refused_before_any_work(tmp_path: Path) -> None:
 
     target = old_model(tmp_path / "model")
     for call in (lambda: check_target(target), lambda: write_directory(target, never)):
-        with pytest.raises(CheckpointWriteError, match="exists already; choose another place or say --overwrite"):
+        with pytest.raises(CheckpointWriteError, match="exists already; choose another place, or say --overwrite"):
             call()
     assert content(target) == OLD
 
