@@ -70,19 +70,22 @@ def compare_formats(
     num_all = sum(parameter.numel() for parameter in model.parameters())
     width = stored_dtype.itemsize
     call = language_model(model)
-    score = perplexity(call, windows, batch=batch, progress=counter.within("unquantized", "none"))
-    counter.finish(len(windows))
-    name = str(stored_dtype).removeprefix("torch.")
-    results = [
-        ComparisonResult(
+
+    def score_row(name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
+        label = "unquantized" if mode == "none" else name
+        score = perplexity(call, windows, batch=batch, progress=counter.within(label, mode))
+        counter.finish(len(windows))
+        return ComparisonResult(
             format=name,
-            mode="none",
-            bits_per_weight=8.0 * width,
-            num_bytes=num_all * width,
+            mode=mode,
+            bits_per_weight=bits_per_weight,
+            num_bytes=num_bytes,
             perplexity=score.perplexity,
             seconds=score.seconds,
         )
-    ]
+
+    name = str(stored_dtype).removeprefix("torch.")
+    results = [score_row(name, "none", 8.0 * width, num_all * width)]
     for spec in formats:
         plan = make_plan(model, make_recipe(format=spec))
         originals = {layer.name: model.get_submodule(layer.name) for layer in plan.layers}
@@ -92,18 +95,8 @@ def compare_formats(
             with cached_weights(model):
                 for mode in MODES:
                     set_activations(model, parse_activation(spec) if mode == "w+a" else None)
-                    score = perplexity(call, windows, batch=batch, progress=counter.within(spec, mode))
-                    counter.finish(len(windows))
-                    results.append(
-                        ComparisonResult(
-                            format=spec,
-                            mode=mode,
-                            bits_per_weight=8 * num_bytes / num_weights,
-                            num_bytes=num_bytes + (num_all - num_weights) * width,
-                            perplexity=score.perplexity,
-                            seconds=score.seconds,
-                        )
-                    )
+                    whole = num_bytes + (num_all - num_weights) * width
+                    results.append(score_row(spec, mode, 8 * num_bytes / num_weights, whole))
         finally:
             for layer_name, module in originals.items():
                 replace_module(model, layer_name, module)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from microscale.formats import BlockFormat, FloatElement, IntElement, RuleKind, TensorBlock, ZeroPoint
+from microscale.formats import BlockFormat, FloatElement, IntElement, RuleKind, ZeroPoint
 from microscale.formats.codec import decode, decode_scale, encode, encode_scale, encode_scale_up
 from microscale.formats.elements import E4M3, FP16
 from microscale.formats.rules import MSE_FLOAT_STEPS
@@ -280,8 +280,3 @@ def uses_amax(fmt: BlockFormat) -> bool:
     if fmt.zero_point is not None:
         return False
     return fmt.tensor_scale is not None or fmt.rule.kind not in (RuleKind.STD, RuleKind.PERCENTILE)
-
-
-def uses_tensor_amax(fmt: BlockFormat) -> bool:
-    """Whether a given amax means the whole tensor's: a second level, or the tensor as one block."""
-    return fmt.tensor_scale is not None or isinstance(fmt.block, TensorBlock)
