@@ -24,7 +24,9 @@ help: ## list the targets
 venv: $(STAMP) ## create .venv with the pinned requirements and microscale itself
 	@echo "venv: $(VENV) is ready"
 
-$(STAMP): requirements.txt pyproject.toml
+KERNELS := CMakeLists.txt $(shell find csrc -type f)
+
+$(STAMP): requirements.txt pyproject.toml $(KERNELS)
 	@echo "venv: installing requirements.txt into $(VENV) (minutes the first time)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "microscale needs Python 3.10 or newer, but $(PYTHON) is %d.%d; name another one: make venv PYTHON=python3.11" % v[:2])'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

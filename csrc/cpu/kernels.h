@@ -1,0 +1,37 @@
+// The table of kernels that every instruction-set level fills, and how a level is chosen.
+//
+// Each source in kernels/ is compiled once for each level and defines, in namespace ms::MS_LEVEL, the functions that
+// levels.cpp collects here. Entry points take raw pointers and sizes, hold no state and check nothing: the Python
+// wrappers check shapes, dtypes, devices and contiguity before any pointer is taken.
+#pragma once
+
+#include <cstdint>
+
+namespace ms {
+
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+
+enum class Level : int32_t { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+constexpr int kNumLevels = 4;
+
+// Each group of kernels has a struct of function pointers of its own, made by one source of kernels/.
+struct LimitKernels;
+
+struct Kernels {
+  const char* name;
+  const LimitKernels* limits;
+};
+
+// The kernels of a level, or null where the level was not built or the machine lacks its instructions.
+const Kernels* kernels_of(Level level);
+// The best level of this machine.
+Level best_level();
+
+struct LimitKernels {
+  // Sum of all bytes read, in a loop that the memory bounds; `bytes` is a multiple of 256.
+  uint64_t (*read_bytes)(const void* from, int64_t bytes);
+  // `rounds` times 12 independent fused multiply-adds on full vectors; returns the flop count through `flops`.
+  float (*multiply_add)(int64_t rounds, int64_t* flops);
+};
+
+}  // namespace ms
