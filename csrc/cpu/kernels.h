@@ -16,10 +16,14 @@ constexpr int kNumLevels = 4;
 
 // Each group of kernels has a struct of function pointers of its own, made by one source of kernels/.
 struct LimitKernels;
+struct LinearKernels;
+struct ActivationKernels;
 
 struct Kernels {
   const char* name;
   const LimitKernels* limits;
+  const LinearKernels* linear;
+  const ActivationKernels* activations;
 };
 
 // The kernels of a level, or null where the level was not built or the machine lacks its instructions.

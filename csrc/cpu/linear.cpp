@@ -1,0 +1,395 @@
+// One call of linear: activations are made ready, groups of outputs are shared out over the threads, results are stored.
+#include "linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "pool.h"
+
+namespace ms {
+namespace {
+
+constexpr int64_t kRowsAtOnce = 512;     // rows of activations that are packed and multiplied together
+constexpr int64_t kGroupsAtOnce = 16;    // groups of outputs in one task of many rows
+constexpr int64_t kTaskBytes = 1 << 17;  // weights in one task of one row: enough for the prefetchers to run
+
+// Memory that a thread keeps between calls, aligned to cache lines.
+class Buffer {
+ public:
+  template <class T>
+  T* get(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
+    if (bytes > size_) {
+      memory_ = std::make_unique<char[]>(bytes + 64);
+      size_ = bytes;
+    }
+    const uintptr_t at = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
+    return reinterpret_cast<T*>(at);
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  size_t size_ = 0;
+};
+
+struct InputBuffers {
+  Buffer plain, packed, values, bytes, scale, sums, block_scale;
+};
+
+// What one input is in all the forms that the weights ask for.
+struct Ready {
+  Act f32{}, bf16{}, integer{};
+  bool has_f32 = false, has_bf16 = false, has_integer = false;
+};
+
+struct Choice {
+  LinearKernels::Row row = nullptr;
+  LinearKernels::Block block = nullptr;
+  const Act* act = nullptr;
+};
+
+void store_row(const float* from, int64_t count, const float* bias, Dtype dtype, void* to, int64_t at) {
+  if (dtype == Dtype::f32) {
+    float* out = static_cast<float*>(to) + at;
+    for (int64_t i = 0; i < count; ++i) out[i] = from[i] + (bias ? bias[i] : 0.0f);
+    return;
+  }
+  uint16_t* out = static_cast<uint16_t*>(to) + at;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = from[i] + (bias ? bias[i] : 0.0f);
+    out[i] = dtype == Dtype::bf16 ? to_bf16(value) : to_f16(value);
+  }
+}
+
+class Run {
+ public:
+  Run(const LinearCall& call, const Kernels& kernels, int threads)
+      : call_(call), linear_(*kernels.linear), prepare_(*kernels.activations), threads_(std::max(threads, 1)) {}
+
+  void rows(const char* x, int64_t count, char* out) {
+    const int64_t in_size = call_.dtype == Dtype::f32 ? 4 : 2;
+    const int64_t out_size = in_size;
+    for (int64_t first = 0; first < count; first += kRowsAtOnce) {
+      rows_ = std::min(kRowsAtOnce, count - first);
+      x_ = x + first * call_.input_stride * in_size;
+      out_ = out + first * call_.output_stride * out_size;
+      make_ready();
+      share_out();
+    }
+  }
+
+ private:
+  static InputBuffers& buffers(size_t index) {
+    thread_local std::vector<std::unique_ptr<InputBuffers>> all;
+    while (all.size() <= index) all.push_back(std::make_unique<InputBuffers>());
+    return *all[index];
+  }
+
+  void make_ready() {
+    ready_.assign(call_.inputs.size(), Ready{});
+    choices_.assign(call_.segments.size(), Choice{});
+    for (size_t i = 0; i < call_.inputs.size(); ++i) make_input_ready(i);
+    for (size_t s = 0; s < call_.segments.size(); ++s) choose(s);
+  }
+
+  // Chunks that an input is padded to: those of the weights that read it.
+  int64_t chunks_of(size_t input) const { return (call_.inputs[input].cols + kChunk - 1) / kChunk; }
+
+  void make_input_ready(size_t i) {
+    const LinearInput& input = call_.inputs[i];
+    Ready& ready = ready_[i];
+    InputBuffers& own = buffers(i);
+    const int64_t chunks = chunks_of(i), width = chunks * kChunk;
+    const float* plain = load_plain(i, own, chunks);
+    if (input.rule == ActRule::int8_blocks) {
+      quantize_int8(own, plain, chunks, ready, i);
+      return;
+    }
+    ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, 1.0f};
+    ready.has_f32 = true;
+    if (rows_ == 1) {
+      const float top = prepare_.amax(plain, width);
+      if (wants_bf16(i) && top <= 0x1p100f) pack_bf16(own, plain, chunks, top, input.terms, ready);
+      return;
+    }
+    pack_rows(own, plain, chunks, ready);
+  }
+
+  bool wants_bf16(size_t i) const {
+    for (const LinearSegment& segment : call_.segments)
+      if (segment.input == static_cast<int32_t>(i) && segment.weight->bf16_exact) return true;
+    return false;
+  }
+
+  const float* load_plain(size_t i, InputBuffers& own, int64_t chunks) {
+    const LinearInput& input = call_.inputs[i];
+    const int64_t width = chunks * kChunk;
+    if (call_.dtype == Dtype::f32 && width == input.cols && rows_ == 1)
+      return reinterpret_cast<const float*>(x_) + input.first_column;
+    float* plain = own.plain.get<float>(rows_ * width);
+    const int64_t size = call_.dtype == Dtype::f32 ? 4 : 2;
+    const auto copy = [&](int64_t row) {
+      const char* from = x_ + (row * call_.input_stride + input.first_column) * size;
+      prepare_.to_f32(from, call_.dtype, input.cols, plain + row * width);
+      std::memset(plain + row * width + input.cols, 0, 4 * (width - input.cols));
+    };
+    each_row(copy);
+    return plain;
+  }
+
+  template <class Body>
+  void each_row(const Body& body) {
+    if (rows_ < 16) {
+      for (int64_t row = 0; row < rows_; ++row) body(row);
+    } else {
+      parallel(rows_, threads_, body);
+    }
+  }
+
+  void pack_rows(InputBuffers& own, const float* plain, int64_t chunks, Ready& ready) {
+    const int32_t block = linear_.row_block_f32;
+    const int64_t blocks = (rows_ + block - 1) / block;
+    float* packed = own.packed.get<float>(blocks * block * chunks * kChunk);
+    parallel(blocks, threads_, [&](int64_t index) { prepare_.pack_f32(plain, rows_, chunks, block, index, packed); });
+    ready.f32.packed = reinterpret_cast<const uint32_t*>(packed);
+    ready.f32.row_block = block;
+  }
+
+  void pack_bf16(InputBuffers& own, const float* plain, int64_t chunks, float top, int32_t terms, Ready& ready) {
+    // The largest becomes about 2^100, so that the smallest products stay far from the end of the exponents.
+    const int exponent = top > 0 ? std::min(100 - std::ilogb(top), 100) : 0;
+    uint32_t* packed = own.values.get<uint32_t>(terms * chunks * 16);
+    prepare_.pack_bf16(plain, chunks, terms, std::ldexp(1.0f, exponent), packed);
+    ready.bf16 = {ActKind::bf16, 1, chunks, 1, terms, 0, plain, packed, nullptr, nullptr, std::ldexp(1.0f, -exponent)};
+    ready.has_bf16 = true;
+  }
+
+  void quantize_int8(InputBuffers& own, const float* plain, int64_t chunks, Ready& ready, size_t i) {
+    const int64_t width = chunks * kChunk;
+    int8_t* values = own.bytes.get<int8_t>(rows_ * width);
+    float* scale = own.block_scale.get<float>(rows_ * chunks);
+    each_row([&](int64_t row) {
+      prepare_.int8_blocks(plain + row * width, chunks, values + row * width, scale + row * chunks);
+    });
+    finish_integer(own, values, scale, chunks, 1.0f / 64.0f, ready, i);
+  }
+
+  // The integers q of value = q * step * scale[row][block of 32] in the forms that the weights ask for.
+  void finish_integer(InputBuffers& own, const int8_t* values, const float* scale, int64_t chunks, float step,
+                      Ready& ready, size_t i) {
+    const int64_t width = chunks * kChunk;
+    bool wants_integer = false, wants_f32 = false, wants_plain = false;
+    int32_t sub = 1;
+    for (const LinearSegment& segment : call_.segments) {
+      if (segment.input != static_cast<int32_t>(i)) continue;
+      const Weight& w = *segment.weight;
+      const int32_t wanted = w.block == 16 ? 2 : 1;
+      if (has_integer_kernel(w, wanted)) {
+        wants_integer = true;
+        sub = std::max(sub, wanted);
+        wants_plain = wants_plain || w.extra == Extra::low || w.extra == Extra::largest;
+      } else {
+        wants_f32 = true;
+      }
+    }
+    if (wants_integer) {
+      const int32_t block = rows_ == 1 ? 1 : linear_.row_block_integer;
+      const int64_t blocks = (rows_ + block - 1) / block;
+      uint32_t* packed = own.packed.get<uint32_t>(blocks * block * chunks * 8);
+      int32_t* sums = own.sums.get<int32_t>(blocks * block * chunks * sub);
+      float* scales = own.scale.get<float>(blocks * block * chunks * sub);
+      if (blocks * block != rows_) {  // the rows that are not there
+        std::memset(packed + (blocks - 1) * block * chunks * 8, 0, 4 * block * chunks * 8);
+        std::memset(sums + (blocks - 1) * block * chunks * sub, 0, 4 * block * chunks * sub);
+        std::memset(scales + (blocks - 1) * block * chunks * sub, 0, 4 * block * chunks * sub);
+      }
+      each_row([&](int64_t row) {
+        prepare_.pack_integer(values + row * width, chunks, sub, block, row, packed, sums);
+        for (int64_t c = 0; c < chunks; ++c)
+          for (int32_t part = 0; part < sub; ++part)
+            scales[((row / block * chunks + c) * sub + part) * block + row % block] = scale[row * chunks + c] * step;
+      });
+      float* integers = nullptr;
+      if (wants_plain) {
+        integers = own.values.get<float>(rows_ * width);
+        each_row([&](int64_t row) {
+          for (int64_t k = 0; k < width; ++k) integers[row * width + k] = values[row * width + k];
+        });
+      }
+      ready.integer = {ActKind::integer, rows_, chunks, block, 1, sub, integers, packed, scales, sums, 1.0f};
+      ready.has_integer = true;
+    }
+    if (wants_f32) {
+      float* plain = own.plain.get<float>(rows_ * width);
+      each_row([&](int64_t row) {
+        for (int64_t k = 0; k < width; ++k)
+          plain[row * width + k] = values[row * width + k] * step * scale[row * chunks + k / kChunk];
+      });
+      ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, 1.0f};
+      ready.has_f32 = true;
+      InputBuffers& other = buffers(call_.inputs.size() + i);
+      if (rows_ > 1) {
+        pack_rows(other, plain, chunks, ready);
+      } else if (wants_bf16(i)) {
+        // Integers are exact as one bfloat16 term; the blocks' scales follow the sums.
+        float* integers = other.values.get<float>(width);
+        uint32_t* packed = other.packed.get<uint32_t>(chunks * 16);
+        float* scales = other.scale.get<float>(chunks);
+        for (int64_t k = 0; k < width; ++k) integers[k] = values[k];
+        for (int64_t c = 0; c < chunks; ++c) scales[c] = scale[c] * step;
+        prepare_.pack_bf16(integers, chunks, 1, 0x1p93f, packed);
+        ready.bf16 = {ActKind::bf16, 1, chunks, 1, 1, 1, integers, packed, scales, nullptr, 0x1p-93f};
+        ready.has_bf16 = true;
+      }
+    }
+  }
+
+  bool has_integer_kernel(const Weight& w, int32_t sub) const {
+    return rows_ == 1 ? linear_.row(w, ActKind::integer, sub, 1) != nullptr
+                      : linear_.block(w, ActKind::integer, sub) != nullptr;
+  }
+
+  void choose(size_t s) {
+    const LinearSegment& segment = call_.segments[s];
+    const Weight& w = *segment.weight;
+    const Ready& ready = ready_[segment.input];
+    Choice& choice = choices_[s];
+    const int32_t own_sub = w.block == 16 ? 2 : 1;
+    const auto take = [&](const Act& act) {
+      const int32_t sub = std::max(own_sub, act.sub);
+      if (rows_ == 1)
+        choice.row = linear_.row(w, act.kind, sub, act.parts);
+      else
+        choice.block = linear_.block(w, act.kind, sub);
+      choice.act = &act;
+      return choice.row != nullptr || choice.block != nullptr;
+    };
+    if (ready.has_integer && take(ready.integer)) return;
+    if (ready.has_bf16 && take(ready.bf16)) return;
+    take(ready.f32);
+  }
+
+  void share_out() {
+    const bool is_pair = call_.combine == Combine::silu_mul;
+    struct Task {
+      size_t output;
+      int64_t group, count;
+    };
+    std::vector<Task>& tasks = task_list<Task>();
+    tasks.clear();
+    for (size_t o = 0; o < (is_pair ? 1 : call_.outputs.size()); ++o) {
+      const LinearOutput& output = call_.outputs[o];
+      const int64_t groups = (output.rows + kLanes - 1) / kLanes;
+      int64_t step = kGroupsAtOnce;
+      if (rows_ == 1) {
+        const int64_t bytes = group_bytes(output);
+        step = std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(bytes, 1));
+      }
+      step = std::min(step, std::max<int64_t>((groups + threads_ * 4 - 1) / (threads_ * 4), rows_ == 1 ? 1 : 2));
+      if (rows_ > 1) step += step & 1;
+      for (int64_t g = 0; g < groups; g += step) tasks.push_back({o, g, std::min(step, groups - g)});
+    }
+    parallel(static_cast<int64_t>(tasks.size()), threads_, [&](int64_t index) {
+      const Task& task = tasks[index];
+      if (is_pair)
+        run_pair(task.group, task.count);
+      else
+        run_one(task.output, task.group, task.count);
+    });
+  }
+
+  template <class Task>
+  static std::vector<Task>& task_list() {
+    thread_local std::vector<Task> list;
+    return list;
+  }
+
+  int64_t group_bytes(const LinearOutput& output) const {
+    int64_t bytes = 0;
+    for (int32_t s = output.first; s < output.first + output.count; ++s)
+      bytes += call_.segments[s].weight->chunks * 64 * call_.segments[s].weight->bits;
+    return bytes;
+  }
+
+  static float* scratch(int which, int64_t count) {
+    thread_local Buffer own[3];
+    return own[which].get<float>(count);
+  }
+
+  // Sums of all segments for some groups: [rows][count * 16].
+  void accumulate(const LinearOutput& output, int64_t group, int64_t count, float* sums) {
+    const int64_t stride = count * kLanes;
+    std::memset(sums, 0, sizeof(float) * rows_ * stride);
+    for (int32_t s = output.first; s < output.first + output.count; ++s) {
+      const Weight& w = *call_.segments[s].weight;
+      const Choice& choice = choices_[s];
+      if (rows_ == 1) {
+        for (int64_t g = 0; g < count; ++g) choice.row(w, *choice.act, group + g, sums + g * kLanes);
+      } else {
+        choice.block(w, *choice.act, group, count, sums, stride, scratch(2, kScratchFloats));
+      }
+      if (w.sparse_offsets != nullptr) add_sparse(w, *choice.act, group, count, sums, stride);
+    }
+  }
+
+  void add_sparse(const Weight& w, const Act& act, int64_t group, int64_t count, float* sums, int64_t stride) {
+    const int64_t width = act.chunks * kChunk;
+    for (int64_t lane = 0; lane < std::min(count * kLanes, w.rows - group * kLanes); ++lane) {
+      const int64_t row = group * kLanes + lane;
+      for (int32_t j = w.sparse_offsets[row]; j < w.sparse_offsets[row + 1]; ++j) {
+        const int64_t column = w.sparse_wide ? static_cast<const int32_t*>(w.sparse_columns)[j]
+                                             : static_cast<const uint16_t*>(w.sparse_columns)[j];
+        for (int64_t m = 0; m < rows_; ++m) sums[m * stride + lane] += w.sparse_values[j] * act.plain[m * width + column];
+      }
+    }
+  }
+
+  void run_one(size_t index, int64_t group, int64_t count) {
+    const LinearOutput& output = call_.outputs[index];
+    const int64_t stride = count * kLanes;
+    float* sums = scratch(0, rows_ * stride);
+    accumulate(output, group, count, sums);
+    const int64_t first = group * kLanes, width = std::min(stride, output.rows - first);
+    for (int64_t m = 0; m < rows_; ++m)
+      store_row(sums + m * stride, width, output.bias ? output.bias + first : nullptr, call_.dtype, out_,
+                m * call_.output_stride + output.first_column + first);
+  }
+
+  void run_pair(int64_t group, int64_t count) {
+    const LinearOutput &gate = call_.outputs[0], &up = call_.outputs[1];
+    const int64_t stride = count * kLanes, first = group * kLanes, width = std::min(stride, gate.rows - first);
+    float *gates = scratch(0, rows_ * stride), *ups = scratch(1, rows_ * stride);
+    accumulate(gate, group, count, gates);
+    accumulate(up, group, count, ups);
+    for (int64_t m = 0; m < rows_; ++m) {
+      float *g = gates + m * stride, *u = ups + m * stride;
+      if (gate.bias)
+        for (int64_t i = 0; i < width; ++i) g[i] += gate.bias[first + i];
+      if (up.bias)
+        for (int64_t i = 0; i < width; ++i) u[i] += up.bias[first + i];
+      linear_.silu_mul(g, u, g, width);
+      store_row(g, width, nullptr, call_.dtype, out_, m * call_.output_stride + gate.first_column + first);
+    }
+  }
+
+  const LinearCall& call_;
+  const LinearKernels& linear_;
+  const ActivationKernels& prepare_;
+  const int threads_;
+  int64_t rows_ = 0;
+  const char* x_ = nullptr;
+  char* out_ = nullptr;
+  std::vector<Ready> ready_;
+  std::vector<Choice> choices_;
+};
+
+}  // namespace
+
+void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, int threads) {
+  Run(call, kernels, threads).rows(static_cast<const char*>(x), rows, static_cast<char*>(out));
+}
+
+}  // namespace ms

@@ -1,0 +1,173 @@
+// What the linear kernels of all levels are told: weights in the layout rows16, prepared activations, and the call.
+//
+// Nothing here is a fact about a format: tables and parameters come from the format records (kernels/cpu/weights.py).
+#pragma once
+
+#include <cstdint>
+
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+namespace ms {
+
+constexpr int kLanes = 16;   // rows that the layout rows16 interleaves
+constexpr int kChunk = 32;   // columns that stand together
+constexpr int kPanel = 32;   // rows of a decoded panel
+
+enum class ScaleKind : int32_t { power_of_two = 0, table = 1, f16 = 2, bf16 = 3, f32 = 4 };
+enum class Extra : int32_t { none = 0, low = 1, largest = 2, zero_point = 3 };
+enum class ElementKind : int32_t { table = 0, integer = 1, float8 = 2 };
+enum class ZeroKind : int32_t { table = 0, f16 = 1 };
+
+struct Weight {
+  int64_t rows, cols;
+  int64_t groups, chunks, scale_cols;
+  int64_t block;  // columns that share a scale; 0: all
+  int32_t bits;
+  ScaleKind scale_kind;
+  Extra extra;
+  ElementKind element;
+  ZeroKind zero_kind;
+
+  const uint8_t* codes;
+  const void* scale;
+  const uint8_t* index;
+  const uint8_t* largest;
+  const void* zero;
+  const uint8_t* flags;  // float8: tiles with subnormal or special codes
+
+  float values[256];          // value of every element code
+  float scale_values[256];    // factor of every 8-bit scale code, multipliers and second levels included
+  float low_values[8];        // Extra::low: what the three bits above the index add
+  float largest_values[256];  // Extra::largest: value of the largest element's code
+  float delta_values[8];      // Extra::largest: factor of the others for every exponent difference
+  float zero_values[256];     // ZeroKind::table
+  float multiplier;           // wide scales: factor = scale * multiplier / tensor_inv
+  float tensor_inv;           // 0: none
+
+  // The values as small integers: value = (sum of planes) * int_step, plane 1 times 16. int_planes 0: they are not.
+  int32_t int_planes;
+  int32_t int_offset[2];  // added to the integers so that they are unsigned bytes
+  uint8_t int_values[2][64];
+  float int_step;
+
+  // 8-bit floats: fields, and the first code (without sign) that is not finite.
+  int32_t mantissa_bits, bias, special_code;
+  int32_t is_signed;  // integers: two's complement
+  int32_t bf16_exact;  // every value of a code is a normal bfloat16 or zero
+  uint16_t bf16_values[32];  // magnitudes by code without sign; 4-bit elements: all 16 codes, twice
+
+  // Dense-and-sparse: row r adds sparse_values[j] * x[sparse_columns[j]] for j in sparse_offsets[r .. r+1].
+  const int32_t* sparse_offsets;  // null: none
+  const void* sparse_columns;
+  const float* sparse_values;
+  int32_t sparse_wide;  // columns are int32, else int16 without sign
+};
+
+// Prepared activations of one range of columns, `rows` of them.
+enum class ActKind : int32_t { f32 = 0, integer = 1, bf16 = 2 };
+
+struct Act {
+  ActKind kind;
+  int64_t rows, chunks;
+  int32_t row_block;  // rows that `packed` interleaves
+  int32_t parts;      // integer: scales in a chunk (1 or 2); bf16: terms of the sum that an activation was split into
+  int32_t sub;        // scales in a chunk (1 or 2); 0: none
+  const float* plain;      // [rows][chunks * 32] in natural order: values, or the integers
+  const uint32_t* packed;  // integer: [row blocks][chunks][8][row_block]; bf16: [parts][chunks][16]; f32: [row blocks][k][row_block]
+  const float* scale;      // [row blocks][chunks * sub][row_block]
+  const int32_t* sums;     // integer: the same shape, sums of the integers
+  float unit;              // bf16: multiplies a sum of products
+};
+
+// One level's kernels. `accumulator` is float32 [rows][stride], 16 columns for each group, and is added to.
+struct LinearKernels {
+  // One row of activations times one group of weights (16 outputs).
+  using Row = void (*)(const Weight&, const Act&, int64_t group, float* accumulator);
+  // All rows times `count` groups from `group` on; `scratch` holds scratch_floats() floats.
+  using Block = void (*)(const Weight&, const Act&, int64_t group, int64_t count, float* accumulator, int64_t stride,
+                         float* scratch);
+  // The kernel for a weight and a kind of activations, or null where this level has none.
+  Row (*row)(const Weight&, ActKind, int32_t sub, int32_t parts);
+  Block (*block)(const Weight&, ActKind, int32_t sub);
+  int32_t row_block_f32, row_block_integer;
+  // out[i] = silu(gate[i]) * up[i] in float32.
+  void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);
+};
+
+struct ActivationKernels {
+  void (*to_f32)(const void* from, Dtype dtype, int64_t count, float* to);
+  float (*amax)(const float* values, int64_t count);  // NaN where there is one
+  // Block `block` of rows of plain [rows][chunks * 32] into [block][k][row].
+  void (*pack_f32)(const float* plain, int64_t rows, int64_t chunks, int32_t row_block, int64_t block, float* to);
+  void (*pack_bf16)(const float* plain, int64_t chunks, int32_t parts, float gain, uint32_t* to);
+  void (*pack_integer)(const int8_t* values, int64_t chunks, int32_t sub, int32_t row_block, int64_t row,
+                       uint32_t* packed, int32_t* sums);
+  void (*int8_blocks)(const float* plain, int64_t chunks, int8_t* values, float* scale);
+};
+
+constexpr int64_t kScratchFloats = 256 * kPanel + 2048;
+
+// How the activations of an input are used.
+enum class ActRule : int32_t {
+  keep = 0,         // as they are
+  int8_blocks = 1,  // rounded to int8/32:fp32:amax
+};
+enum class Combine : int32_t { concatenate = 0, silu_mul = 1 };
+
+// A range of columns of the activations.
+struct LinearInput {
+  int64_t first_column, cols;
+  ActRule rule;
+  int32_t terms;  // bfloat16 terms that hold an activation exactly: 3 for float32, 1 for bfloat16
+};
+// A weight that multiplies one input; the segments of an output are added up.
+struct LinearSegment {
+  const Weight* weight;
+  int32_t input;
+};
+struct LinearOutput {
+  int64_t rows, first_column;
+  int32_t first, count;  // segments
+  const float* bias;     // or null
+};
+struct LinearCall {
+  std::vector<LinearInput> inputs;
+  std::vector<LinearSegment> segments;
+  std::vector<LinearOutput> outputs;
+  Combine combine = Combine::concatenate;
+  Dtype dtype = Dtype::f32;  // of activations and results
+  int64_t input_stride = 0, output_stride = 0;
+};
+
+// out[rows, output_stride] = x[rows, input_stride] times the weights.
+void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, int threads);
+
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint16_t to_f16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
+  if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);
+  if (magnitude < 0x38800000u) {  // subnormal: the addition rounds to a multiple of 2^-24
+    float absolute;
+    std::memcpy(&absolute, &magnitude, 4);
+    absolute += 0.5f;
+    std::memcpy(&bits, &absolute, 4);
+    return static_cast<uint16_t>(sign | (bits - 0x3F000000u));
+  }
+  const uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1);
+  return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
+}
+
+}  // namespace ms

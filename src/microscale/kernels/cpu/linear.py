@@ -1,0 +1,158 @@
+"""linear on the CPU: calls prepared once, run many times with a few microseconds of Python.
+
+:func:`prepare_linear` takes one or more quantized weights that share their input and returns a :class:`LinearCall`; its
+``run`` checks the two tensors and makes one native call. The exactness contract is that of
+:func:`microscale.kernels.ops.linear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.errors import DtypeError, KernelError, ShapeError
+from microscale.formats import Format, format_name, parse_format
+from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
+from microscale.kernels.cpu.weights import PackedWeight, pack_weight
+from microscale.tensor import QuantizedTensor
+
+INT8_BLOCKS = parse_format("int8/32:fp32:amax")
+"""The named choice of 8-bit activations: integers of -127 to 127 with a float32 scale for 32."""
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_TERMS = {torch.float32: 3, torch.bfloat16: 1, torch.float16: 3}
+"""How many bfloat16 terms hold an activation of a dtype exactly."""
+
+
+class Combine(IntEnum):
+    """What becomes of the outputs of several weights."""
+
+    CONCATENATE = 0
+    """They stand side by side."""
+    SILU_MUL = 1
+    """Of two weights: silu(first) * second."""
+
+
+class ActRule(IntEnum):
+    """How activations are used (``ms::ActRule``)."""
+
+    KEEP = 0
+    INT8_BLOCKS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearCall:
+    """A prepared product: inputs [rows, cols] to outputs [rows, rows_out], both contiguous and of ``dtype``."""
+
+    handle: Any
+    cols: int
+    rows_out: int
+    dtype: torch.dtype
+    num_bytes: int
+    kept: tuple[Any, ...]
+
+    def run(self, inputs: Float[Tensor, "rows cols"], out: Float[Tensor, "rows rows_out"]) -> None:
+        """Compute into ``out``.
+
+        Raises:
+            ShapeError, DtypeError, KernelError: tensors of another shape, dtype, device, or not contiguous.
+        """
+        _check("inputs", inputs, self.cols, self.dtype)
+        _check("out", out, self.rows_out, self.dtype)
+        if inputs.shape[0] != out.shape[0]:
+            raise ShapeError(f"inputs have {inputs.shape[0]} rows and out has {out.shape[0]}; they must be equal")
+        self.run_pointers(inputs.data_ptr(), inputs.shape[0], out.data_ptr())
+
+    def run_pointers(self, inputs: int, rows: int, out: int) -> None:
+        """The same on raw addresses, unchecked: [rows, cols] and [rows, rows_out]."""
+        assert NATIVE is not None
+        NATIVE.linear(level(), self.handle, inputs, rows, out, num_threads())
+
+
+def _check(name: str, tensor: Tensor, cols: int, dtype: torch.dtype) -> None:
+    if tensor.dim() != 2 or tensor.shape[1] != cols:
+        raise ShapeError(f"{name} must be [rows, {cols}], got {list(tensor.shape)}")
+    if tensor.dtype != dtype:
+        raise DtypeError(f"{name} must be {dtype}, got {tensor.dtype}; cast it, or prepare the call for that dtype")
+    if tensor.device.type != "cpu":
+        raise KernelError(f"{name} must be on the CPU, got {tensor.device}; move it, or use another backend")
+    if not tensor.is_contiguous():
+        raise ShapeError(f"{name} must be contiguous, got strides {tensor.stride()}; call .contiguous()")
+
+
+def activation_rule(activations: Format | None) -> ActRule | None:
+    """Return the rule that executes an activation format exactly, or None where the kernels have none."""
+    if activations is None:
+        return ActRule.KEEP
+    return ActRule.INT8_BLOCKS if activations == INT8_BLOCKS else None
+
+
+def prepare_linear(
+    weights: Sequence[QuantizedTensor],
+    biases: Sequence[Tensor | None],
+    activations: Format | None = None,
+    combine: Combine = Combine.CONCATENATE,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> LinearCall:
+    """Prepare inputs @ [weights].T + biases for weights [rows_i, cols] in the layout rows16 that share their input.
+
+    ``activations`` is the format that the inputs are rounded to on the fly, exactly; None keeps them as they are.
+
+    Raises:
+        KernelError: no compiled kernels; a layout, device or activation format that they do not take.
+        ShapeError: weights of different widths, a bias of another length, or SILU_MUL of other than two equal weights.
+    """
+    if NATIVE is None:
+        raise KernelError(UNAVAILABLE or "")
+    rule = activation_rule(activations)
+    if rule is None:
+        assert activations is not None
+        raise KernelError(f"the CPU kernels cannot round activations to {format_name(activations)} on the fly yet")
+    if dtype not in DTYPES:
+        raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
+    packed = [pack_weight(weight) for weight in weights]
+    _check_group(packed, biases, combine)
+    kept_biases = [None if bias is None else bias.detach().to(torch.float32).contiguous() for bias in biases]
+    outputs: list[tuple[int, int, int, int, int]] = []
+    column = 0
+    for place, (weight, bias) in enumerate(zip(packed, kept_biases, strict=True)):
+        outputs.append((weight.rows, column, place, 1, 0 if bias is None else bias.data_ptr()))
+        column += 0 if combine is Combine.SILU_MUL else weight.rows
+    rows_out = column or packed[0].rows
+    cols = packed[0].cols
+    handle = NATIVE.make_linear_call(
+        [(0, cols, int(rule), _TERMS[dtype])],
+        [weight.handle for weight in packed],
+        [0] * len(packed),
+        outputs,
+        int(combine),
+        DTYPES[dtype],
+        cols,
+        rows_out,
+    )
+    return LinearCall(
+        handle=handle,
+        cols=cols,
+        rows_out=rows_out,
+        dtype=dtype,
+        num_bytes=sum(weight.num_bytes for weight in packed),
+        kept=(*packed, *kept_biases),
+    )
+
+
+def _check_group(packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], combine: Combine) -> None:
+    shapes = [(weight.rows, weight.cols) for weight in packed]
+    if not packed or len(packed) != len(biases) or len({cols for _, cols in shapes}) != 1:
+        raise ShapeError(f"weights that share their input need one width and a bias (or None) each, got {shapes}")
+    if combine is Combine.SILU_MUL and (len(packed) != 2 or packed[0].rows != packed[1].rows):
+        raise ShapeError(f"SILU_MUL takes two weights of equal shape, got {shapes}")
+    for bias, (rows, _) in zip(biases, shapes, strict=True):
+        if bias is not None and tuple(bias.shape) != (rows,):
+            raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
