@@ -14,19 +14,20 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
 from microscale.formats import BlockFormat, ChannelBlock, Format, VectorBlock, format_name
-from microscale.layouts import matrix_shape, part_specs
+from microscale.layouts import find_layout, matrix_shape
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedTensor:
-    """A tensor of ``shape`` in ``format``; ``parts`` are named as in :mod:`microscale.layouts.row_major`.
+    """A tensor of ``shape`` in ``format``; ``parts`` are those of ``layout`` (:data:`microscale.layouts.LAYOUTS`).
 
     ``dtype`` is the float type that the tensor had and that ``dequantize`` returns by default.
 
     Raises:
         ShapeError: a part is missing, unknown or of another shape than format and shape ask for.
         DtypeError: a part of another dtype.
+        LayoutError: an unknown layout, or one that has no place for the format.
     """
 
     format: Format
@@ -36,7 +37,7 @@ class QuantizedTensor:
     layout: str = ROW_MAJOR
 
     def __post_init__(self) -> None:
-        specs = part_specs(self.format, self.shape)
+        specs = find_layout(self.layout).part_specs(self.format, self.shape)
         if set(specs) != set(self.parts):
             raise ShapeError(f"{format_name(self.format)} has the parts {sorted(specs)}, got {sorted(self.parts)}")
         for name, spec in specs.items():
@@ -66,7 +67,7 @@ class QuantizedTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all parts together: what a file holds for this tensor."""
+        """Bytes of all parts together: in row_major, what a file holds for this tensor."""
         return sum(part.numel() * part.element_size() for part in self.parts.values())
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
@@ -77,9 +78,12 @@ class QuantizedTensor:
     def select_rows(self, rows: Tensor) -> QuantizedTensor | None:
         """Return the tensor of some rows (an embedding look-up), or None where rows share storage or scales.
 
-        Rows stand alone under blocks along the last axis and per channel, without a sparse table or a pair.
+        Rows stand alone in row_major under blocks along the last axis and per channel, without a sparse table or a
+        pair.
         """
         fmt = self.format
+        if self.layout != ROW_MAJOR:
+            return None
         if not isinstance(fmt, BlockFormat) or fmt.sparse is not None:
             return None
         if not isinstance(fmt.block, VectorBlock | ChannelBlock):

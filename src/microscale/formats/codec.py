@@ -14,10 +14,11 @@ import functools
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from microscale.formats.elements import FP16, FP32, Element, FloatElement, IntElement
+from microscale.formats.block import BlockFormat, ZeroPoint
+from microscale.formats.elements import E4M3, FP16, FP32, Element, FloatElement, IntElement
 from microscale.formats.policies import Overflow, Rounding
 
 RANDOM_BITS = 24
@@ -254,3 +255,24 @@ def _store_scale(codes: Tensor, scale: FloatElement) -> Shaped[Tensor, "..."]:
 def decode_scale(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Float[Tensor, "..."]:
     """Return the float32 value of stored scales; exact."""
     return decode(stored, scale) if scale.bits <= 8 else stored.to(torch.float32)
+
+
+PLAIN_SCALE_CODES = 2
+"""MX+ over a float scale: blocks whose scale code is at most this keep the plain encoding (arXiv 2510.14557 §8.3)."""
+
+
+def is_plain_block(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Bool[Tensor, "..."]:
+    """Whether a block of MX+ over a float scale keeps the plain encoding: its scale code is too small."""
+    return decode_scale(stored, scale) <= scale.value(PLAIN_SCALE_CODES)
+
+
+def decode_zero_point(stored: Shaped[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:
+    """Return stored zero points as float32."""
+    if fmt.zero_point is ZeroPoint.INT:
+        return stored.to(torch.float32)
+    return decode_scale(stored, zero_point_element(fmt))
+
+
+def zero_point_element(fmt: BlockFormat) -> FloatElement:
+    """Return the float type of a stored fp8 or fp16 zero point."""
+    return E4M3 if fmt.zero_point is ZeroPoint.FP8 else FP16

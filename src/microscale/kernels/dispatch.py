@@ -16,6 +16,7 @@ import torch
 from microscale.errors import KernelError
 from microscale.formats import Format, format_name
 from microscale.kernels import reference
+from microscale.layouts import LAYOUTS
 
 
 class Operation(Enum):
@@ -59,8 +60,8 @@ class Backend:
 
 
 def _reference_refusal(request: Request) -> str | None:
-    if request.layout != "row_major":
-        return f"reads the layout row_major only, not {request.layout}"
+    if request.layout not in LAYOUTS:
+        return f"knows the layouts {', '.join(LAYOUTS)}, not {request.layout}"
     return None
 
 

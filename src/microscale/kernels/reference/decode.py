@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.formats import BlockFormat, Extension
-from microscale.formats.codec import decode
-from microscale.kernels.reference.encode import EncodedBlocks, is_plain_block, sub_factor
-from microscale.kernels.reference.scales import decode_zero_point, scale_factor
+from microscale.formats.codec import decode, decode_zero_point, is_plain_block
+from microscale.kernels.reference.encode import EncodedBlocks, sub_factor
+from microscale.kernels.reference.scales import scale_factor
 
 
 def decode_blocks(encoded: EncodedBlocks, fmt: BlockFormat) -> Float[Tensor, "grid_rows grid_cols size"]:

@@ -17,7 +17,6 @@ from microscale.errors import NonFiniteError
 from microscale.formats import (
     BlockFormat,
     Extension,
-    FloatElement,
     Format,
     InfPolicy,
     NaNPolicy,
@@ -25,7 +24,7 @@ from microscale.formats import (
     SubScaleKind,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
-from microscale.formats.codec import decode_scale, encode, encode_scale, random_bits, round_to_int
+from microscale.formats.codec import encode, encode_scale, is_plain_block, random_bits, round_to_int
 from microscale.kernels.reference.blocking import to_blocks
 from microscale.kernels.reference.scales import (
     FLOAT32_MAX,
@@ -36,9 +35,6 @@ from microscale.kernels.reference.scales import (
     zero_point_scales,
 )
 from microscale.layouts.row_major import padded_cols
-
-PLAIN_SCALE_CODES = 2
-"""MX+ over a float scale: blocks whose scale code is at most this keep the plain encoding (arXiv 2510.14557 §8.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +150,6 @@ def _sub_scale_codes(group_amax: Tensor, factor: Tensor, fmt: BlockFormat) -> In
         fits = group_amax <= sub_factor(factor, candidate, fmt) * fmt.element.max_value
         best = torch.where(fits, candidate, best)
     return best
-
-
-def is_plain_block(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Bool[Tensor, "..."]:
-    """Whether a block of MX+ over a float scale keeps the plain encoding: its scale code is too small."""
-    return decode_scale(stored, scale) <= scale.value(PLAIN_SCALE_CODES)
 
 
 def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, scales: BlockScales) -> EncodedBlocks:

@@ -27,9 +27,11 @@ from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.decode import decode_blocks
 from microscale.kernels.reference.encode import EncodedBlocks, encode_matrix, refuse_nonfinite, to_float32
+from microscale.kernels.reference.layout import to_layout
 from microscale.kernels.reference.scales import uses_amax
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import matrix_shape, pack_bits, part_specs, unpack_bits
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.layouts.row_major import grid_shape, high_count, padded_cols
 from microscale.tensor import QuantizedTensor
 
@@ -61,6 +63,7 @@ def quantize(
 
 def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
     """Return the tensor's values; see :func:`microscale.kernels.ops.dequantize` for the contract."""
+    tensor = to_layout(tensor, ROW_MAJOR)
     rows, cols = tensor.rows, tensor.cols
     fmt = tensor.format
     wanted = dtype or tensor.dtype

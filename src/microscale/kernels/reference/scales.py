@@ -15,9 +15,16 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from microscale.formats import BlockFormat, FloatElement, IntElement, RuleKind, ZeroPoint
-from microscale.formats.codec import decode, decode_scale, encode, encode_scale, encode_scale_up
-from microscale.formats.elements import E4M3, FP16
+from microscale.formats import BlockFormat, IntElement, RuleKind, ZeroPoint
+from microscale.formats.codec import (
+    decode,
+    decode_scale,
+    decode_zero_point,
+    encode,
+    encode_scale,
+    encode_scale_up,
+    zero_point_element,
+)
 from microscale.formats.rules import MSE_FLOAT_STEPS
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -261,18 +268,6 @@ def encode_zero_point(zero: Float[Tensor, "..."], fmt: BlockFormat) -> Shaped[Te
         assert isinstance(fmt.element, IntElement)
         return zero.clamp(0, fmt.element.max_code).to(torch.uint8)
     return encode_scale(zero, zero_point_element(fmt))
-
-
-def decode_zero_point(stored: Shaped[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:
-    """Return stored zero points as float32."""
-    if fmt.zero_point is ZeroPoint.INT:
-        return stored.to(torch.float32)
-    return decode_scale(stored, zero_point_element(fmt))
-
-
-def zero_point_element(fmt: BlockFormat) -> FloatElement:
-    """Return the float type of a stored fp8 or fp16 zero point."""
-    return E4M3 if fmt.zero_point is ZeroPoint.FP8 else FP16
 
 
 def uses_amax(fmt: BlockFormat) -> bool:

@@ -1,0 +1,73 @@
+"""The layouts by name, each with the same four functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from microscale.errors import LayoutError
+from microscale.formats import Format
+from microscale.layouts import row_major, rows16
+from microscale.layouts.row_major import PartSpec
+
+Relayout = Callable[[Mapping[str, Tensor], Format, tuple[int, ...]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the bits of a quantized tensor lie.
+
+    ``part_specs`` names the parts of a format and shape; ``refusal`` says why a format has no such layout, or None;
+    ``pack`` turns the parts of row_major into those of this layout, ``unpack`` turns them back, bit for bit.
+    """
+
+    name: str
+    part_specs: Callable[[Format, tuple[int, ...]], dict[str, PartSpec]]
+    refusal: Callable[[Format, tuple[int, ...]], str | None]
+    pack: Relayout
+    unpack: Relayout
+
+
+def _no_refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:
+    del fmt, shape
+    return None
+
+
+def _same_parts(parts: Mapping[str, Tensor], fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    del fmt, shape
+    return dict(parts)
+
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        row_major.NAME: Layout(
+            name=row_major.NAME,
+            part_specs=row_major.part_specs,
+            refusal=_no_refusal,
+            pack=_same_parts,
+            unpack=_same_parts,
+        ),
+        rows16.NAME: Layout(
+            name=rows16.NAME,
+            part_specs=rows16.part_specs,
+            refusal=rows16.refusal,
+            pack=rows16.pack,
+            unpack=rows16.unpack,
+        ),
+    }
+)
+"""Every layout; files always hold row_major."""
+
+
+def find_layout(name: str) -> Layout:
+    """Return a layout by its name.
+
+    Raises:
+        LayoutError: there is none of this name.
+    """
+    if name not in LAYOUTS:
+        raise LayoutError(f"unknown layout {name!r} of a tensor; possible: {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]

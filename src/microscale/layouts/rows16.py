@@ -1,0 +1,447 @@
+"""The layout ``rows16``: a weight as the CPU kernels of ``linear`` read it, 16 rows side by side, from start to end.
+
+The matrix [rows, cols] becomes R = ceil(rows / 16) groups of rows and C = ceil(cols / 32) chunks of columns. Rows and
+columns of padding hold code 0 and scale 0. The parts:
+
+================ ========================== ==========================================================================
+part             shape                      content
+================ ========================== ==========================================================================
+codes            uint8 [R, C, 64 * bits]    element codes in bit planes, see below
+scale            [R, G, 16]                 as in row_major; G blocks side by side (two for each chunk for blocks of 16)
+index            uint8 [R, G, 16]           MX+, MX++: place of the largest element in bits 0-4; bits 5-7 see below
+largest          uint8 [R, G, 16]           MX++, and MX+ that is not compact: code of the largest element
+zero_point       [R, G, 16]                 uint8 (integers, fp8) or float16
+subnormals       uint8 [R, C]               8-bit floats: 1 where the 16 x 32 tile holds a subnormal (derived)
+tensor_inv_scale as in row_major            and so the parts of a sparse table
+================ ========================== ==========================================================================
+
+*Bit planes.* An element's bits are split into planes of 4, 2 and 1 bits (8 and 4 stay whole), the lowest bits first,
+so that every plane is cut out of a dword with one shift and one mask. A plane of width p takes p dwords for each row
+of a chunk, a dword of 16 rows beside each other. Value k of a chunk, with o = k >> 3, b = (k & 7) >> 1, f = k & 1 and
+q = 2 o + f, stands in dword q // (8 / p) at bit 8 b + p (q % (8 / p)).
+
+*The largest element.* In a compact MX+ (:func:`compact_largest`) its code is split into the ordinary element code of
+its leading bits, which stands in its place, and its last bits with the sign above them, which go into bits 5 and up of
+the index: value = decode(code in place) + :func:`low_values` [index >> 5]. In all others its raw code is in
+``largest``, code 0 stands in its place, and the index byte is that of row_major (MX++ has its exponent difference in
+bits 5-7). Blocks that are zero by their scale code, or plain by it (MX+ over a float scale), have index and largest 0.
+
+``pack`` and ``unpack`` undo each other for every tensor that ``quantize`` makes. What ``quantize`` never writes is
+brought into its form: codes in the padding, codes and index of a block that is zero by its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Bool, Shaped, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from microscale.errors import LayoutError
+from microscale.formats import (
+    BlockFormat,
+    ChannelBlock,
+    Extension,
+    FloatElement,
+    Format,
+    PairFormat,
+    VectorBlock,
+    ZeroPoint,
+    format_name,
+)
+from microscale.formats.codec import decode_zero_point, is_plain_block
+from microscale.layouts import row_major
+from microscale.layouts.bits import pack_bits, unpack_bits
+from microscale.layouts.row_major import PartSpec, grid_shape, matrix_shape, padded_cols, scale_dtype
+
+NAME = "rows16"
+ROWS = 16
+"""Rows of a group: the lanes of one 512-bit register of float32."""
+CHUNK = 32
+"""Columns of a chunk: one MX block."""
+PLANES: Mapping[int, tuple[int, ...]] = MappingProxyType(
+    {8: (8,), 7: (4, 2, 1), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
+)
+"""Widths of the bit planes of an element, the plane of its lowest bits first."""
+INDEX_BITS = 5
+"""Bits of a place in the index byte; what is above belongs to the split or to the exponent difference of MX++."""
+
+PIECE_ELEMENTS = 1 << 19
+"""Groups of rows are worked on in pieces of about this many elements, which bounds the memory used meanwhile."""
+
+Parts = Mapping[str, Tensor]
+
+
+def refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:
+    """Return why a format has no such layout, or None where it has."""
+    matrix_shape(shape)
+    if isinstance(fmt, PairFormat):
+        return "the two streams of a pair have no fixed place for a block"
+    if fmt.element.bits not in PLANES:
+        return f"elements have 2 to 8 bits in it, {fmt.element.name} has {fmt.element.bits}"
+    if not isinstance(fmt.block, VectorBlock | ChannelBlock):
+        return "it needs blocks along the last axis, or one for each row"
+    if isinstance(fmt.block, VectorBlock) and fmt.block.size != 16 and fmt.block.size % CHUNK:
+        return f"blocks have 16 or a multiple of {CHUNK} elements in it, not {fmt.block.size}"
+    if fmt.sub_scale is not None:
+        return "it has no place for the scales of sub-groups"
+    if fmt.extension is Extension.NONE:
+        return None
+    if compact_largest(fmt) is None and fmt.block != VectorBlock(32):
+        return f"{fmt.extension.value} of {fmt.element.name} needs blocks of 32 in it"
+    if fmt.block not in (VectorBlock(16), VectorBlock(32)):
+        return f"{fmt.extension.value} needs blocks of 16 or 32 in it"
+    return None
+
+
+def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
+    """Return every part that a tensor of this format and shape has in this layout.
+
+    Raises:
+        LayoutError: the format has no such layout; see :func:`refusal`.
+    """
+    fmt = _accepted(fmt, shape)
+    rows, cols = matrix_shape(shape)
+    groups, chunks = -(-rows // ROWS), -(-cols // CHUNK)
+    side = (groups, _scale_cols(fmt, cols), ROWS)
+    specs = {
+        "codes": PartSpec(torch.uint8, (groups, chunks, 4 * ROWS * fmt.element.bits)),
+        "scale": PartSpec(scale_dtype(fmt), side),
+    }
+    if fmt.zero_point is not None:
+        specs["zero_point"] = PartSpec(torch.float16 if fmt.zero_point is ZeroPoint.FP16 else torch.uint8, side)
+    if fmt.extension is not Extension.NONE:
+        specs["index"] = PartSpec(torch.uint8, side)
+        if compact_largest(fmt) is None:
+            specs["largest"] = PartSpec(torch.uint8, side)
+    if _has_subnormals(fmt):
+        specs["subnormals"] = PartSpec(torch.uint8, (groups, chunks))
+    for name, spec in row_major.part_specs(fmt, shape).items():
+        if _is_shared(name):
+            specs[name] = spec
+    return specs
+
+
+def pack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return the parts in this layout of a tensor given in row_major; what both share is not copied.
+
+    Raises:
+        LayoutError: the format has no such layout.
+    """
+    fmt = _accepted(fmt, shape)
+    rows, cols = matrix_shape(shape)
+    device = parts["codes"].device
+    packed = {
+        name: parts[name] if _is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        for name, spec in part_specs(fmt, shape).items()
+    }
+    for start, stop in _pieces(rows, cols):
+        own = {name: part[start:stop] for name, part in parts.items() if not _is_shared(name)}
+        for name, value in _pack_rows(own, fmt, cols).items():
+            packed[name][start // ROWS : -(-stop // ROWS)] = value
+    return packed
+
+
+def unpack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return the parts in row_major of a tensor given in this layout: the inverse of :func:`pack`.
+
+    Raises:
+        LayoutError: the format has no such layout.
+    """
+    fmt = _accepted(fmt, shape)
+    rows, cols = matrix_shape(shape)
+    device = parts["codes"].device
+    unpacked = {
+        name: parts[name] if _is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        for name, spec in row_major.part_specs(fmt, shape).items()
+    }
+    for start, stop in _pieces(rows, cols):
+        groups = slice(start // ROWS, -(-stop // ROWS))
+        own = {name: part[groups] for name, part in parts.items() if not _is_shared(name)}
+        for name, value in _unpack_rows(own, fmt, stop - start, cols).items():
+            unpacked[name][start:stop] = value
+    return unpacked
+
+
+def _accepted(fmt: Format, shape: tuple[int, ...]) -> BlockFormat:
+    reason = refusal(fmt, shape)
+    if reason is not None or isinstance(fmt, PairFormat):
+        raise LayoutError(f"{format_name(fmt)} cannot be laid out as {NAME}: {reason}; keep it in {row_major.NAME}")
+    return fmt
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a part is the same in both layouts."""
+    return name == "tensor_inv_scale" or name.startswith("sparse_")
+
+
+def _scale_cols(fmt: BlockFormat, cols: int) -> int:
+    if isinstance(fmt.block, ChannelBlock):
+        return 1
+    assert isinstance(fmt.block, VectorBlock)
+    return -(-(-(-cols // CHUNK) * CHUNK) // fmt.block.size)
+
+
+def _has_subnormals(fmt: BlockFormat) -> bool:
+    return isinstance(fmt.element, FloatElement) and fmt.element.bits == 8
+
+
+def _pieces(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    step = max(1, PIECE_ELEMENTS // (ROWS * max(1, cols))) * ROWS
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _pack_rows(parts: Parts, fmt: BlockFormat, cols: int) -> dict[str, Tensor]:
+    """Pack consecutive rows of which the first begins a group."""
+    bits = fmt.element.bits
+    side = _scale_cols(fmt, cols)
+    sides = {"scale": parts["scale"]}
+    if fmt.zero_point is not None:
+        sides["zero_point"] = parts["zero_point"]
+        if fmt.zero_point is not ZeroPoint.FP16:
+            sides["zero_point"] = unpack_bits(parts["zero_point"], fmt.zero_point_bits, parts["scale"].shape[1])
+    packed: dict[str, Tensor] = {}
+    if _keeps_dwords(fmt, cols):
+        packed["codes"] = _interleave_dwords(parts["codes"])
+    else:
+        codes = unpack_bits(parts["codes"], bits, padded_cols(fmt.block, cols))
+        if fmt.extension is not Extension.NONE:
+            codes, own = _split_largest(codes, parts, fmt)
+            sides.update(own)
+        codes = _pad(codes[:, :cols], ROWS, CHUNK)
+        packed["codes"] = _to_planes(codes, bits)
+        if _has_subnormals(fmt):
+            packed["subnormals"] = _find_subnormals(packed["codes"], fmt)
+    return packed | {name: _interleave(grid, side) for name, grid in sides.items()}
+
+
+def _unpack_rows(parts: Parts, fmt: BlockFormat, rows: int, cols: int) -> dict[str, Tensor]:
+    bits = fmt.element.bits
+    grid_cols = grid_shape(fmt.block, rows, cols)[1]
+    unpacked = {"scale": _separate(parts["scale"], rows, grid_cols)}
+    if _keeps_dwords(fmt, cols):
+        unpacked["codes"] = _separate_dwords(parts["codes"], rows)
+    else:
+        codes = _from_planes(parts["codes"], bits)[:rows, :cols]
+        codes = functional.pad(codes, (0, padded_cols(fmt.block, cols) - cols))
+        if fmt.zero_point is not None:
+            zero = _separate(parts["zero_point"], rows, grid_cols)
+            codes[:, cols:] = _padding_codes(zero[:, -1:], fmt)
+        if fmt.extension is not Extension.NONE:
+            grids = {name: _separate(parts[name], rows, grid_cols) for name in ("index", "largest") if name in parts}
+            codes, unpacked["index"] = _join_largest(codes, unpacked["scale"], grids, fmt)
+        unpacked["codes"] = pack_bits(codes, bits)
+    if fmt.zero_point is not None:
+        zero = _separate(parts["zero_point"], rows, grid_cols)
+        is_wide = fmt.zero_point is ZeroPoint.FP16
+        unpacked["zero_point"] = zero if is_wide else pack_bits(zero, fmt.zero_point_bits)
+    return unpacked
+
+
+def _keeps_dwords(fmt: BlockFormat, cols: int) -> bool:
+    """Whether dwords of row_major are dwords of this layout: nibbles, nothing split off, no padding."""
+    is_whole = cols > 0 and cols % CHUNK == 0 and padded_cols(fmt.block, cols) == cols
+    return fmt.element.bits == 4 and fmt.extension is Extension.NONE and is_whole
+
+
+def _padding_codes(zero_point: Tensor, fmt: BlockFormat) -> UInt8[Tensor, "rows 1"]:
+    """Return the code of 0.0 in each row's last block, which is what quantization writes into the padding."""
+    return decode_zero_point(zero_point, fmt).clamp(0, 2**fmt.element.bits - 1).to(torch.uint8)
+
+
+def _pad(matrix: Tensor, row_step: int, col_step: int) -> Tensor:
+    rows, cols = matrix.shape
+    return functional.pad(matrix, (0, -cols % col_step, 0, -rows % row_step)).contiguous()
+
+
+def _interleave(grid: Shaped[Tensor, "rows grid_cols"], side: int) -> Shaped[Tensor, "groups side 16"]:
+    padded = functional.pad(grid, (0, side - grid.shape[1], 0, -grid.shape[0] % ROWS))
+    return padded.unflatten(0, (-1, ROWS)).transpose(1, 2)
+
+
+def _separate(packed: Shaped[Tensor, "groups side 16"], rows: int, grid_cols: int) -> Shaped[Tensor, "rows grid_cols"]:
+    return packed.transpose(1, 2).flatten(0, 1)[:rows, :grid_cols]
+
+
+def _interleave_dwords(codes: UInt8[Tensor, "rows bytes"]) -> UInt8[Tensor, "groups chunks 256"]:
+    """Elements of 4 bits stand in a row's dword as they do in row_major, so that only dwords change places."""
+    dwords = _pad(codes, ROWS, 1).view(torch.int32).unflatten(0, (-1, ROWS))
+    return dwords.transpose(1, 2).contiguous().view(torch.uint8).unflatten(1, (-1, 4)).flatten(2)
+
+
+def _separate_dwords(packed: UInt8[Tensor, "groups chunks 256"], rows: int) -> UInt8[Tensor, "rows bytes"]:
+    dwords = packed.contiguous().view(torch.int32).unflatten(2, (4, ROWS)).flatten(1, 2)
+    return dwords.transpose(1, 2).contiguous().view(torch.uint8).flatten(0, 1)[:rows]
+
+
+def _to_planes(codes: UInt8[Tensor, "padded_rows padded_cols"], bits: int) -> UInt8[Tensor, "groups chunks bytes"]:
+    groups, chunks = codes.shape[0] // ROWS, codes.shape[1] // CHUNK
+    if not codes.numel():
+        return codes.new_empty(groups, chunks, 4 * ROWS * bits)
+    pairs = codes.view(torch.int16)
+    lanes = torch.stack([(pairs & 0xFF).to(torch.uint8), (pairs >> 8).to(torch.uint8)], dim=1)
+    dwords = lanes.view(torch.int32).reshape(groups, ROWS, 2, chunks, 4)  # [group, row, f, chunk, o], the byte is b
+    ordered = dwords.permute(0, 3, 4, 2, 1).contiguous().view(torch.uint8)  # [group, chunk, o, f, row and b]
+    if bits == 8:
+        return ordered.reshape(groups, chunks, -1)
+    planes = torch.empty(groups, chunks, bits, 4 * ROWS, dtype=torch.uint8, device=codes.device)
+    done = 0
+    for width in PLANES[bits]:
+        fields = ordered.reshape(groups, chunks, width, 8 // width, 4 * ROWS)
+        own = planes[:, :, done : done + width]
+        own.copy_((fields[:, :, :, 0] >> done) & (2**width - 1))
+        for field in range(1, 8 // width):
+            own |= ((fields[:, :, :, field] >> done) & (2**width - 1)) << (width * field)
+        done += width
+    return planes.flatten(2)
+
+
+def _from_planes(packed: UInt8[Tensor, "groups chunks bytes"], bits: int) -> UInt8[Tensor, "padded_rows padded_cols"]:
+    groups, chunks = packed.shape[:2]
+    if not packed.numel():
+        return packed.new_empty(groups * ROWS, chunks * CHUNK)
+    planes = packed.reshape(groups, chunks, bits, 4 * ROWS)
+    ordered = torch.zeros(groups, chunks, 8, 4 * ROWS, dtype=torch.uint8, device=packed.device)
+    done = 0
+    for width in PLANES[bits]:
+        fields = ordered.view(groups, chunks, width, 8 // width, 4 * ROWS)
+        for field in range(8 // width):
+            own = (planes[:, :, done : done + width] >> (width * field)) & (2**width - 1)
+            fields[:, :, :, field] |= own << done
+        done += width
+    dwords = ordered.view(torch.int32).reshape(groups, chunks, 4, 2, ROWS)
+    lanes = dwords.permute(0, 4, 3, 1, 2).contiguous().view(torch.uint8)  # [group, row, f, chunk, o and b]
+    return torch.stack([lanes[:, :, 0], lanes[:, :, 1]], dim=-1).reshape(groups * ROWS, chunks * CHUNK)
+
+
+def _find_subnormals(codes: UInt8[Tensor, "groups chunks 512"], fmt: BlockFormat) -> UInt8[Tensor, "groups chunks"]:
+    assert isinstance(fmt.element, FloatElement)
+    magnitude_bits = fmt.element.exponent_bits + fmt.element.mantissa_bits
+    below = (codes & (2**magnitude_bits - 1)) - 1  # 0 becomes 255 and is no subnormal
+    is_subnormal = below < 2**fmt.element.mantissa_bits - 1
+    return (is_subnormal.view(torch.int64).sum(-1) != 0).to(torch.uint8)  # 64 words of eight times 0 or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactLargest:
+    """How the code of a compact MX+ largest element is split.
+
+    The ``low_bits`` last of its ``magnitude_bits`` fraction bits leave; ``first_code`` is the element code of
+    2^e_max, to which the bits that stay are added.
+    """
+
+    low_bits: int
+    magnitude_bits: int
+    first_code: int
+    is_int: bool
+
+
+def compact_largest(fmt: BlockFormat) -> CompactLargest | None:
+    """Return how the largest element of an MX+ format is split, or None where it is not.
+
+    The element's top binade must be whole (no NaN in it), and what it lacks of the largest element's fraction,
+    with a sign, must fit above the place in the index byte: elements of up to 2 exponent bits, and integers.
+    """
+    if fmt.extension is not Extension.PLUS or fmt.block not in (VectorBlock(16), VectorBlock(32)):
+        return None
+    element = fmt.element
+    if isinstance(element, FloatElement) and element.exponent_bits:
+        kept = element.mantissa_bits
+        first = element.max_code >> kept << kept
+    else:
+        kept = element.max_code.bit_length() - 1
+        first = 1 << kept
+    low_bits = fmt.magnitude_bits - kept
+    if element.max_code != first + 2**kept - 1 or INDEX_BITS + low_bits + 1 > 8:
+        return None
+    return CompactLargest(
+        low_bits=low_bits,
+        magnitude_bits=fmt.magnitude_bits,
+        first_code=first,
+        is_int=not isinstance(element, FloatElement),
+    )
+
+
+def low_values(fmt: BlockFormat) -> list[float]:
+    """Return what bits 5-7 of the index byte add to the decoded largest element of a compact MX+, for all 8 codes.
+
+    Formula: (-1)^sign * low * 2^(e_max - magnitude bits); codes that cannot occur give 0.
+    """
+    split = compact_largest(fmt)
+    assert split is not None
+    step = 2.0 ** (fmt.element.max_exponent - split.magnitude_bits)
+    values = [step * low for low in range(2**split.low_bits)]
+    values += [-value for value in values]
+    return values + [0.0] * (8 - len(values))
+
+
+def _is_extended(scale: Tensor, fmt: BlockFormat) -> Bool[Tensor, "rows grid_cols"]:
+    return scale != 0 if fmt.scale.is_power_of_two else ~is_plain_block(scale, fmt.scale)
+
+
+def _split_largest(codes: Tensor, parts: Parts, fmt: BlockFormat) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take the largest elements out of row_major codes; returns the codes in place and the grids of both bytes."""
+    scale = parts["scale"]
+    assert isinstance(fmt.block, VectorBlock)
+    size = fmt.block.size
+    blocks = codes.unflatten(1, (scale.shape[1], size))
+    is_extended = _is_extended(scale, fmt)
+    index = torch.where(is_extended, unpack_bits(parts["index"], fmt.index_bits, scale.shape[1]), 0)
+    if fmt.extension is Extension.PLUS:
+        index = index & (size - 1)
+    if fmt.scale.is_power_of_two and not bool(is_extended.all()):
+        blocks = torch.where(is_extended.unsqueeze(-1), blocks, 0)
+    place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)
+    raw = blocks.gather(-1, place).squeeze(-1)
+    split = compact_largest(fmt)
+    if split is None:
+        in_place = torch.where(is_extended, 0, raw)
+        grids = {"index": index, "largest": torch.where(is_extended, raw, 0)}
+    else:
+        in_place, low = _split_codes(raw, split)
+        in_place = torch.where(is_extended, in_place, raw)
+        grids = {"index": torch.where(is_extended, index | low << INDEX_BITS, 0)}
+    return blocks.scatter(-1, place, in_place.unsqueeze(-1)).flatten(1), grids
+
+
+def _join_largest(codes: Tensor, scale: Tensor, grids: Parts, fmt: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Put the largest elements back; returns row_major codes, not yet dense, and the dense index."""
+    assert isinstance(fmt.block, VectorBlock)
+    size = fmt.block.size
+    blocks = codes.unflatten(1, (scale.shape[1], size))
+    is_extended = _is_extended(scale, fmt)
+    index = grids["index"]
+    place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)
+    in_place = blocks.gather(-1, place).squeeze(-1)
+    split = compact_largest(fmt)
+    if split is None:
+        raw = grids["largest"]
+    else:
+        raw = _join_codes(in_place, index >> INDEX_BITS, split)
+        index = index & (size - 1)
+    raw = torch.where(is_extended, raw, in_place)
+    return blocks.scatter(-1, place, raw.unsqueeze(-1)).flatten(1), pack_bits(index, fmt.index_bits)
+
+
+def _split_codes(raw: UInt8[Tensor, "..."], split: CompactLargest) -> tuple[UInt8[Tensor, "..."], UInt8[Tensor, "..."]]:
+    """Return the element code in place, and the low bits with the sign above them."""
+    top, mask = 1 << split.magnitude_bits, (1 << split.magnitude_bits) - 1
+    sign = (raw & top) >> split.magnitude_bits
+    magnitude = ((raw & mask) >> split.low_bits) + split.first_code
+    in_place = (
+        torch.where(sign == 1, -magnitude & (2 * top - 1), magnitude) if split.is_int else magnitude | (raw & top)
+    )
+    return in_place, (raw & ((1 << split.low_bits) - 1)) | sign << split.low_bits
+
+
+def _join_codes(in_place: Tensor, low: Tensor, split: CompactLargest) -> UInt8[Tensor, "..."]:
+    top, mask = 1 << split.magnitude_bits, (1 << split.magnitude_bits) - 1
+    sign = in_place & top
+    magnitude = torch.where(sign == top, -in_place & (2 * top - 1), in_place) if split.is_int else in_place & mask
+    fraction = (magnitude - split.first_code) << split.low_bits | (low & ((1 << split.low_bits) - 1))
+    return (fraction & mask) | sign
