@@ -108,19 +108,20 @@ class Run {
       quantize_int8(own, plain, chunks, ready, i);
       return;
     }
-    ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, 1.0f};
+    ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, nullptr, 1.0f};
     ready.has_f32 = true;
     if (rows_ == 1) {
       const float top = prepare_.amax(plain, width);
-      if (wants_bf16(i) && top <= 0x1p100f) pack_bf16(own, plain, chunks, top, input.terms, ready);
+      if (wants_bf16(i, input.terms) && top <= 0x1p100f) pack_bf16(own, plain, chunks, top, input.terms, ready);
       return;
     }
     pack_rows(own, plain, chunks, ready);
   }
 
-  bool wants_bf16(size_t i) const {
+  bool wants_bf16(size_t i, int32_t terms) const {
     for (const LinearSegment& segment : call_.segments)
-      if (segment.input == static_cast<int32_t>(i) && segment.weight->bf16_exact) return true;
+      if (segment.input == static_cast<int32_t>(i) && linear_.row(*segment.weight, ActKind::bf16, 1, terms))
+        return true;
     return false;
   }
 
@@ -162,8 +163,9 @@ class Run {
     // The largest becomes about 2^100, so that the smallest products stay far from the end of the exponents.
     const int exponent = top > 0 ? std::min(100 - std::ilogb(top), 100) : 0;
     uint32_t* packed = own.values.get<uint32_t>(terms * chunks * 16);
-    prepare_.pack_bf16(plain, chunks, terms, std::ldexp(1.0f, exponent), packed);
-    ready.bf16 = {ActKind::bf16, 1, chunks, 1, terms, 0, plain, packed, nullptr, nullptr, std::ldexp(1.0f, -exponent)};
+    float* scaled = own.bytes.get<float>(chunks * kChunk);
+    prepare_.pack_bf16(plain, chunks, terms, std::ldexp(1.0f, exponent), scaled, packed);
+    ready.bf16 = {ActKind::bf16, 1, chunks, 1, terms, 0, plain, scaled, packed, nullptr, nullptr, std::ldexp(1.0f, -exponent)};
     ready.has_bf16 = true;
   }
 
@@ -187,7 +189,7 @@ class Run {
       if (segment.input != static_cast<int32_t>(i)) continue;
       const Weight& w = *segment.weight;
       const int32_t wanted = w.block == 16 ? 2 : 1;
-      if (has_integer_kernel(w, wanted)) {
+      if (w.sparse_offsets == nullptr && has_integer_kernel(w, wanted)) {
         wants_integer = true;
         sub = std::max(sub, wanted);
         wants_plain = wants_plain || w.extra == Extra::low || w.extra == Extra::largest;
@@ -219,7 +221,7 @@ class Run {
           for (int64_t k = 0; k < width; ++k) integers[row * width + k] = values[row * width + k];
         });
       }
-      ready.integer = {ActKind::integer, rows_, chunks, block, 1, sub, integers, packed, scales, sums, 1.0f};
+      ready.integer = {ActKind::integer, rows_, chunks, block, 1, sub, integers, nullptr, packed, scales, sums, 1.0f};
       ready.has_integer = true;
     }
     if (wants_f32) {
@@ -228,20 +230,21 @@ class Run {
         for (int64_t k = 0; k < width; ++k)
           plain[row * width + k] = values[row * width + k] * step * scale[row * chunks + k / kChunk];
       });
-      ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, 1.0f};
+      ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, nullptr, 1.0f};
       ready.has_f32 = true;
       InputBuffers& other = buffers(call_.inputs.size() + i);
       if (rows_ > 1) {
         pack_rows(other, plain, chunks, ready);
-      } else if (wants_bf16(i)) {
+      } else if (wants_bf16(i, 1)) {
         // Integers are exact as one bfloat16 term; the blocks' scales follow the sums.
         float* integers = other.values.get<float>(width);
         uint32_t* packed = other.packed.get<uint32_t>(chunks * 16);
         float* scales = other.scale.get<float>(chunks);
         for (int64_t k = 0; k < width; ++k) integers[k] = values[k];
         for (int64_t c = 0; c < chunks; ++c) scales[c] = scale[c] * step;
-        prepare_.pack_bf16(integers, chunks, 1, 0x1p93f, packed);
-        ready.bf16 = {ActKind::bf16, 1, chunks, 1, 1, 1, integers, packed, scales, nullptr, 0x1p-93f};
+        float* scaled = other.plain.get<float>(width);
+        prepare_.pack_bf16(integers, chunks, 1, 0x1p93f, scaled, packed);
+        ready.bf16 = {ActKind::bf16, 1, chunks, 1, 1, 1, integers, scaled, packed, scales, nullptr, 0x1p-93f};
         ready.has_bf16 = true;
       }
     }
@@ -267,8 +270,10 @@ class Run {
       choice.act = &act;
       return choice.row != nullptr || choice.block != nullptr;
     };
-    if (ready.has_integer && take(ready.integer)) return;
-    if (ready.has_bf16 && take(ready.bf16)) return;
+    // A sparse table multiplies activations as they are, so its weight cannot use integers that are scaled later.
+    const bool is_sparse = w.sparse_offsets != nullptr;
+    if (ready.has_integer && !is_sparse && take(ready.integer)) return;
+    if (ready.has_bf16 && !(is_sparse && ready.bf16.sub) && take(ready.bf16)) return;
     take(ready.f32);
   }
 

@@ -76,6 +76,7 @@ struct Act {
   int32_t parts;      // integer: scales in a chunk (1 or 2); bf16: terms of the sum that an activation was split into
   int32_t sub;        // scales in a chunk (1 or 2); 0: none
   const float* plain;      // [rows][chunks * 32] in natural order: values, or the integers
+  const float* scaled;     // bf16: plain times 1 / unit
   const uint32_t* packed;  // integer: [row blocks][chunks][8][row_block]; bf16: [parts][chunks][16]; f32: [row blocks][k][row_block]
   const float* scale;      // [row blocks][chunks * sub][row_block]
   const int32_t* sums;     // integer: the same shape, sums of the integers
@@ -102,7 +103,7 @@ struct ActivationKernels {
   float (*amax)(const float* values, int64_t count);  // NaN where there is one
   // Block `block` of rows of plain [rows][chunks * 32] into [block][k][row].
   void (*pack_f32)(const float* plain, int64_t rows, int64_t chunks, int32_t row_block, int64_t block, float* to);
-  void (*pack_bf16)(const float* plain, int64_t chunks, int32_t parts, float gain, uint32_t* to);
+  void (*pack_bf16)(const float* plain, int64_t chunks, int32_t parts, float gain, float* scaled, uint32_t* to);
   void (*pack_integer)(const int8_t* values, int64_t chunks, int32_t sub, int32_t row_block, int64_t row,
                        uint32_t* packed, int32_t* sums);
   void (*int8_blocks)(const float* plain, int64_t chunks, int8_t* values, float* scale);

@@ -55,12 +55,12 @@ void pack_f32(const float* plain, int64_t rows, int64_t chunks, int32_t row_bloc
 }
 
 // One row as sums of `parts` bfloat16: [parts][chunks][16] pairs of the values (j, j + 4) of each octet, times 2^-log2(unit).
-void pack_bf16(const float* plain, int64_t chunks, int32_t parts, float gain, uint32_t* to) {
+void pack_bf16(const float* plain, int64_t chunks, int32_t parts, float gain, float* scaled, uint32_t* to) {
   const int64_t stride = chunks * 16;
   for (int64_t i = 0; i < chunks * kChunk; i += 8) {
     uint32_t bits[8], rest_bits[8];
     float value[8];
-    for (int j = 0; j < 8; ++j) value[j] = plain[i + j] * gain;
+    for (int j = 0; j < 8; ++j) value[j] = scaled[i + j] = plain[i + j] * gain;
     for (int32_t part = 0; part < parts; ++part) {
       for (int j = 0; j < 8; ++j) {
         __builtin_memcpy(&bits[j], &value[j], 4);

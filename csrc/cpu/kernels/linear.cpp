@@ -3,7 +3,10 @@
 // One row: codes are decoded in registers, once, while they stream from memory. Many rows: a panel of 32 outputs is
 // decoded into the first-level cache and used for all rows. Three kinds of products:
 //   integer  bytes times bytes, exact in int32 over a chunk, then scaled in float32;
-//   bf16     pairs of bfloat16 with a float32 sum (avx512_bf16); a float32 activation is split into three terms;
+//   bf16     6- and 8-bit floats become pairs of bfloat16 in few steps (avx512_bf16), each half a float32 for a
+//            multiply-add. The bfloat16 dot product itself takes subnormals of 8-bit floats for zero and has half the
+//            rate of multiply-adds on Sapphire Rapids, so that it serves only for the few tiles that hold subnormals:
+//            there their mantissas are a second product, and a float32 activation is split into three terms;
 //   f32      fused multiply-adds.
 // The largest element of MX+ and MX++ is a correction: one product more for each block, no second pass.
 #include "linear.h"
@@ -14,12 +17,16 @@
 namespace ms::MS_LEVEL {
 namespace {
 
-constexpr int64_t kAhead = 2048;  // bytes between the codes in use and those that are being fetched
+// Bytes between the codes in use and those that are fetched, into the second-level cache and into the first.
+constexpr int64_t kAhead = 4096, kNear = 1024;
 
 template <int BITS>
 MS_INLINE void fetch(const uint8_t* chunk) {
 #pragma GCC unroll 8
-  for (int line = 0; line < BITS; ++line) __builtin_prefetch(chunk + kAhead + 64 * line);
+  for (int line = 0; line < BITS; ++line) {
+    __builtin_prefetch(chunk + kAhead + 64 * line, 0, 2);
+    __builtin_prefetch(chunk + kNear + 64 * line, 0, 3);
+  }
 }
 
 // What the block's largest element adds to a sum of products, before the weight's scale.
@@ -120,28 +127,68 @@ void row_f32(const Weight& w, const Act& act, int64_t group, float* accumulator)
   }
 }
 
+// Byte b of every dword moved to its top, zeros below: as an int32 it is the signed byte times 2^24.
+MS_INLINE I top_byte(U bytes, int b) {
+#if defined(MS_X512)
+  const __m128i lane = _mm_set_epi8(12 + b, -1, -1, -1, 8 + b, -1, -1, -1, 4 + b, -1, -1, -1, b, -1, -1, -1);
+  return (I)_mm512_shuffle_epi8((__m512i)bytes, _mm512_broadcast_i32x4(lane));
+#else
+  return as<I>((bytes << (24 - 8 * b)) & 0xFF000000u);
+#endif
+}
+
+// The same product for elements that are small integers: whole bytes are looked up, and become floats afterwards.
+template <int BITS, Extra EXTRA, int SUB>
+void row_bytes(const Weight& w, const Act& act, int64_t group, float* accumulator) {
+  uint8_t integers[64];
+  for (int i = 0; i < 64; ++i) integers[i] = static_cast<uint8_t>(w.int_values[0][i] - w.int_offset[0]);
+  const ByteTable<BITS == 8 ? 4 : BITS> table(integers);
+  const float step = w.int_step * 0x1p-24f;
+  for (int slice = 0; slice < kSlices; ++slice) {
+    const uint8_t* chunk = w.codes + group * w.chunks * 64 * BITS + slice * 4 * W;
+    F total = F{};
+    for (int64_t c = 0; c < w.chunks; ++c, chunk += 64 * BITS) {
+      fetch<BITS>(chunk);
+      const float* a = act.plain + c * kChunk;
+#pragma GCC unroll 2
+      for (int part = 0; part < SUB; ++part) {
+        const int64_t column = scale_column(w, c * kChunk + part * (kChunk / SUB));
+        F dot[4] = {};
+#pragma GCC unroll 8
+        for (int d = part * 8 / SUB; d < (part + 1) * 8 / SUB; ++d) {
+          const U codes = code_bytes<BITS>(chunk, d >> 1, d & 1);
+          const U bytes = BITS == 8 ? codes : table.look_up(codes);
+#pragma GCC unroll 4
+          for (int b = 0; b < 4; ++b)
+            dot[b] = fma(to_float(top_byte(bytes, b)), set1(a[8 * (d >> 1) + 2 * b + (d & 1)]), dot[b]);
+        }
+        F sums = ((dot[0] + dot[1]) + (dot[2] + dot[3])) * set1(step);
+        sums = add_extra<EXTRA>(w, sums, group, column, slice, a + part * (kChunk / SUB), 1.0f);
+        total = fma(sums, scale_lane(w, group, column, slice), total);
+      }
+    }
+    store(accumulator + slice * W, load<F>(accumulator + slice * W) + total);
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ bf16, one row
 
 #if defined(MS_LEVEL_AVX512_BF16)
 // Pairs of bfloat16 of the values (j, j + 4) of octet o.
 template <int BITS>
 struct PairDecoder {
-  __m512i table;
-  __m128i shift;
-  __m512i mask;
+  __m512i table, shift, mask, low_byte;
 
   explicit PairDecoder(const Weight& w) {
     table = _mm512_loadu_si512(w.bf16_values);
-    shift = _mm_cvtsi32_si128(1 + w.mantissa_bits);
+    shift = _mm512_set1_epi16(static_cast<short>(1 + w.mantissa_bits));
     mask = _mm512_set1_epi16(static_cast<short>(0x8000 | 0x7F << (7 - w.mantissa_bits)));
+    low_byte = _mm512_broadcast_i32x4(_mm_set_epi8(14, -1, 12, -1, 10, -1, 8, -1, 6, -1, 4, -1, 2, -1, 0, -1));
   }
 
   template <int O, int J>
   MS_INLINE __m512i pair(const uint8_t* chunk) const {
-    if constexpr (BITS == 4) {
-      const __m512i codes = _mm512_srli_epi32((__m512i)dword(chunk, O), 4 * J);
-      return _mm512_permutexvar_epi16(codes, table);
-    } else if constexpr (BITS == 6) {
+    if constexpr (BITS == 6) {
       const __m512i low = _mm512_srli_epi32((__m512i)dword(chunk, O), 4 * J);
       constexpr int place = 8 * (J >> 1) + 4 * (O & 1) + 2 * (J & 1);
       const __m512i word = (__m512i)dword(chunk, 4 + (O >> 1));
@@ -156,9 +203,46 @@ struct PairDecoder {
       return _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<short>(0x8000)), _mm512_slli_epi16(codes, 10), magnitude, 0xCA);
     } else {
       const __m512i word = (__m512i)dword(chunk, 2 * O + (J & 1));
-      const __m512i top = (J & 2) ? word : _mm512_slli_epi16(word, 8);
-      return _mm512_and_si512(_mm512_sra_epi16(top, shift), mask);
+      const __m512i top = (J & 2) ? word : _mm512_shuffle_epi8(word, low_byte);
+      return _mm512_and_si512(_mm512_srav_epi16(top, shift), mask);
     }
+  }
+
+  // sums += the same pair times two activations, as float32: a bfloat16 is the upper half of one.
+  template <int O, int J>
+  MS_INLINE void multiply_add(const uint8_t* chunk, const float* a, F* sums) const {
+    __m512i high, low;
+    if constexpr (BITS == 8) {
+      const __m512i word = (__m512i)dword(chunk, 2 * O + (J & 1));
+      const __m512i top = _mm512_srav_epi16((J & 2) ? word : _mm512_shuffle_epi8(word, low_byte), shift);
+      const __m512i upper = _mm512_slli_epi32(mask, 16);
+      high = _mm512_and_si512(top, upper);
+      low = _mm512_and_si512(_mm512_slli_epi32(top, 16), upper);
+    } else {
+      const __m512i both = pair<O, J>(chunk);
+      high = _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int32_t>(0xFFFF0000u)));
+      low = _mm512_slli_epi32(both, 16);
+    }
+    sums[J & 1] = fma((F)low, set1(a[8 * O + J]), sums[J & 1]);
+    sums[2 + (J & 1)] = fma((F)high, set1(a[8 * O + J + 4]), sums[2 + (J & 1)]);
+  }
+
+  template <int O>
+  MS_INLINE void multiply_add_octet(const uint8_t* chunk, const float* a, F* sums) const {
+    multiply_add<O, 0>(chunk, a, sums);
+    multiply_add<O, 1>(chunk, a, sums);
+    multiply_add<O, 2>(chunk, a, sums);
+    multiply_add<O, 3>(chunk, a, sums);
+  }
+
+  // Of an 8-bit float's pair only the subnormal values, as the whole numbers of their mantissas; all else is 0.
+  template <int O, int J>
+  MS_INLINE __m512i small_pair(const uint8_t* chunk, __m512i exponent_mask, __m512i mantissas) const {
+    const __m512i word = (__m512i)dword(chunk, 2 * O + (J & 1));
+    const __m512i code = _mm512_srli_epi16((J & 2) ? word : _mm512_slli_epi16(word, 8), 8);
+    const __mmask32 is_small = _mm512_testn_epi16_mask(code, exponent_mask);
+    const __m512i magnitude = _mm512_maskz_permutexvar_epi16(is_small, code, mantissas);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<short>(0x8000)), _mm512_slli_epi16(code, 8), magnitude, 0xCA);
   }
 };
 
@@ -185,6 +269,47 @@ MS_INLINE void add_octet(const PairDecoder<BITS>& decoder, const uint8_t* chunk,
   add_pair<BITS, PARTS, O, 3>(decoder, chunk, a, stride, sums);
 }
 
+template <int PARTS, int O>
+MS_INLINE void add_small_octet(const PairDecoder<8>& decoder, const uint8_t* chunk, const uint32_t* a, int64_t stride,
+                               __m512i exponent_mask, __m512i mantissas, __m512* sums) {
+  const __m512i pairs[4] = {decoder.small_pair<O, 0>(chunk, exponent_mask, mantissas),
+                            decoder.small_pair<O, 1>(chunk, exponent_mask, mantissas),
+                            decoder.small_pair<O, 2>(chunk, exponent_mask, mantissas),
+                            decoder.small_pair<O, 3>(chunk, exponent_mask, mantissas)};
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j)
+#pragma GCC unroll 3
+    for (int part = 0; part < PARTS; ++part)
+      sums[part] = dot_pairs(sums[part], pairs[j], a + part * stride + 4 * O + j);
+}
+
+// What the subnormal values of a tile add: bfloat16 products take them for zero.
+template <int SUB, int PARTS>
+__attribute__((noinline)) F small_dot(const Weight& w, const PairDecoder<8>& decoder, const uint8_t* chunk,
+                                      const uint32_t* a, int64_t stride, int part) {
+  uint16_t table[32] = {};
+  for (int i = 1; i < (1 << w.mantissa_bits) && i < 32; ++i) {
+    const float whole = static_cast<float>(i);
+    uint32_t bits;
+    __builtin_memcpy(&bits, &whole, 4);
+    table[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  const __m512i mantissas = _mm512_loadu_si512(table);
+  const __m512i exponent_mask = _mm512_set1_epi16(static_cast<short>(0x7F >> w.mantissa_bits << w.mantissa_bits));
+  __m512 sums[3] = {};
+  if (SUB == 1 || part == 0) {
+    add_small_octet<PARTS, 0>(decoder, chunk, a, stride, exponent_mask, mantissas, sums);
+    add_small_octet<PARTS, 1>(decoder, chunk, a, stride, exponent_mask, mantissas, sums);
+  }
+  if (SUB == 1 || part == 1) {
+    add_small_octet<PARTS, 2>(decoder, chunk, a, stride, exponent_mask, mantissas, sums);
+    add_small_octet<PARTS, 3>(decoder, chunk, a, stride, exponent_mask, mantissas, sums);
+  }
+  F sum = (F)sums[0];
+  for (int term = 1; term < PARTS; ++term) sum += (F)sums[term];
+  return sum;
+}
+
 template <int BITS, Extra EXTRA, int SUB, int PARTS>
 void row_bf16(const Weight& w, const Act& act, int64_t group, float* accumulator) {
   const PairDecoder<BITS> decoder(w);
@@ -193,7 +318,7 @@ void row_bf16(const Weight& w, const Act& act, int64_t group, float* accumulator
   const uint8_t* flags = BITS == 8 ? w.flags + group * w.chunks : nullptr;
   const int64_t stride = act.chunks * 16;
   const float gain = BITS == 8 ? __builtin_ldexpf(1.0f, 127 - w.bias) : 1.0f;
-  const F factor = set1(act.unit * gain);
+  const F factor = set1(act.unit * gain), small_factor = set1(act.unit * w.values[1]);
   F total = F{};
   for (int64_t c = 0; c < w.chunks; ++c, chunk += 64 * BITS) {
     fetch<BITS>(chunk);
@@ -202,9 +327,21 @@ void row_bf16(const Weight& w, const Act& act, int64_t group, float* accumulator
     for (int part = 0; part < SUB; ++part) {
       const int64_t column = scale_column(w, c * kChunk + part * (kChunk / SUB));
       F dot;
-      if (BITS == 8 && flags[c]) {
+      if (BITS == 8 && flags[c] & 2) {
         dot = chunk_dot<ElementKind::float8, 8, Extra::none, SUB>(exact, chunk, act.plain + c * kChunk, part, F{});
-      } else {
+      } else if (BITS == 6 || !flags[c]) {
+        F sums[4] = {};
+        const float* scaled = act.scaled + c * kChunk;
+        if (SUB == 1 || part == 0) {
+          decoder.template multiply_add_octet<0>(chunk, scaled, sums);
+          decoder.template multiply_add_octet<1>(chunk, scaled, sums);
+        }
+        if (SUB == 1 || part == 1) {
+          decoder.template multiply_add_octet<2>(chunk, scaled, sums);
+          decoder.template multiply_add_octet<3>(chunk, scaled, sums);
+        }
+        dot = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * factor;
+      } else if constexpr (BITS == 8) {
         __m512 sums[4] = {};
         if (SUB == 1 || part == 0) {
           add_octet<BITS, PARTS, 0>(decoder, chunk, a, stride, sums);
@@ -217,6 +354,7 @@ void row_bf16(const Weight& w, const Act& act, int64_t group, float* accumulator
         dot = (F)_mm512_add_ps(sums[0], sums[1]);
         if (PARTS > 1) dot += (F)(PARTS > 2 ? _mm512_add_ps(sums[2], sums[3]) : sums[2]);
         dot *= factor;
+        dot = fma(small_dot<SUB, PARTS>(w, decoder, chunk, a, stride, part), small_factor, dot);
       }
       dot = add_extra<EXTRA>(w, dot, group, column, 0, act.plain + c * kChunk + part * (kChunk / SUB), 1.0f);
       if (act.sub) dot *= set1(act.scale[act.sub == 1 ? c : 2 * c + part]);
@@ -581,8 +719,7 @@ Row pick_row_bf16(int32_t sub, int32_t parts) {
 template <Extra EXTRA>
 Row pick_row_bf16_bits(const Weight& w, int32_t sub, int32_t parts) {
   switch (w.bits) {
-    case 4: return pick_row_bf16<4, EXTRA>(sub, parts);
-    case 6: return pick_row_bf16<6, EXTRA>(sub, parts);
+    case 6: return pick_row_bf16<6, EXTRA>(sub, 1);
     case 8: return pick_row_bf16<8, EXTRA>(sub, parts);
     default: return nullptr;
   }
@@ -592,10 +729,27 @@ Row pick_row_bf16_bits(const Weight& w, int32_t sub, int32_t parts) {
 Row choose_row_bf16([[maybe_unused]] const Weight& w, [[maybe_unused]] int32_t sub, [[maybe_unused]] int32_t parts) {
 #if defined(MS_LEVEL_AVX512_BF16)
   if (!w.bf16_exact) return nullptr;
+  if (w.int_planes == 1) return nullptr;  // row_bytes is faster
   if (w.extra == Extra::none) return pick_row_bf16_bits<Extra::none>(w, sub, parts);
   if (w.extra == Extra::low) return pick_row_bf16_bits<Extra::low>(w, sub, parts);
   if (w.extra == Extra::largest) return pick_row_bf16_bits<Extra::largest>(w, sub, parts);
 #endif
+  return nullptr;
+}
+
+template <Extra EXTRA>
+Row pick_row_bytes(const Weight& w, int32_t sub) {
+  if (w.element == ElementKind::integer && w.is_signed)
+    return sub == 2 ? row_bytes<8, EXTRA, 2> : row_bytes<8, EXTRA, 1>;
+  if (w.bits == 6) return sub == 2 ? row_bytes<6, EXTRA, 2> : row_bytes<6, EXTRA, 1>;
+  return nullptr;
+}
+
+Row choose_row_bytes(const Weight& w, int32_t sub) {
+  if (w.int_planes != 1) return nullptr;
+  if (w.extra == Extra::none) return pick_row_bytes<Extra::none>(w, sub);
+  if (w.extra == Extra::low) return pick_row_bytes<Extra::low>(w, sub);
+  if (w.extra == Extra::largest) return pick_row_bytes<Extra::largest>(w, sub);
   return nullptr;
 }
 
@@ -607,6 +761,7 @@ Row choose_row(const Weight& w, ActKind kind, int32_t sub, int32_t parts) {
       });
     case ActKind::bf16: return choose_row_bf16(w, sub, parts);
     default:
+      if (const Row row = choose_row_bytes(w, sub)) return row;
       return for_float(w, [&]<ElementKind KIND, int BITS, Extra EXTRA>() -> Row {
         return sub == 2 ? row_f32<KIND, BITS, EXTRA, 2> : row_f32<KIND, BITS, EXTRA, 1>;
       });
