@@ -90,6 +90,7 @@ std::unique_ptr<ms::Weight> make_weight(const nb::dict& d) {
   fill(w->int_values[0], d, "int_values");
   fill(w->int_values[1], d, "int_high_values");
   w->int_step = get<float>(d, "int_step");
+  w->low_is_int = get<int32_t>(d, "low_is_int");
   w->mantissa_bits = get<int32_t>(d, "mantissa_bits");
   w->bias = get<int32_t>(d, "bias");
   w->special_code = get<int32_t>(d, "special_code");

@@ -52,6 +52,7 @@ struct Weight {
   int32_t int_offset[2];  // added to the integers so that they are unsigned bytes
   uint8_t int_values[2][64];
   float int_step;
+  int32_t low_is_int;  // Extra::low: integers with the low part added are still unsigned bytes
 
   // 8-bit floats: fields, and the first code (without sign) that is not finite.
   int32_t mantissa_bits, bias, special_code;

@@ -383,6 +383,15 @@ struct IntegerPanel {
   float* delta;    // [chunk * sub][kPanel]
 };
 
+// Make the largest elements of W rows whole where they stand, as bytes of a panel.
+MS_INLINE void add_low(uint8_t* bytes, int64_t c, int lane, const int32_t* places, I low) {
+  for (int i = 0; i < W; ++i) {
+    const int k = places[i];
+    const int d = 2 * (k >> 3) + (k & 1);
+    bytes[((c * 8 + d) * kPanel + lane + i) * 4 + ((k & 7) >> 1)] += static_cast<uint8_t>(low[i]);
+  }
+}
+
 template <int BITS, Extra EXTRA, int SUB, int PLANES>
 void fill_integer(const Weight& w, int64_t group, int64_t c0, int64_t chunks, int half, const IntegerPanel& panel) {
   using Table = ByteTable<BITS == 8 ? 4 : BITS>;
@@ -412,7 +421,9 @@ void fill_integer(const Weight& w, int64_t group, int64_t c0, int64_t chunks, in
           store(panel.index + at, (index & 31) + part * (kChunk / SUB));
           const float unit = 1.0f / w.int_step;
           if constexpr (EXTRA == Extra::low) {
-            store(panel.low + at, pick8(w.low_values, index >> 5) * set1(unit));
+            const F low = pick8(w.low_values, index >> 5) * set1(unit);
+            store(panel.low + at, low);
+            if (w.low_is_int && is_there) add_low(panel.bytes, c, lane, panel.index + at, to_int(low));
           } else {
             store(panel.low + at, (is_there ? gather(w.largest_values, widen_u8(w.largest + source)) : F{}) * set1(unit));
             store(panel.delta + at, pick8(w.delta_values, index >> 5));
@@ -523,8 +534,13 @@ void block_integer(const Weight& w, const Act& act, int64_t group, int64_t count
           for (int half = groups; half < 2; ++half)
             fill_integer<BITS, EXTRA, SUB, PLANES>(w, w.groups, c0, chunks, half, panel);
         }
-        for (int64_t b = 0; b < row_blocks; ++b)
-          micro_integer<BITS, EXTRA, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, accumulator + g * kLanes, stride);
+        for (int64_t b = 0; b < row_blocks; ++b) {
+          float* to = accumulator + g * kLanes;
+          if (EXTRA == Extra::low && w.low_is_int)
+            micro_integer<BITS, Extra::none, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, to, stride);
+          else
+            micro_integer<BITS, EXTRA, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, to, stride);
+        }
       }
     }
   }

@@ -126,6 +126,7 @@ def _format_tables(fmt: BlockFormat) -> Mapping[str, Any]:
     tables.update(_largest_tables(fmt))
     tables.update(_zero_tables(fmt))
     tables.update(_int_tables(fmt, values))
+    tables["low_is_int"] = int(_low_is_int(tables))
     tables.update(_bf16_tables(fmt, values))
     return tables
 
@@ -215,6 +216,15 @@ def _int_tables(fmt: BlockFormat, values: list[float]) -> dict[str, Any]:
         "int_high_values": [value + offsets[1] for value in high],
         "int_step": step,
     }
+
+
+def _low_is_int(tables: Mapping[str, Any]) -> bool:
+    """Whether the largest element of a compact MX+ is an integer in the unit of all others, and fits with them."""
+    if tables["int_planes"] != 1 or not tables["low_values"] or tables["bits"] == 8:
+        return False
+    low = [value / tables["int_step"] for value in tables["low_values"]]
+    top = max(tables["int_values"]) + max(low)
+    return all(value.is_integer() for value in low) and top <= 2 * INT_LIMIT
 
 
 def _bf16_tables(fmt: BlockFormat, values: list[float]) -> dict[str, Any]:
