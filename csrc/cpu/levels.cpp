@@ -2,12 +2,15 @@
 
 namespace ms {
 
-#define MS_DECLARE(level)                \
-  namespace level {                      \
-  extern const LimitKernels limit_kernels; \
+#define MS_DECLARE(level)                          \
+  namespace level {                                \
+  extern const LimitKernels limit_kernels;         \
+  extern const QuantizeKernels quantize_kernels;   \
+  extern const DequantizeKernels dequantize_kernels; \
   }
-#define MS_TABLE(level) \
-  static const Kernels level##_kernels = {#level, &level::limit_kernels};
+#define MS_TABLE(level)                                               \
+  static const Kernels level##_kernels = {#level, &level::limit_kernels, \
+                                          &level::quantize_kernels, &level::dequantize_kernels};
 
 #if defined(MS_HAS_PORTABLE)
 MS_DECLARE(portable)

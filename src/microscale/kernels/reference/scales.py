@@ -273,10 +273,3 @@ def decode_zero_point(stored: Shaped[Tensor, "..."], fmt: BlockFormat) -> Float[
 def zero_point_element(fmt: BlockFormat) -> FloatElement:
     """Return the float type of a stored fp8 or fp16 zero point."""
     return E4M3 if fmt.zero_point is ZeroPoint.FP8 else FP16
-
-
-def uses_amax(fmt: BlockFormat) -> bool:
-    """Whether a given amax changes anything: a rule that looks at amax, or a second level that follows from it."""
-    if fmt.zero_point is not None:
-        return False
-    return fmt.tensor_scale is not None or fmt.rule.kind not in (RuleKind.STD, RuleKind.PERCENTILE)
