@@ -59,7 +59,16 @@ MS_INLINE void store(void* to, V value) {
   __builtin_memcpy(to, &value, sizeof(V));
 }
 
-MS_INLINE F set1(float value) { return F{} + value; }
+// (F{} + value would turn -0 into 0.)
+MS_INLINE F set1(float value) {
+#if defined(MS_X512)
+  return (F)_mm512_set1_ps(value);
+#elif defined(MS_X256)
+  return (F)_mm256_set1_ps(value);
+#else
+  return F{value, value, value, value};
+#endif
+}
 MS_INLINE I set1i(int32_t value) { return I{} + value; }
 MS_INLINE U set1u(uint32_t value) { return U{} + value; }
 

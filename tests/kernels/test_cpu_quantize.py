@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microscale.errors import DtypeError, FormatError, KernelError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
-from microscale.kernels import cpu, reference
+from microscale.kernels import cpu, dequantize, fake_quantize, quantize, reference
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import FormatStruct
 from microscale.kernels.dispatch import CPU, Operation, Request
@@ -31,18 +31,36 @@ SPECS = (
     *(f"mxfp4:{rule}" for rule in RULES),
     *(f"mxfp8:{rule}" for rule in ("floor", "ceil", "even", "even(1)", "threshold(500)")),
     *("nvfp4:rceil", "nvfp4:threshold(7)", "nvfp4:percentile(80)", "e2m1/16:fp16:rceil", "int8/32:fp32:amax"),
-    *(f"{name}:{mode}" for name in ("mxfp4", "mxfp8", "mxint8") for mode in ("stochastic(7)", "away", "truncate")),
-    *("nvfp4:stochastic(1)", "mxfp4_plus:stochastic(2)", "mxfp4_plusplus:away", "int4_asym:stochastic(5)"),
+    *(
+        f"{name}:{mode}"
+        for name in ("mxfp4", "mxfp8", "mxint8")
+        for mode in ("stochastic(7)", "nearest_away", "toward_zero")
+    ),
+    *("nvfp4:stochastic(1)", "mxfp4_plus:stochastic(2)", "mxfp4_plusplus:nearest_away", "int4_asym:stochastic(5)"),
     *("mxfp8:nonfinite", "mxfp8_e5m2:nonfinite:floor", "e4m3-ieee/32:e8m0:nonfinite", "e3m4/32:e8m0:floor"),
     *("mxfp4:inf_saturate", "nvfp4:inf_saturate", "int4_asym:inf_saturate", "mxfp4:nan_raise"),
     *("mxfp4:nan_raise:inf_saturate", "nvfp4:nan_raise", "mxfp4_sparse:nan_raise"),
     *("e2m1/32:bf16", "e2m1/32:fp32", "e2m1/16:ue5m3", "e2m1/32:ue4m3+fp32", "e2m1-b5/32:e5m0", "e2m1/32:e4m0-b3"),
-    *("e0m3/32:e8m0", "e3m0/16:e8m0", "e1m2/8:e8m0", "e2m5/32:e8m0", "e7m0/32:e8m0", "e2m3-b100/32:e8m0", "e4m1/24:fp16"),
+    *(
+        "e0m3/32:e8m0",
+        "e3m0/16:e8m0",
+        "e1m2/8:e8m0",
+        "e2m5/32:e8m0",
+        "e7m0/32:e8m0",
+        "e2m3-b100/32:e8m0",
+        "e4m1/24:fp16",
+    ),
     *("ue4m3/32:e8m0", "uint4/32:fp16", "int3/20:e8m0", "int7-f3/16:e8m0:even", "int4-full/32:e8m0", "int2/1:e8m0"),
     *("int5/7:fp32", "int8/channel:fp32", "e4m3/channel:e8m0:rceil", "e4m3/channel:fp32", "e2m1/channel:e4m3+fp32"),
-    *("int4/32:fp32:asym(int)", "int8/64:bf16:asym(int)", "int4/channel:fp16:asym", "int4/32:e4m3+fp32:asym"),
+    *("int4/32:fp32:asym", "int8/64:bf16:asym", "int4/channel:fp16:asym", "int4/32:e4m3+fp32:asym"),
     *("int2/16:fp16:asym(fp8)", "e2m1/16:e8m0:plus", "e2m1/20:e8m0:plus", "e2m1/72:e8m0:plus", "e2m1/256:e8m0:plus"),
-    *("int8/16:e4m3+fp32:plus", "e2m1/16:fp16:plus", "e5m2/32:e8m0:plus", "e3m2/32:e8m0:plusplus", "e2m1/8:e8m0:plusplus"),
+    *(
+        "int8/16:e4m3+fp32:plus",
+        "e2m1/16:fp16:plus",
+        "e5m2/32:e8m0:plus",
+        "e3m2/32:e8m0:plusplus",
+        "e2m1/8:e8m0:plusplus",
+    ),
     *("mxfp4_plus+sparse1%:fp16", "pair(mxfp4,mxfp8,30%)", "pair(int2/32:fp16:asym,mxint8,50%)+sparse1%:fp8"),
 )
 
@@ -103,7 +121,9 @@ def test_every_level_gives_the_bits_of_the_reference(spec: str, values: torch.Te
     check_equal(values, spec)
 
 
-@pytest.mark.parametrize("spec", ["mxfp4", "mxfp8", "mxfp6_e2m3", "mxint8", "nvfp4", "mxfp4_plus", "int3_asym", "int5/7:fp32"])
+@pytest.mark.parametrize(
+    "spec", ["mxfp4", "mxfp8", "mxfp6_e2m3", "mxint8", "nvfp4", "mxfp4_plus", "int3_asym", "int5/7:fp32"]
+)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 31), (7, 33), (13, 97), (3, 4099), (61, 1024), (2, 3, 65), (200, 512)])
 def test_odd_shapes_unaligned_views_and_large_matrices(spec: str, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -127,7 +147,9 @@ def test_unaligned_parts_are_read_where_they_lie() -> None:
         assert same_bits(cpu.dequantize(shifted), reference.dequantize(whole))
 
 
-@pytest.mark.parametrize("spec", ["mxfp4", "nvfp4", "mxfp8:stochastic(3)", "int4_asym_fp8", "mxfp6_plusplus", "int8/channel:fp32"])
+@pytest.mark.parametrize(
+    "spec", ["mxfp4", "nvfp4", "mxfp8:stochastic(3)", "int4_asym_fp8", "mxfp6_plusplus", "int8/channel:fp32"]
+)
 def test_results_do_not_depend_on_the_number_of_threads(spec: str) -> None:
     values = torch.randn(97, 2080, generator=torch.Generator().manual_seed(5))
     values[50, 7], values[96, 2079] = math.nan, 1e30
@@ -172,7 +194,7 @@ def test_a_given_amax_is_used_as_the_reference_uses_it(spec: str, amax: torch.Te
             assert same_bits(cpu.fake_quantize(values, fmt, amax=amax), reference.dequantize(expected))
 
 
-@pytest.mark.parametrize("spec", ["int4_asym", "int4_asym_fp8", "int4/32:fp32:asym(int)", "adaptive_2_4"])
+@pytest.mark.parametrize("spec", ["int4_asym", "int4_asym_fp8", "int4/32:fp32:asym", "adaptive_2_4"])
 def test_zeros_of_both_signs_keep_the_bits_of_the_reference(spec: str) -> None:
     generator = torch.Generator().manual_seed(2)
     zeros = torch.where(torch.rand(8, 64, generator=generator) < 0.5, 0.0, -0.0)
@@ -188,7 +210,13 @@ def test_every_code_and_scale_byte_decodes_as_the_reference_has_it() -> None:
         generator = torch.Generator().manual_seed(4)
         packed = reference.quantize(torch.randn(9, 512, generator=generator), fmt)
         parts = {
-            name: torch.randint(0, 256, part.shape, dtype=torch.uint8, generator=generator)
+            name: torch.randint(
+                0,
+                2 ** min(8, fmt.scale.bits) if name == "scale" else 256,
+                part.shape,
+                dtype=torch.uint8,
+                generator=generator,
+            )
             if part.dtype == torch.uint8 and name != "index"
             else part
             for name, part in packed.parts.items()
@@ -259,6 +287,46 @@ def test_dequantize_refuses_other_dtypes_and_devices() -> None:
 def test_gradients_do_not_flow_through_codes_but_inputs_that_want_them_are_taken() -> None:
     values = torch.randn(2, 32, requires_grad=True)
     assert not cpu.fake_quantize(values, parse_format("mxfp4")).requires_grad
+
+
+class Projection(torch.nn.Module):
+    """Fake-quantized inputs times a packed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = quantize(torch.randn(8, 64, generator=torch.Generator().manual_seed(1)), "nvfp4")
+        for name, part in self.packed.parts.items():
+            self.register_buffer(name, part)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        packed = self.packed
+        parts = {name: getattr(self, name) for name in packed.parts}
+        weight = QuantizedTensor(format=packed.format, shape=packed.shape, dtype=packed.dtype, parts=parts)
+        return fake_quantize(inputs, parse_format("mxfp4_plus")) @ dequantize(weight).T
+
+
+def test_compile_keeps_one_graph_and_the_bits() -> None:
+    module, inputs = Projection(), torch.randn(3, 64)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(inputs), module(inputs))
+    dynamic = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(dynamic(torch.ones(5, 64)), module(torch.ones(5, 64)))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_keeps_the_bits(strict: bool) -> None:
+    module, inputs = Projection(), torch.randn(3, 64)
+    exported = torch.export.export(module, (inputs,), strict=strict)
+    names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert "microscale.fake_quantize.default" in names and "microscale.dequantize.default" in names
+    assert torch.equal(exported.module()(inputs), module(inputs))
+
+
+def test_the_operators_pass_the_checks_of_torch() -> None:
+    packed = quantize(torch.randn(4, 32), "mxfp8")
+    torch.library.opcheck(torch.ops.microscale.fake_quantize.default, (torch.randn(2, 32), "mxfp4", None, "inputs"))
+    arguments = (list(packed.parts.values()), list(packed.parts), "mxfp8", [4, 32], torch.bfloat16, "row_major")
+    torch.library.opcheck(torch.ops.microscale.dequantize.default, arguments)
 
 
 def test_both_sides_agree_on_the_size_of_a_format() -> None:

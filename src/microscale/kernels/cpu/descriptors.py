@@ -78,7 +78,7 @@ _I, _U, _F = ctypes.c_int32, ctypes.c_uint32, ctypes.c_float
 class NumberStruct(ctypes.Structure):
     """``ms::Number``."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, _I) for name in ("is_integer", "bits", "is_signed", "has_subnormals", "mantissa_bits", "bias")),
         *((name, _I) for name in ("magnitude_bits", "max_code", "min_code", "nan_code", "overflow_code")),
         *((name, _I) for name in ("special_base", "max_exponent", "can_anchor")),
@@ -89,7 +89,7 @@ class NumberStruct(ctypes.Structure):
 class FormatStruct(ctypes.Structure):
     """``ms::Format``."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("element", NumberStruct),
         ("scale", NumberStruct),
         ("zero", NumberStruct),
@@ -223,7 +223,7 @@ def _number(element: Element, overflow: Overflow, *, is_code: bool) -> NumberStr
 def _has_anchor(element: FloatElement) -> bool:
     """Whether 2^(e + 23 - M) is a normal float32 for every exponent e, so that adding it rounds to nearest even."""
     lowest, highest = 1 - element.bias, element.max_exponent + 23 - element.mantissa_bits
-    return element.signed and element.subnormals and 1 <= element.mantissa_bits and lowest >= -126 and highest <= 127
+    return element.signed and element.subnormals and element.mantissa_bits >= 1 and lowest >= -126 and highest <= 127
 
 
 def _decoding(element: Element) -> Decoding:

@@ -129,7 +129,9 @@ def _quantize_blocks(
 ) -> dict[str, Tensor]:
     specs = part_specs(fmt, (rows, cols))
     parts = {
-        part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in specs.items() if not part.startswith("sparse_")
+        part: torch.empty(spec.shape, dtype=spec.dtype)
+        for part, spec in specs.items()
+        if not part.startswith("sparse_")
     }
     _encode(values, fmt, rows, cols, amax, name, parts, None)
     return parts

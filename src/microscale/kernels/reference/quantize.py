@@ -31,6 +31,7 @@ from microscale.layouts import pack_bits, part_specs, unpack_bits
 from microscale.layouts.row_major import grid_shape, padded_cols
 from microscale.tensor import QuantizedTensor
 
+
 def quantize(
     values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
 ) -> QuantizedTensor:
