@@ -1,10 +1,9 @@
 // From float32 to codes, one per byte: spans, blocks and rows. Kernels that quantize activations on the fly use this.
 //
-// The twin of kernels/reference/encode.py, bit for bit. Vectors take round-to-nearest-even with saturation of signed
-// floats and of integers; all else goes number by number.
+// The twin of kernels/reference/encode.py, bit for bit.
 #pragma once
 
-#include "scales.h"
+#include "spans.h"
 
 namespace ms::MS_LEVEL {
 
@@ -30,94 +29,6 @@ struct BlockInfo {
   uint32_t stored_zero;
   float zero;
 };
-
-// ------------------------------------------------------------------------------------------ vectors of codes
-
-struct IntegerEncoder {
-  F scale, low, high;
-  I mask;
-  explicit IntegerEncoder(const Number& n)
-      : scale(set1(n.int_scale)),
-        low(set1(static_cast<float>(n.min_code))),
-        high(set1(static_cast<float>(n.max_code))),
-        mask(set1i((1 << n.bits) - 1)) {}
-  MS_INLINE I operator()(F value) const { return to_int_nearest(min(max(value * scale, low), high)) & mask; }
-};
-
-// |x| + 2^(e + 23 - M) is rounded by the addition itself; the sum's last bits count steps of 2^(e - M).
-struct FloatEncoder {
-  F limit;
-  I lowest_field, sign_bit;
-  int mantissa_bits, gap, sign_shift;
-  explicit FloatEncoder(const Number& n)
-      : limit(set1(n.max_value)),
-        lowest_field(set1i(128 - n.bias)),
-        sign_bit(set1i(1 << n.magnitude_bits)),
-        mantissa_bits(n.mantissa_bits),
-        gap(23 - n.mantissa_bits),
-        sign_shift(31 - n.magnitude_bits) {}
-  MS_INLINE I operator()(F value) const {
-    const F magnitude = min(abs(value), limit);
-    const I field = max(as<I>(magnitude) >> 23, lowest_field);
-    const I anchor = (field + gap) << 23;
-    const I steps = as<I>(magnitude + as<F>(anchor)) - anchor;
-    const I code = steps + ((field - lowest_field) << mantissa_bits);
-    return code | (as<I>(as<U>(value) >> static_cast<uint32_t>(sign_shift)) & sign_bit);
-  }
-};
-
-MS_INLINE bool can_encode_in_vectors(const Format& f) {
-  return f.rounding == Rounding::nearest_even && f.element.can_anchor;
-}
-
-// ------------------------------------------------------------------------------------------ spans
-
-// How a span is scaled and rounded: x / factor (+ zero), and the place of its first element for the random bits.
-struct SpanScale {
-  float factor;
-  float inverse;  // exact, or 0 where the factor must divide
-  float zero;
-  uint64_t place;
-};
-
-template <class Encoder>
-inline void encode_span_in_vectors(const Format& f, const float* x, int64_t count, const SpanScale& s, uint8_t* codes) {
-  const Encoder encode(f.element);
-  const bool is_shifted = f.zero_point != ZeroPoint::none;
-  const int64_t full = count / W * W;
-  if (s.inverse != 0 && !is_shifted) {
-    const F inverse = set1(s.inverse);
-    for (int64_t i = 0; i < full; i += W) store_u8(codes + i, encode(load<F>(x + i) * inverse));
-  } else if (!is_shifted) {
-    const F factor = set1(s.factor);
-    for (int64_t i = 0; i < full; i += W) store_u8(codes + i, encode(load<F>(x + i) / factor));
-  } else {
-    const F factor = set1(s.factor), zero = set1(s.zero);
-    for (int64_t i = 0; i < full; i += W) store_u8(codes + i, encode(load<F>(x + i) / factor + zero));
-  }
-  for (int64_t i = full; i < count; ++i) {
-    float value = x[i] / s.factor;
-    if (is_shifted) value += s.zero;
-    codes[i] = static_cast<uint8_t>(encode_number(value, f.element, Rounding::nearest_even, 0));
-  }
-}
-
-inline void encode_span(const Format& f, const float* x, int64_t count, const SpanScale& s, uint8_t* codes) {
-  if (s.factor > 0 && can_encode_in_vectors(f)) {
-    if (f.element.is_integer)
-      encode_span_in_vectors<IntegerEncoder>(f, x, count, s, codes);
-    else
-      encode_span_in_vectors<FloatEncoder>(f, x, count, s, codes);
-    return;
-  }
-  const bool is_shifted = f.zero_point != ZeroPoint::none, is_noisy = f.rounding == Rounding::stochastic;
-  for (int64_t i = 0; i < count; ++i) {
-    float value = s.factor > 0 ? x[i] / s.factor : 0.0f;
-    if (is_shifted) value += s.zero;
-    const uint32_t noise = is_noisy ? random_bits(s.place + static_cast<uint64_t>(i), f.noise_key) : 0;
-    codes[i] = static_cast<uint8_t>(encode_number(value, f.element, f.rounding, noise));
-  }
-}
 
 // ------------------------------------------------------------------------------------------ statistics of a block
 
@@ -183,7 +94,8 @@ inline uint8_t encode_largest(const Format& f, float scaled, uint32_t noise) {
   return static_cast<uint8_t>(code | static_cast<int32_t>((scalar_bits(scaled) >> 31) << bits));
 }
 
-inline void encode_extended(const Format& f, const float* x, int64_t size, uint32_t amax, uint64_t place,
+template <class Span>
+inline void encode_extended(const Span& span, const Format& f, const float* x, int64_t size, uint32_t amax, uint64_t place,
                             uint8_t* codes, BlockInfo& info) {
   const int64_t idx = first_of_magnitude(x, size, amax);
   float factor = info.factor;
@@ -201,7 +113,7 @@ inline void encode_extended(const Format& f, const float* x, int64_t size, uint3
   }
   const float inverse =
       f.has_exact_inverse ? f.scale_inverses[static_cast<int32_t>(info.stored) - info.delta] : 0.0f;
-  encode_span(f, x, size, {factor, inverse, 0, place}, codes);
+  span.run(f, x, size, {factor, inverse, 0, place}, codes);
   if (is_plain) return;
   const uint32_t noise =
       f.rounding == Rounding::stochastic ? random_bits(place + static_cast<uint64_t>(idx), f.noise_key) : 0;
@@ -211,8 +123,9 @@ inline void encode_extended(const Format& f, const float* x, int64_t size, uint3
 
 // ------------------------------------------------------------------------------------------ blocks
 
-inline void encode_finite_block(const Format& f, const float* x, int64_t size, uint32_t amax, float tensor_inv,
-                                const float* given, uint64_t place, uint8_t* codes, BlockInfo& info, Notes& notes) {
+template <class Span>
+inline void encode_finite_block(const Span& span, const Format& f, const float* x, int64_t size, uint32_t amax,
+                                float tensor_inv, const float* given, uint64_t place, uint8_t* codes, BlockInfo& info, Notes& notes) {
   info = {0, 0, 0, 0, 0, 0};
   if (f.zero_point != ZeroPoint::none) {
     Range range = range_of(x, size);
@@ -220,23 +133,24 @@ inline void encode_finite_block(const Format& f, const float* x, int64_t size, u
     const Scale scale = scale_from_raw(f, range_raw(f, range), tensor_inv);
     const Zero zero = zero_of(f, range.low, scale.factor);
     info = {scale.stored, scale.factor, 0, 0, zero.stored, zero.value};
-    encode_span(f, x, size, {scale.factor, 0, zero.value, place}, codes);
+    span.run(f, x, size, {scale.factor, 0, zero.value, place}, codes);
     return;
   }
   const bool is_given = given != nullptr && !f.has_tensor_scale && f.statistic == Statistic::amax;
   const Scale scale = scale_of(f, is_given ? *given : statistic_of(f, x, size, amax), tensor_inv);
   info.stored = scale.stored, info.factor = scale.factor;
   if (f.extension != Extension::none) {
-    encode_extended(f, x, size, amax, place, codes, info);
+    encode_extended(span, f, x, size, amax, place, codes, info);
     return;
   }
   const float inverse = f.has_exact_inverse ? f.scale_inverses[scale.stored] : 0.0f;
-  encode_span(f, x, size, {scale.factor, inverse, 0, place}, codes);
+  span.run(f, x, size, {scale.factor, inverse, 0, place}, codes);
 }
 
 // A block with NaN or Inf: by policy it is poisoned (all zeros under a NaN scale), or its Infs count as the largest.
-__attribute__((noinline)) inline void encode_irregular_block(const Format& f, const float* x, int64_t size,
-                                                             float tensor_inv, const float* given, uint64_t place,
+template <class Span>
+__attribute__((noinline)) inline void encode_irregular_block(const Span& span, const Format& f, const float* x,
+                                                             int64_t size, float tensor_inv, const float* given, uint64_t place,
                                                              uint8_t* codes, BlockInfo& info, Notes& notes) {
   float* clean = static_cast<float*>(__builtin_malloc(static_cast<size_t>(size) * sizeof(float)));
   int64_t num_nan = 0, num_inf = 0;
@@ -249,7 +163,7 @@ __attribute__((noinline)) inline void encode_irregular_block(const Format& f, co
   const bool is_poisoned = num_nan > 0 || !f.inf_saturates;
   if (is_poisoned) __builtin_memset(clean, 0, static_cast<size_t>(size) * sizeof(float));
   notes.num_nan += num_nan, notes.num_inf += num_inf;
-  encode_finite_block(f, clean, size, amax_bits(clean, size), tensor_inv, given, place, codes, info, notes);
+  encode_finite_block(span, f, clean, size, amax_bits(clean, size), tensor_inv, given, place, codes, info, notes);
   if (is_poisoned) {
     info.stored = f.nan_scale;
     info.factor = scalar_f32(0x7FC00000u);
@@ -258,13 +172,14 @@ __attribute__((noinline)) inline void encode_irregular_block(const Format& f, co
 }
 
 // Encode one block of `size` numbers; `given` replaces the measured amax, `place` is that of the first element.
-inline void encode_block(const Format& f, const float* x, int64_t size, float tensor_inv, const float* given,
-                         uint64_t place, uint8_t* codes, BlockInfo& info, Notes& notes) {
+template <class Span>
+inline void encode_block(const Span& span, const Format& f, const float* x, int64_t size, float tensor_inv,
+                         const float* given, uint64_t place, uint8_t* codes, BlockInfo& info, Notes& notes) {
   const uint32_t amax = amax_bits(x, size);
   if (amax >= kInfBits)
-    encode_irregular_block(f, x, size, tensor_inv, given, place, codes, info, notes);
+    encode_irregular_block(span, f, x, size, tensor_inv, given, place, codes, info, notes);
   else
-    encode_finite_block(f, x, size, amax, tensor_inv, given, place, codes, info, notes);
+    encode_finite_block(span, f, x, size, amax, tensor_inv, given, place, codes, info, notes);
 }
 
 // ------------------------------------------------------------------------------------------ rows
@@ -298,7 +213,8 @@ inline void put_info(const Format& f, const BlockInfo& info, int64_t block, cons
 template <class Encoder, int kSize>
 inline void encode_row_by_exponent(const Format& f, const float* x, int64_t blocks, int64_t size, uint64_t place,
                                    const RowOutput& out, Notes& notes) {
-  const Encoder encode(f.element);
+  const VectorSpan<Encoder> span(f);
+  const Encoder& encode = span.encode;
   const int64_t width = kSize ? kSize : size;
   for (int64_t block = 0; block < blocks; ++block) {
     const float* from = x + block * width;
@@ -308,14 +224,14 @@ inline void encode_row_by_exponent(const Format& f, const float* x, int64_t bloc
     const uint32_t amax = static_cast<uint32_t>(largest_int(best));
     if (__builtin_expect(amax >= kInfBits, 0)) {
       BlockInfo info;
-      encode_irregular_block(f, from, width, 1.0f, nullptr, place + static_cast<uint64_t>(block * width), codes, info,
-                             notes);
+      encode_irregular_block(span, f, from, width, 1.0f, nullptr, place + static_cast<uint64_t>(block * width), codes,
+                             info, notes);
       put_info(f, info, block, out);
       continue;
     }
     const uint32_t code = exponent_code(f, amax);
     const F inverse = set1(f.scale_inverses[code]);
-    for (int64_t i = 0; i < width; i += W) store_u8(codes + i, encode(load<F>(from + i) * inverse));
+    for (int64_t i = 0; i < width; i += W) store_u8(codes + i, encode(load<F>(from + i) * inverse, U{}));
     if (out.stored) static_cast<uint8_t*>(out.stored)[block] = static_cast<uint8_t>(code);
     if (out.factor) out.factor[block] = f.scale_values[code];
   }
@@ -324,7 +240,18 @@ inline void encode_row_by_exponent(const Format& f, const float* x, int64_t bloc
 // Whether encode_row_by_exponent may run for blocks of this size.
 inline bool is_by_exponent(const Format& f, int64_t size) {
   return f.rule == Rule::exponent && f.statistic == Statistic::amax && f.has_exact_inverse &&
-         f.extension == Extension::none && can_encode_in_vectors(f) && size % W == 0;
+         f.extension == Extension::none && is_nearest(f) && size % W == 0;
+}
+
+template <class Span>
+inline void encode_row_with(const Span& span, const Format& f, const float* x, int64_t blocks, int64_t size,
+                            float tensor_inv, const float* given, uint64_t place, const RowOutput& out, Notes& notes) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    BlockInfo info;
+    encode_block(span, f, x + block * size, size, tensor_inv, given ? given + block : nullptr,
+                 place + static_cast<uint64_t>(block * size), out.codes + block * size, info, notes);
+    put_info(f, info, block, out);
+  }
 }
 
 // Encode `blocks` consecutive blocks of `size` float32 numbers each (ragged ends already padded with zeros).
@@ -332,8 +259,9 @@ inline bool is_by_exponent(const Format& f, int64_t size) {
 // bits (row * padded cols + col), `tensor_inv` is the second level (1 where there is none).
 inline void encode_row(const Format& f, const float* x, int64_t blocks, int64_t size, float tensor_inv,
                        const float* given, uint64_t place, const RowOutput& out, Notes& notes) {
+  const bool is_integer = f.element.is_integer;
   if (given == nullptr && is_by_exponent(f, size)) {
-    if (f.element.is_integer)
+    if (is_integer)
       size == 32 ? encode_row_by_exponent<IntegerEncoder, 32>(f, x, blocks, size, place, out, notes)
                  : encode_row_by_exponent<IntegerEncoder, 0>(f, x, blocks, size, place, out, notes);
     else
@@ -341,12 +269,16 @@ inline void encode_row(const Format& f, const float* x, int64_t blocks, int64_t 
                  : encode_row_by_exponent<FloatEncoder, 0>(f, x, blocks, size, place, out, notes);
     return;
   }
-  for (int64_t block = 0; block < blocks; ++block) {
-    BlockInfo info;
-    encode_block(f, x + block * size, size, tensor_inv, given ? given + block : nullptr,
-                 place + static_cast<uint64_t>(block * size), out.codes + block * size, info, notes);
-    put_info(f, info, block, out);
-  }
+#define MS_ENCODE(Span) encode_row_with(Span(f), f, x, blocks, size, tensor_inv, given, place, out, notes)
+  if (is_nearest(f))
+    is_integer ? MS_ENCODE(VectorSpan<IntegerEncoder>) : MS_ENCODE(VectorSpan<FloatEncoder>);
+  else if (is_integer)
+    MS_ENCODE(VectorSpan<RoundingIntegerEncoder>);
+  else if (f.element.is_plain)
+    MS_ENCODE(VectorSpan<RoundingFloatEncoder>);
+  else
+    MS_ENCODE(ScalarSpan);
+#undef MS_ENCODE
 }
 
 }  // namespace ms::MS_LEVEL

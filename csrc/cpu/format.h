@@ -36,6 +36,7 @@ struct Number {
   int32_t special_base;    // the code of Inf, or the largest finite one where there is none: NaN codes follow it
   int32_t max_exponent;    // floor(log2 max_value)
   int32_t can_anchor;      // nearest even by adding 2^(e + 23 - M) is exact (vectors); integers: always
+  int32_t is_plain;        // has subnormals, and normals that are normal float32 numbers
   float max_value;
   float min_normal;
   float steps_first;  // x * steps_first * steps_second counts units of the last place of subnormals

@@ -95,8 +95,21 @@ struct Range {
 
 inline Range range_of(const float* x, int64_t size) {
   float low = x[0], high = x[0];
-  bool plus = false, minus = false;
-  for (int64_t i = 0; i < size; ++i) {
+  int32_t plus = 0, minus = 0;
+  int64_t i = 0;
+  if (size >= W) {
+    F lows = load<F>(x), highs = lows;
+    I pluses = {}, minuses = {};
+    for (; i + W <= size; i += W) {
+      const F value = load<F>(x + i);
+      lows = min(value, lows), highs = max(value, highs);
+      pluses |= as<I>(value) == 0;
+      minuses |= as<I>(value) == INT32_MIN;
+    }
+    low = -largest(-lows), high = largest(highs);
+    plus = largest_int(-pluses), minus = largest_int(-minuses);
+  }
+  for (; i < size; ++i) {
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
     plus |= scalar_bits(x[i]) == 0;

@@ -81,7 +81,7 @@ class NumberStruct(ctypes.Structure):
     _fields_ = [
         *((name, _I) for name in ("is_integer", "bits", "is_signed", "has_subnormals", "mantissa_bits", "bias")),
         *((name, _I) for name in ("magnitude_bits", "max_code", "min_code", "nan_code", "overflow_code")),
-        *((name, _I) for name in ("special_base", "max_exponent", "can_anchor")),
+        *((name, _I) for name in ("special_base", "max_exponent", "can_anchor", "is_plain")),
         *((name, _F) for name in ("max_value", "min_normal", "steps_first", "steps_second", "int_scale")),
     ]
 
@@ -212,6 +212,7 @@ def _number(element: Element, overflow: Overflow, *, is_code: bool) -> NumberStr
         special_base=element.max_code if element.inf_code is None else element.inf_code,
         max_exponent=element.max_exponent,
         can_anchor=is_code and saturates and _has_anchor(element),
+        is_plain=element.subnormals and element.bias <= 127 and element.mantissa_bits < 23,
         max_value=element.max_value,
         min_normal=element.min_normal,
         steps_first=2.0**steps_log2 if steps_log2 <= 127 else 2.0**64,
