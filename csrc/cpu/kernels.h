@@ -18,12 +18,16 @@ constexpr int kNumLevels = 4;
 struct LimitKernels;
 struct LinearKernels;
 struct ActivationKernels;
+struct QuantizeKernels;
+struct DequantizeKernels;
 
 struct Kernels {
   const char* name;
   const LimitKernels* limits;
   const LinearKernels* linear;
   const ActivationKernels* activations;
+  const QuantizeKernels* quantize;
+  const DequantizeKernels* dequantize;
 };
 
 // The kernels of a level, or null where the level was not built or the machine lacks its instructions.
@@ -36,6 +40,49 @@ struct LimitKernels {
   uint64_t (*read_bytes)(const void* from, int64_t bytes);
   // `rounds` times 12 independent fused multiply-adds on full vectors; returns the flop count through `flops`.
   float (*multiply_add)(int64_t rounds, int64_t* flops);
+};
+
+// ------------------------------------------------------------------------------------------ quantize, dequantize
+
+struct Format;
+
+// A matrix [rows, cols] to the parts of the layout row_major, or with `restored` to the numbers they stand for.
+struct QuantizeArgs {
+  const Format* format;
+  Dtype dtype;  // of values and restored
+  const void* values;
+  int64_t rows, cols;
+  const float* amax;         // of each block, or null: measured
+  const float* tensor_amax;  // of the tensor, for formats with a second level, or null: measured
+  uint8_t* codes;
+  void* scale;
+  float* tensor_inv;
+  uint8_t* index;
+  void* zero_point;
+  void* restored;  // then the parts before are null
+  int threads;
+};
+
+struct QuantizeKernels {
+  // counts: NaNs, Infs, and blocks whose result only the reference can tell.
+  void (*quantize)(const QuantizeArgs& args, int64_t* counts);
+};
+
+struct DequantizeArgs {
+  const Format* format;
+  Dtype dtype;  // of restored
+  int64_t rows, cols;
+  const uint8_t* codes;
+  const void* scale;
+  const float* tensor_inv;
+  const uint8_t* index;
+  const void* zero_point;
+  void* restored;
+  int threads;
+};
+
+struct DequantizeKernels {
+  void (*dequantize)(const DequantizeArgs& args);
 };
 
 }  // namespace ms

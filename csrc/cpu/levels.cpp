@@ -2,14 +2,18 @@
 
 namespace ms {
 
-#define MS_DECLARE(level)                \
-  namespace level {                      \
-  extern const LimitKernels limit_kernels; \
-  extern const LinearKernels linear_kernels; \
-  extern const ActivationKernels activation_kernels; \
+#define MS_DECLARE(level)                              \
+  namespace level {                                    \
+  extern const LimitKernels limit_kernels;             \
+  extern const LinearKernels linear_kernels;           \
+  extern const ActivationKernels activation_kernels;   \
+  extern const QuantizeKernels quantize_kernels;       \
+  extern const DequantizeKernels dequantize_kernels;   \
   }
-#define MS_TABLE(level) \
-  static const Kernels level##_kernels = {#level, &level::limit_kernels, &level::linear_kernels, &level::activation_kernels};
+#define MS_TABLE(level)                                                                        \
+  static const Kernels level##_kernels = {#level,                       &level::limit_kernels, \
+                                          &level::linear_kernels,       &level::activation_kernels, \
+                                          &level::quantize_kernels,     &level::dequantize_kernels};
 
 #if defined(MS_HAS_PORTABLE)
 MS_DECLARE(portable)

@@ -34,8 +34,12 @@ def random_bits(indices: Int[Tensor, "..."], seed: int) -> Int[Tensor, "..."]:
 
     Source: the integer mixing function with these constants is public (lowest known bias for two rounds).
     """
-    key = _mix(seed + 0x9E3779B9)
-    return _mix(_mix(indices.to(torch.int64)) ^ key) >> (32 - RANDOM_BITS)
+    return _mix(_mix(indices.to(torch.int64)) ^ noise_key(seed)) >> (32 - RANDOM_BITS)
+
+
+def noise_key(seed: int) -> int:
+    """Return the 32 bits that a seed contributes to :func:`random_bits`."""
+    return _mix(seed + 0x9E3779B9)
 
 
 _Word = TypeVar("_Word", int, Tensor)

@@ -15,8 +15,10 @@ import torch
 
 from microscale.errors import KernelError
 from microscale.formats import Format, format_name
-from microscale.kernels import reference
+from microscale.kernels import cpu, reference
+from microscale.kernels.cpu import native
 from microscale.layouts import LAYOUTS
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 
 
 class Operation(Enum):
@@ -65,6 +67,33 @@ def _reference_refusal(request: Request) -> str | None:
     return None
 
 
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _cpu_refusal(request: Request) -> str | None:
+    if native.NATIVE is None:
+        return native.UNAVAILABLE
+    if request.device.type != "cpu":
+        return f"runs on the CPU only, not on {request.device}"
+    if request.dtype not in CPU_DTYPES:
+        return f"takes float32, bfloat16 and float16 only, not {request.dtype}"
+    if request.layout != ROW_MAJOR:
+        return f"reads the layout row_major only, not {request.layout}"
+    if request.operation is Operation.DEQUANTIZE:
+        return cpu.dequantize_refusal(request.format)
+    return cpu.quantize_refusal(request.format)
+
+
+CPU = Backend(
+    name="cpu",
+    implementations={
+        Operation.QUANTIZE: cpu.quantize,
+        Operation.DEQUANTIZE: cpu.dequantize,
+        Operation.FAKE_QUANTIZE: cpu.fake_quantize,
+    },
+    why_not=_cpu_refusal,
+)
+
 REFERENCE = Backend(
     name="reference",
     implementations={
@@ -76,7 +105,7 @@ REFERENCE = Backend(
     why_not=_reference_refusal,
 )
 
-BACKENDS: list[Backend] = [REFERENCE]
+BACKENDS: list[Backend] = [CPU, REFERENCE]
 """All backends, the preferred one first."""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
 from microscale.formats import Format, parse_format
+from microscale.kernels.cpu import torch_ops
 from microscale.kernels.dispatch import Operation, Request, choose
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
@@ -59,6 +60,8 @@ def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Flo
 
     Special values: a NaN scale makes its block NaN; a product past float32 is Inf, below it a subnormal or 0.
     """
+    if torch.compiler.is_compiling():
+        return torch_ops.traced_dequantize(tensor, dtype or tensor.dtype)
     request = _tensor_request(Operation.DEQUANTIZE, tensor, dtype or tensor.dtype)
     return choose(request).implementations[Operation.DEQUANTIZE](tensor, dtype)
 
@@ -74,6 +77,8 @@ def fake_quantize(
 
     Special values and errors: as :func:`quantize`.
     """
+    if torch.compiler.is_compiling():
+        return torch_ops.traced_fake_quantize(values, fmt, amax, name)
     record = parse_format(fmt)
     _check_tensor(values, name)
     request = Request(

@@ -61,10 +61,15 @@ def refuse_nonfinite(values: Float[Tensor, "..."], fmt: Format, name: str) -> No
     is_bad = torch.isnan(values) if fmt.inf_policy is InfPolicy.SATURATE else ~torch.isfinite(values)
     num_bad = int(is_bad.sum())
     if num_bad:
-        raise NonFiniteError(
-            f"{name} holds {num_bad} NaN or Inf value(s) out of {values.numel()}; mend the data, or poison their"
-            " blocks instead (format option nan_poison, --nan poison on the command line)"
-        )
+        raise NonFiniteError(nonfinite_message(name, num_bad, values.numel()))
+
+
+def nonfinite_message(name: str, num_bad: int, count: int) -> str:
+    """Return what every backend says of NaN and Inf under the policy ``nan_raise``."""
+    return (
+        f"{name} holds {num_bad} NaN or Inf value(s) out of {count}; mend the data, or poison their"
+        " blocks instead (format option nan_poison, --nan poison on the command line)"
+    )
 
 
 def to_float32(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -11,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
@@ -21,21 +19,19 @@ from microscale.formats import (
     Rounding,
     VectorBlock,
     ZeroPoint,
-    format_name,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
+from microscale.kernels.checks import check_amax, check_values, uses_amax
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.decode import decode_blocks
 from microscale.kernels.reference.encode import EncodedBlocks, encode_matrix, refuse_nonfinite, to_float32
 from microscale.kernels.reference.layout import to_layout
-from microscale.kernels.reference.scales import uses_amax
+from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
-from microscale.layouts import matrix_shape, pack_bits, part_specs, unpack_bits
+from microscale.layouts import pack_bits, part_specs, unpack_bits
 from microscale.layouts.row_major import NAME as ROW_MAJOR
-from microscale.layouts.row_major import grid_shape, high_count, padded_cols
+from microscale.layouts.row_major import grid_shape, padded_cols
 from microscale.tensor import QuantizedTensor
-
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def quantize(
@@ -44,7 +40,7 @@ def quantize(
     """Quantize a tensor along its last axis; see :func:`microscale.kernels.ops.quantize` for the contract."""
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
-    _check_amax(amax, fmt, rows, cols, name)
+    check_amax(amax, fmt, rows, cols, name)
     parts: dict[str, Tensor] = {}
     if isinstance(fmt, PairFormat) or fmt.sparse is not None:
         dense = to_float32(matrix, fmt)
@@ -52,7 +48,7 @@ def quantize(
             specs = part_specs(fmt, (rows, cols))
             dense, parts = split_sparse(dense, fmt.sparse, specs["sparse_columns"].dtype)
         if isinstance(fmt, PairFormat):
-            parts = {**_quantize_pair(dense, fmt), **parts}
+            parts = {**quantize_pair(dense, fmt, PAIR_CODEC), **parts}
         else:
             parts = {**_pack(encode_matrix(dense, fmt, amax), fmt, rows, cols), **parts}
     else:
@@ -68,7 +64,7 @@ def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Flo
     fmt = tensor.format
     wanted = dtype or tensor.dtype
     if isinstance(fmt, PairFormat):
-        matrix = _dequantize_pair(tensor.parts, fmt, rows, cols)
+        matrix = dequantize_pair(tensor.parts, fmt, rows, cols, PAIR_CODEC)
     elif fmt.sparse is None and rows_stand_alone(fmt):
         matrix = torch.empty(rows, cols, dtype=wanted, device=tensor.device)
         for start, stop in _row_pieces(rows, cols):
@@ -89,7 +85,7 @@ def fake_quantize(
         return dequantize(quantize(values, fmt, amax=amax, name=name))
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
-    _check_amax(amax, fmt, rows, cols, name)
+    check_amax(amax, fmt, rows, cols, name)
     result = torch.empty_like(matrix)
     done = 0
     for piece, encoded in _encode_pieces(matrix, fmt, amax):
@@ -157,35 +153,9 @@ def linear(
 
 
 def _as_matrix(values: Tensor, fmt: Format, name: str) -> Float[Tensor, "rows cols"]:
-    if values.dtype not in FLOAT_DTYPES:
-        raise DtypeError(
-            f"{name} must be float32, bfloat16 or float16 to be quantized, got {values.dtype}; cast it first"
-        )
-    rows, cols = matrix_shape(tuple(values.shape))
-    if rows * cols == 0:
-        raise ShapeError(f"{name} has shape {list(values.shape)}: an empty tensor cannot be quantized")
+    rows, cols = check_values(values, name)
     refuse_nonfinite(values, fmt, name)
     return values.detach().reshape(rows, cols)
-
-
-def _check_amax(amax: Tensor | None, fmt: Format, rows: int, cols: int, name: str) -> None:
-    if amax is None:
-        return
-    if isinstance(fmt, PairFormat) or not uses_amax(fmt):
-        raise FormatError(
-            f"{format_name(fmt)} takes the scales of {name} from all numbers of each block; it cannot use a given amax,"
-            " leave it out"
-        )
-    grid = grid_shape(fmt.block, rows, cols)
-    if fmt.tensor_scale is None and not _fits(amax.shape, grid):
-        raise ShapeError(f"the amax of {name} must fit its grid of blocks {list(grid)}, got {list(amax.shape)}")
-    if not bool((torch.isfinite(amax) & (amax >= 0)).all()):
-        raise NonFiniteError(f"the amax given for {name} must be finite and not negative; calibrate again")
-
-
-def _fits(shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
-    padded = (1,) * (2 - len(shape)) + tuple(shape)
-    return len(padded) == 2 and all(size in (1, wanted) for size, wanted in zip(padded, grid, strict=True))
 
 
 def _pack(encoded: EncodedBlocks, fmt: BlockFormat, rows: int, cols: int) -> dict[str, Tensor]:
@@ -243,38 +213,12 @@ def _with_index(encoded: EncodedBlocks, index: Tensor, fmt: BlockFormat) -> Enco
     return dataclasses.replace(encoded, max_idx=max_idx)
 
 
-def _quantize_pair(matrix: Tensor, fmt: PairFormat) -> dict[str, Tensor]:
-    """Give the wide format to the blocks whose squared error it lowers most (the first of equal ones)."""
-    blocks = to_blocks(matrix, fmt.block)
-    grid_rows, grid_cols, size = blocks.shape
-    lines = blocks.reshape(-1, size)
-    finite = torch.where(torch.isfinite(lines), lines, 0.0)
-    # Where both overflow to Inf there is no gain: their difference is NaN, which would sort first.
-    gain = torch.nan_to_num(
-        _line_error(finite, fmt.low) - _line_error(finite, fmt.high), posinf=math.inf, neginf=-math.inf
-    )
-    order = torch.sort(gain, descending=True, stable=True).indices
-    is_high = torch.zeros(lines.shape[0], dtype=torch.bool, device=matrix.device)
-    is_high[order[: high_count(fmt, lines.shape[0])]] = True
-    parts = {"bitmap": pack_bits(is_high.to(torch.uint8).reshape(grid_rows, grid_cols), 1)}
-    for prefix, part, chosen in (("low", fmt.low, ~is_high), ("high", fmt.high, is_high)):
-        stream = lines[chosen].reshape(1, -1)
-        packed = _pack(encode_matrix(stream, part), part, 1, stream.shape[1])
-        parts.update({f"{prefix}_{name}": value for name, value in packed.items()})
-    return parts
+def _encode_stream(stream: Tensor, fmt: BlockFormat) -> dict[str, Tensor]:
+    return _pack(encode_matrix(stream, fmt), fmt, stream.shape[0], stream.shape[1])
 
 
-def _line_error(lines: Tensor, fmt: BlockFormat) -> Float[Tensor, "lines"]:
-    restored = decode_blocks(encode_matrix(lines, fmt), fmt).flatten(1)
-    return (restored - lines).to(torch.float64).square().sum(-1)
+def _restore_lines(lines: Tensor, fmt: BlockFormat) -> Float[Tensor, "lines size"]:
+    return decode_blocks(encode_matrix(lines, fmt), fmt).flatten(1)
 
 
-def _dequantize_pair(parts: Mapping[str, Tensor], fmt: PairFormat, rows: int, cols: int) -> Float[Tensor, "rows cols"]:
-    size = fmt.block.size
-    grid_rows, grid_cols = grid_shape(fmt.block, rows, cols)
-    is_high = unpack_bits(parts["bitmap"], 1, grid_cols).reshape(-1).to(torch.bool)
-    lines = torch.empty(grid_rows * grid_cols, size, dtype=torch.float32, device=is_high.device)
-    for prefix, part, chosen in (("low", fmt.low, ~is_high), ("high", fmt.high, is_high)):
-        own = {name.removeprefix(f"{prefix}_"): value for name, value in parts.items() if name.startswith(f"{prefix}_")}
-        lines[chosen] = _decode_parts(own, part, 1, int(chosen.sum()) * size).reshape(-1, size)
-    return from_blocks(lines.reshape(grid_rows, grid_cols, size), fmt.block, rows, cols)
+PAIR_CODEC = PairCodec(encode=_encode_stream, restore=_restore_lines, decode=_decode_parts)

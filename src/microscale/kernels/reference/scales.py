@@ -270,8 +270,3 @@ def encode_zero_point(zero: Float[Tensor, "..."], fmt: BlockFormat) -> Shaped[Te
     return encode_scale(zero, zero_point_element(fmt))
 
 
-def uses_amax(fmt: BlockFormat) -> bool:
-    """Whether a given amax changes anything: a rule that looks at amax, or a second level that follows from it."""
-    if fmt.zero_point is not None:
-        return False
-    return fmt.tensor_scale is not None or fmt.rule.kind not in (RuleKind.STD, RuleKind.PERCENTILE)

@@ -1,0 +1,161 @@
+// quantize and fake_quantize: any float dtype to the parts of row_major, or straight back to numbers.
+#include "kernels.h"
+#include "rows.h"
+
+namespace ms::MS_LEVEL {
+namespace {
+
+// The numbers of a unit as float32: where they lie, or converted and padded in `buffer`.
+const float* unit_values(const QuantizeArgs& args, const Grid& grid, const Unit& unit, float* buffer) {
+  const int64_t at = unit.row * grid.cols + unit.col, padded = unit.count * grid.size;
+  if (args.dtype == Dtype::f32 && unit.valid == padded) return static_cast<const float*>(args.values) + at;
+  load_floats(args.dtype, args.values, at, unit.valid, padded, buffer);
+  return buffer;
+}
+
+// ------------------------------------------------------------------------------------------ the second level
+
+float raw_of_block(const Format& f, const float* x, int64_t size) {
+  if (f.zero_point == ZeroPoint::none) return raw_scale(f, statistic_of(f, x, size, amax_bits(x, size)));
+  Range range = range_of(x, size);
+  return range_raw(f, range);
+}
+
+// What a block adds to the tensor's statistic: its amax or raw scale; nothing where it is poisoned.
+float largest_of_block(const Format& f, const float* x, int64_t size, float* clean) {
+  bool has_inf = false;
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t bits = scalar_bits(x[i]) & 0x7FFFFFFFu;
+    if (bits > kInfBits || (bits == kInfBits && !f.inf_saturates)) return 0;
+    has_inf |= bits == kInfBits;
+    clean[i] = bits == kInfBits ? (x[i] > 0 ? kFloatMax : -kFloatMax) : x[i];
+  }
+  if (f.tensor_by_raw) return raw_of_block(f, clean, size);
+  return has_inf ? kFloatMax : scalar_f32(amax_bits(x, size));
+}
+
+float largest_of_unit(const Format& f, const float* x, int64_t count, int64_t size, float* clean) {
+  if (!f.tensor_by_raw) {
+    const uint32_t amax = amax_bits(x, count * size);
+    if (amax < kInfBits) return scalar_f32(amax);
+  }
+  float largest = 0;
+  for (int64_t block = 0; block < count; ++block) {
+    const float own = largest_of_block(f, x + block * size, size, clean);
+    largest = own > largest ? own : largest;
+  }
+  return largest;
+}
+
+float tensor_level(const QuantizeArgs& args, const Grid& grid) {
+  const Format& f = *args.format;
+  if (!f.has_tensor_scale) return 1.0f;
+  if (args.tensor_amax != nullptr) return tensor_inverse(*args.tensor_amax, f.tensor_numerator_amax);
+  Scratch results(grid.tasks * 4);
+  float* own = results.take<float>(grid.tasks);
+  parallel(grid.tasks, args.threads, [&](int64_t task) {
+    Scratch scratch(4 * grid.unit_elements() + 4 * grid.size + 128);
+    float* buffer = scratch.take<float>(grid.unit_elements());
+    float* clean = scratch.take<float>(grid.size);
+    float largest = 0;
+    for (int64_t index = grid.begin(task); index < grid.begin(task + 1); ++index) {
+      const Unit unit(grid, index);
+      const float found = largest_of_unit(f, unit_values(args, grid, unit, buffer), unit.count, grid.size, clean);
+      largest = found > largest ? found : largest;
+    }
+    own[task] = largest;
+  });
+  float largest = 0;
+  for (int64_t task = 0; task < grid.tasks; ++task) largest = own[task] > largest ? own[task] : largest;
+  return tensor_inverse(largest, f.tensor_numerator);
+}
+
+// ------------------------------------------------------------------------------------------ packing
+
+void pack_index(const Format& f, const RowOutput& out, int64_t count, uint8_t* to) {
+  uint8_t* index = out.max_idx;
+  if (f.extension == Extension::plusplus)
+    for (int64_t i = 0; i < count; ++i) index[i] |= static_cast<uint8_t>(out.delta[i] << f.delta_shift);
+  pack_codes(index, count, f.index_bits, to);
+}
+
+struct Target {
+  const QuantizeArgs& args;
+  const Grid& grid;
+  float tensor_inv;
+};
+
+void quantize_unit(const Target& t, const Unit& unit, Scratch& scratch, Notes& notes) {
+  const QuantizeArgs& args = t.args;
+  const Format& f = *args.format;
+  const int64_t size = t.grid.size, padded_cols = t.grid.blocks * size, elements = unit.count * size;
+  const int64_t block = unit.row * t.grid.blocks + unit.first;
+  const float* x = unit_values(args, t.grid, unit, scratch.take<float>(t.grid.unit_elements()));
+  const bool is_fake = args.restored != nullptr;
+  const int bits = f.element.bits;
+  uint8_t* codes = nullptr;
+  if (!is_fake) codes = args.codes + unit.row * ((padded_cols * bits + 7) / 8) + unit.col * bits / 8;
+  uint8_t* staged = is_fake || bits < 8 ? scratch.take<uint8_t>(elements) : codes;
+  const bool has_zero = f.zero_point != ZeroPoint::none, has_index = f.extension != Extension::none;
+  void* stored = is_fake ? scratch.take<uint32_t>(unit.count) : args.scale;
+  const int64_t offset = is_fake ? 0 : block;
+  const int64_t width = f.storage == Storage::code8 ? 1 : f.storage == Storage::f32 ? 4 : 2;
+  uint8_t* zero_bytes = scratch.take<uint8_t>(2 * unit.count);
+  const bool is_half_zero = has_zero && !is_fake && f.zero_is_half;
+  const RowOutput out = {
+      staged,
+      static_cast<char*>(stored) + offset * width,
+      nullptr,
+      has_index ? scratch.take<uint8_t>(unit.count) : nullptr,
+      has_index ? scratch.take<uint8_t>(unit.count) : nullptr,
+      is_half_zero ? static_cast<void*>(static_cast<uint16_t*>(args.zero_point) + block) : zero_bytes,
+      has_zero ? scratch.take<float>(unit.count) : nullptr,
+  };
+  const uint64_t place = static_cast<uint64_t>(unit.row) * static_cast<uint64_t>(padded_cols) +
+                         static_cast<uint64_t>(unit.col);
+  encode_row(f, x, unit.count, size, t.tensor_inv, args.amax ? args.amax + block : nullptr, place, out, notes);
+  if (is_fake) {
+    const UnitInfo info = {f, stored, 0, t.tensor_inv, out.max_idx, out.delta, out.zero};
+    decode_unit(f, args.dtype, false, staged, unit, size, info, args.restored, unit.row * t.grid.cols + unit.col);
+    return;
+  }
+  if (staged != codes) pack_codes(staged, elements, bits, codes);
+  if (has_index)
+    pack_index(f, out, unit.count,
+               args.index + unit.row * ((t.grid.blocks * f.index_bits + 7) / 8) + unit.first * f.index_bits / 8);
+  if (has_zero && !f.zero_is_half)
+    pack_codes(zero_bytes, unit.count, f.zero.bits,
+               static_cast<uint8_t*>(args.zero_point) + unit.row * ((t.grid.blocks * f.zero.bits + 7) / 8) +
+                   unit.first * f.zero.bits / 8);
+}
+
+void quantize(const QuantizeArgs& args, int64_t* counts) {
+  const Format& f = *args.format;
+  const Grid grid(f, args.rows, args.cols, args.threads);
+  const int64_t elements = grid.rows * grid.cols;
+  prefer_huge_pages(args.codes, elements * f.element.bits / 8);
+  prefer_huge_pages(args.restored, elements * (args.dtype == Dtype::f32 ? 4 : 2));
+  const Target target = {args, grid, tensor_level(args, grid)};
+  if (args.tensor_inv != nullptr) *args.tensor_inv = target.tensor_inv;
+  Scratch results(grid.tasks * static_cast<int64_t>(sizeof(Notes)));
+  Notes* notes = results.take<Notes>(grid.tasks);
+  parallel(grid.tasks, args.threads, [&](int64_t task) {
+    Notes own;
+    Scratch scratch(Scratch::bytes_of(grid.unit_elements(), grid.unit_blocks));
+    for (int64_t index = grid.begin(task); index < grid.begin(task + 1); ++index) {
+      scratch.reset();
+      quantize_unit(target, Unit(grid, index), scratch, own);
+    }
+    notes[task] = own;
+  });
+  Notes total;
+  for (int64_t task = 0; task < grid.tasks; ++task) total.add(notes[task]);
+  counts[0] = total.num_nan, counts[1] = total.num_inf, counts[2] = total.num_ambiguous;
+}
+
+}  // namespace
+
+extern const QuantizeKernels quantize_kernels;
+const QuantizeKernels quantize_kernels = {quantize};
+
+}  // namespace ms::MS_LEVEL

@@ -1,0 +1,299 @@
+"""From a format record to the plain data that the C++ kernels read (``csrc/cpu/format.h``), and why there is none.
+
+Every number a kernel needs (fields of the element, values of all codes, the scale rule in integers) is taken from
+the record here, so that nothing about a format is stated in C++. The structs are the twins of those in format.h;
+all fields are four bytes wide.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from enum import IntEnum
+from fractions import Fraction
+
+from microscale.formats import (
+    BlockFormat,
+    ChannelBlock,
+    Element,
+    Extension,
+    FloatElement,
+    InfPolicy,
+    IntElement,
+    Overflow,
+    Rounding,
+    RuleKind,
+    TensorBlock,
+    TileBlock,
+    VectorBlock,
+    ZeroPoint,
+)
+from microscale.formats.block import PLUSPLUS_DELTA_BITS
+from microscale.formats.codec import noise_key
+from microscale.kernels.reference.encode import PLAIN_SCALE_CODES
+from microscale.kernels.reference.scales import zero_point_element
+
+MAX_BLOCK = 1 << 20
+NEVER = 1 << 23
+"""A mantissa field that no float32 exceeds."""
+
+
+class Statistic(IntEnum):
+    """``ms::Statistic``."""
+
+    AMAX = 0
+    PERCENTILE = 1
+    RANGE = 2
+
+
+class Rule(IntEnum):
+    """``ms::Rule``."""
+
+    EXPONENT = 0
+    NEAREST = 1
+    UP = 2
+
+
+class Decoding(IntEnum):
+    """``ms::Decoding``."""
+
+    TABLE = 0
+    TABLE16 = 1
+    SMALL_FLOAT = 2
+    INTEGER = 3
+
+
+_ROUNDINGS = {
+    Rounding.NEAREST_EVEN: 0,
+    Rounding.NEAREST_AWAY: 1,
+    Rounding.TOWARD_ZERO: 2,
+    Rounding.STOCHASTIC: 3,
+}
+_EXTENSIONS = {Extension.NONE: 0, Extension.PLUS: 1, Extension.PLUSPLUS: 2}
+_STORAGES = {"fp16": 1, "bf16": 2, "fp32": 3}
+_I, _U, _F = ctypes.c_int32, ctypes.c_uint32, ctypes.c_float
+
+
+class NumberStruct(ctypes.Structure):
+    """``ms::Number``."""
+
+    _fields_ = [
+        *((name, _I) for name in ("is_integer", "bits", "is_signed", "has_subnormals", "mantissa_bits", "bias")),
+        *((name, _I) for name in ("magnitude_bits", "max_code", "min_code", "nan_code", "overflow_code")),
+        *((name, _I) for name in ("special_base", "max_exponent", "can_anchor", "is_plain")),
+        *((name, _F) for name in ("max_value", "min_normal", "steps_first", "steps_second", "int_scale")),
+    ]
+
+
+class FormatStruct(ctypes.Structure):
+    """``ms::Format``."""
+
+    _fields_ = [
+        ("element", NumberStruct),
+        ("scale", NumberStruct),
+        ("zero", NumberStruct),
+        ("rounding", _I),
+        ("noise_key", _U),
+        ("inf_saturates", _I),
+        ("storage", _I),
+        ("nan_scale", _U),
+        ("block_size", _I),
+        ("statistic", _I),
+        ("percentile_rank", _I),
+        ("rule", _I),
+        ("exponent_base", _I),
+        ("mantissa_limit", _I),
+        ("is_power_of_two", _I),
+        ("has_exact_inverse", _I),
+        ("divisor", _F),
+        ("multiplier", _F),
+        ("has_tensor_scale", _I),
+        ("tensor_by_raw", _I),
+        ("tensor_numerator", _F),
+        ("tensor_numerator_amax", _F),
+        ("extension", _I),
+        ("index_bits", _I),
+        ("delta_shift", _I),
+        ("delta_limit", _I),
+        ("plain_limit", _F),
+        ("zero_point", _I),
+        ("zero_is_half", _I),
+        ("zero_limit", _F),
+        ("decoding", _I),
+        ("element_values", _F * 256),
+        ("scale_values", _F * 256),
+        ("scale_inverses", _F * 256),
+        ("zero_values", _F * 256),
+    ]
+
+
+def storage_refusal(fmt: BlockFormat) -> str | None:
+    """Return why the kernels cannot read or write codes of a format, or None where they can."""
+    if fmt.element.bits > 8:
+        return f"takes elements of up to 8 bits, not {fmt.element.name}"
+    if isinstance(fmt.block, TileBlock | TensorBlock):
+        return "takes blocks along the last axis (a vector or a channel), not tiles or the whole tensor"
+    if fmt.sub_scale is not None:
+        return "takes no sub-group scales"
+    if fmt.index_bits > 8:
+        return f"takes index entries of up to 8 bits, not {fmt.index_bits}"
+    if isinstance(fmt.block, VectorBlock) and fmt.block.size > MAX_BLOCK:
+        return f"takes blocks of up to {MAX_BLOCK} elements, not {fmt.block.size}"
+    return None
+
+
+def encode_refusal(fmt: BlockFormat) -> str | None:
+    """Return why the kernels cannot quantize to a format bit for bit, or None where they can."""
+    if fmt.rule.kind in (RuleKind.STD, RuleKind.MSE):
+        return f"leaves rule {fmt.rule} to the reference: its bits depend on the order of torch's sums"
+    if fmt.rule.kind is RuleKind.PERCENTILE and isinstance(fmt.block, ChannelBlock):
+        return f"leaves rule {fmt.rule} of whole rows to the reference"
+    return storage_refusal(fmt)
+
+
+@functools.lru_cache(maxsize=512)
+def descriptor(fmt: BlockFormat) -> FormatStruct:
+    """Return the data of a format without :func:`storage_refusal`; the same object at every call."""
+    result = FormatStruct(
+        element=_number(fmt.element, fmt.overflow, is_code=True),
+        scale=_number(fmt.scale, Overflow.SATURATE, is_code=False),
+        rounding=_ROUNDINGS[fmt.rounding],
+        noise_key=noise_key(fmt.seed),
+        inf_saturates=fmt.inf_policy is InfPolicy.SATURATE,
+        storage=_STORAGES.get(fmt.scale.name, 0) if fmt.scale.bits > 8 else 0,
+        nan_scale=fmt.scale.nan_code or 0,
+        block_size=fmt.block.size if isinstance(fmt.block, VectorBlock) else 0,
+        is_power_of_two=fmt.scale.is_power_of_two,
+        multiplier=fmt.rule.multiplier,
+        has_tensor_scale=fmt.tensor_scale is not None,
+        extension=_EXTENSIONS[fmt.extension],
+        index_bits=fmt.index_bits,
+        delta_limit=2**PLUSPLUS_DELTA_BITS - 1,
+        decoding=_decoding(fmt.element),
+    )
+    _fill_rule(result, fmt)
+    _fill_tables(result, fmt)
+    if fmt.extension is not Extension.NONE:
+        has_room = fmt.extension is Extension.PLUSPLUS or fmt.block == VectorBlock(32)
+        result.delta_shift = fmt.index_bits - (PLUSPLUS_DELTA_BITS if has_room else 0)
+        result.plain_limit = 0 if fmt.scale.is_power_of_two else fmt.scale.value(PLAIN_SCALE_CODES)
+    if fmt.zero_point is not None:
+        _fill_zero_point(result, fmt)
+    return result
+
+
+def _number(element: Element, overflow: Overflow, *, is_code: bool) -> NumberStruct:
+    if isinstance(element, IntElement):
+        return NumberStruct(
+            is_integer=1,
+            bits=element.bits,
+            is_signed=element.signed,
+            max_code=element.max_code,
+            min_code=element.min_code,
+            max_exponent=element.max_exponent,
+            can_anchor=1,
+            max_value=element.max_value,
+            int_scale=2.0**element.fraction_bits,
+        )
+    steps_log2 = -element.min_exponent
+    special = element.inf_code if element.inf_code is not None else element.nan_code
+    saturates = overflow is Overflow.SATURATE or special is None
+    return NumberStruct(
+        bits=element.bits,
+        is_signed=element.signed,
+        has_subnormals=element.subnormals,
+        mantissa_bits=element.mantissa_bits,
+        bias=element.bias,
+        magnitude_bits=element.exponent_bits + element.mantissa_bits,
+        max_code=element.max_code,
+        nan_code=element.nan_code or 0,
+        overflow_code=element.max_code if saturates else special,
+        special_base=element.max_code if element.inf_code is None else element.inf_code,
+        max_exponent=element.max_exponent,
+        can_anchor=is_code and saturates and _has_anchor(element),
+        is_plain=element.subnormals and element.bias <= 127 and element.mantissa_bits < 23,
+        max_value=element.max_value,
+        min_normal=element.min_normal,
+        steps_first=2.0**steps_log2 if steps_log2 <= 127 else 2.0**64,
+        steps_second=1.0 if steps_log2 <= 127 else 2.0 ** (steps_log2 - 64),
+        int_scale=1,
+    )
+
+
+def _has_anchor(element: FloatElement) -> bool:
+    """Whether 2^(e + 23 - M) is a normal float32 for every exponent e, so that adding it rounds to nearest even."""
+    lowest, highest = 1 - element.bias, element.max_exponent + 23 - element.mantissa_bits
+    return element.signed and element.subnormals and element.mantissa_bits >= 1 and lowest >= -126 and highest <= 127
+
+
+def _decoding(element: Element) -> Decoding:
+    if element.bits <= 4:
+        return Decoding.TABLE16
+    if isinstance(element, IntElement):
+        return Decoding.INTEGER
+    lowest_field = 127 - element.bias
+    is_normal = lowest_field >= 1 and lowest_field + 2**element.exponent_bits - 1 <= 254
+    return Decoding.SMALL_FLOAT if is_normal else Decoding.TABLE
+
+
+def _fill_rule(result: FormatStruct, fmt: BlockFormat) -> None:
+    """Write the scale rule: exponents and a limit of the mantissa field, or a divisor."""
+    rule, element = fmt.rule, fmt.element
+    result.mantissa_limit, result.exponent_base = NEVER, -element.max_exponent
+    result.divisor = rule.arguments[0] if rule.kind is RuleKind.THRESHOLD else element.max_value
+    if rule.kind is RuleKind.PERCENTILE and isinstance(fmt.block, VectorBlock):
+        result.statistic = Statistic.PERCENTILE
+        result.percentile_rank = max(1, math.ceil(Fraction(repr(rule.arguments[0])) * fmt.block.size / 100))
+    if not fmt.scale.is_power_of_two:
+        result.rule = Rule.UP if rule.kind in (RuleKind.RCEIL, RuleKind.PERCENTILE) else Rule.NEAREST
+        result.tensor_by_raw = rule.kind in (RuleKind.PERCENTILE, RuleKind.MINMAX)
+        divisor = rule.arguments[0] if rule.kind is RuleKind.THRESHOLD else element.max_value
+        result.tensor_numerator_amax = fmt.scale.max_value * divisor if fmt.tensor_scale is not None else 1
+        by_raw = fmt.scale.max_value if fmt.tensor_scale is not None else 1
+        result.tensor_numerator = by_raw if result.tensor_by_raw else result.tensor_numerator_amax
+        return
+    match rule.kind:
+        case RuleKind.CEIL:
+            result.mantissa_limit = 0
+        case RuleKind.EVEN:
+            bits = int(rule.arguments[0]) if rule.arguments else element.mantissa_bits
+            result.mantissa_limit = NEVER - 2 ** (22 - bits) - 1 if bits <= 22 else NEVER
+        case RuleKind.RCEIL | RuleKind.PERCENTILE | RuleKind.THRESHOLD:
+            divisor = rule.arguments[0] if rule.kind is RuleKind.THRESHOLD else element.max_value
+            mantissa, exponent = math.frexp(divisor)
+            result.exponent_base = 1 - exponent
+            result.mantissa_limit = math.floor(mantissa * 2**24) - 2**23
+        case _:
+            pass
+
+
+def _fill_tables(result: FormatStruct, fmt: BlockFormat) -> None:
+    for code in range(2**fmt.element.bits):
+        result.element_values[code] = fmt.element.value(code)
+    scale = fmt.scale
+    if scale.bits > 8:
+        return
+    for code in range(2**scale.bits):
+        result.scale_values[code] = scale.value(code)
+    result.has_exact_inverse = scale.is_power_of_two and fmt.rule.multiplier == 1 and scale.bias <= 127
+    if result.has_exact_inverse:
+        for code in range(scale.max_code + 1):
+            result.scale_inverses[code] = 2.0 ** (scale.bias - code)
+
+
+def _fill_zero_point(result: FormatStruct, fmt: BlockFormat) -> None:
+    result.statistic = Statistic.RANGE
+    result.divisor = fmt.element.max_code
+    if fmt.zero_point is ZeroPoint.INT:
+        result.zero_point = 1
+        result.zero = NumberStruct(is_integer=1, bits=fmt.zero_point_bits)
+        return
+    number = zero_point_element(fmt)
+    result.zero_point = 2
+    result.zero = _number(number, Overflow.SATURATE, is_code=False)
+    result.zero_is_half = fmt.zero_point is ZeroPoint.FP16
+    result.zero_limit = number.max_value
+    if fmt.zero_point is ZeroPoint.FP8:
+        for code in range(256):
+            result.zero_values[code] = number.value(code)

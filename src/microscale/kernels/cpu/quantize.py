@@ -1,0 +1,237 @@
+"""quantize, dequantize and fake_quantize by the compiled kernels: checks, memory, pointers, nothing else.
+
+Bitwise equal to the reference (:mod:`microscale.kernels.reference`). Sparse tables and pairs keep torch for their
+selection and take the kernels for their blocks. Left to the reference, with the reason from :func:`refusal`: tiles,
+sub-group scales, elements of more than 8 bits, and rules whose bits depend on the order of torch's sums. So are
+tensors where the sign of a stored zero depends on the order in which torch looks at +0 and -0; the kernels count
+such blocks of zero-point formats, and the tensor goes to the reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.errors import KernelError, NonFiniteError
+from microscale.formats import BlockFormat, Format, InfPolicy, NaNPolicy, PairFormat
+from microscale.kernels import reference
+from microscale.kernels.checks import check_amax, check_values
+from microscale.kernels.cpu import native
+from microscale.kernels.cpu.descriptors import descriptor, encode_refusal, storage_refusal
+from microscale.kernels.reference.encode import nonfinite_message, refuse_nonfinite, to_float32
+from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
+from microscale.kernels.reference.sparse import add_sparse, split_sparse
+from microscale.layouts import part_specs
+from microscale.layouts.row_major import grid_shape
+from microscale.tensor import QuantizedTensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Index of each float dtype as the kernels take it."""
+
+
+class _UndecidedError(Exception):
+    """The kernels met blocks whose bits only the reference can tell."""
+
+
+def quantize_refusal(fmt: Format) -> str | None:
+    """Return why these functions cannot quantize to a format, or None where they can."""
+    parts = (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else (fmt,)
+    return next((reason for part in parts if (reason := encode_refusal(part))), None)
+
+
+def dequantize_refusal(fmt: Format) -> str | None:
+    """Return why these functions cannot dequantize a format, or None where they can."""
+    parts = (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else (fmt,)
+    return next((reason for part in parts if (reason := storage_refusal(part))), None)
+
+
+def quantize(
+    values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
+) -> QuantizedTensor:
+    """Quantize a tensor along its last axis; see :func:`microscale.kernels.ops.quantize` for the contract."""
+    rows, cols = check_values(values, name)
+    check_amax(amax, fmt, rows, cols, name)
+    _check_device(values, name)
+    matrix = values.detach()
+    try:
+        if isinstance(fmt, PairFormat) or fmt.sparse is not None:
+            parts = _quantize_compound(matrix.reshape(rows, cols), fmt, amax, name)
+        else:
+            parts = _quantize_blocks(matrix, fmt, rows, cols, amax, name)
+    except _UndecidedError:
+        return reference.quantize(values, fmt, amax=amax, name=name)
+    return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
+
+
+def fake_quantize(
+    values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
+) -> Float[Tensor, "..."]:
+    """Return dequantize(quantize(values)) without packing; the same numbers bit for bit."""
+    if isinstance(fmt, PairFormat) or fmt.sparse is not None:
+        return dequantize(quantize(values, fmt, amax=amax, name=name))
+    rows, cols = check_values(values, name)
+    check_amax(amax, fmt, rows, cols, name)
+    _check_device(values, name)
+    try:
+        return _restore_blocks(values.detach(), fmt, rows, cols, amax, name)
+    except _UndecidedError:
+        return reference.fake_quantize(values, fmt, amax=amax, name=name)
+
+
+def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    """Return the tensor's values; see :func:`microscale.kernels.ops.dequantize` for the contract."""
+    wanted, fmt = dtype or tensor.dtype, tensor.format
+    rows, cols = tensor.rows, tensor.cols
+    if wanted not in DTYPES:
+        raise KernelError(f"the CPU kernels write float32, bfloat16 or float16, not {wanted}")
+    for name, part in tensor.parts.items():
+        _check_device(part, f"part {name!r}")
+    if isinstance(fmt, BlockFormat) and fmt.sparse is None:
+        return _decode(tensor.parts, fmt, rows, cols, wanted).view(tensor.shape)
+    if isinstance(fmt, PairFormat):
+        matrix = dequantize_pair(tensor.parts, fmt, rows, cols, _PAIR_CODEC)
+    else:
+        matrix = _decode(tensor.parts, fmt, rows, cols, torch.float32)
+    if fmt.sparse is not None:
+        matrix = add_sparse(matrix, fmt.sparse, dict(tensor.parts))
+    return matrix.reshape(tensor.shape).to(wanted)
+
+
+def _check_device(tensor: Tensor, name: str) -> None:
+    if tensor.device.type != "cpu":
+        raise KernelError(f"the CPU kernels take tensors on the CPU, but {name} is on {tensor.device}; move it there")
+
+
+def _native_module() -> native.ModuleType:
+    if native.NATIVE is None:
+        raise KernelError(native.UNAVAILABLE or "the compiled CPU kernels are not installed")
+    return native.NATIVE
+
+
+def _quantize_compound(matrix: Tensor, fmt: Format, amax: Tensor | None, name: str) -> dict[str, Tensor]:
+    """Sparse tables and pairs: torch selects, the kernels encode the blocks."""
+    refuse_nonfinite(matrix, fmt, name)
+    rows, cols = matrix.shape
+    dense, sparse = to_float32(matrix, fmt), {}
+    if fmt.sparse is not None:
+        dense, sparse = split_sparse(dense, fmt.sparse, part_specs(fmt, (rows, cols))["sparse_columns"].dtype)
+    if isinstance(fmt, PairFormat):
+        return {**quantize_pair(dense, fmt, _PAIR_CODEC), **sparse}
+    return {**_quantize_blocks(dense, fmt, rows, cols, amax, name), **sparse}
+
+
+def _quantize_blocks(
+    values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
+) -> dict[str, Tensor]:
+    specs = part_specs(fmt, (rows, cols))
+    parts = {
+        part: torch.empty(spec.shape, dtype=spec.dtype)
+        for part, spec in specs.items()
+        if not part.startswith("sparse_")
+    }
+    _encode(values, fmt, rows, cols, amax, name, parts, None)
+    return parts
+
+
+def _restore_blocks(
+    values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
+) -> Float[Tensor, "..."]:
+    result = torch.empty(values.shape, dtype=values.dtype)
+    _encode(values, fmt, rows, cols, amax, name, {}, result)
+    return result
+
+
+def _encode(
+    values: Tensor,
+    fmt: BlockFormat,
+    rows: int,
+    cols: int,
+    amax: Tensor | None,
+    name: str,
+    parts: Mapping[str, Tensor],
+    restored: Tensor | None,
+) -> None:
+    """Run the kernel of quantize (into ``parts``) or of fake_quantize (into ``restored``)."""
+    if rows * cols == 0:
+        return
+    values = values.contiguous()
+    blocks_amax, tensor_amax = _given_amax(fmt, rows, cols, amax)
+    num_nan, num_inf, num_undecided = _native_module().quantize(
+        native.level(),
+        ctypes.addressof(descriptor(fmt)),
+        DTYPES[values.dtype],
+        values.data_ptr(),
+        rows,
+        cols,
+        _address(blocks_amax),
+        _address(tensor_amax),
+        _address(parts.get("codes")),
+        _address(parts.get("scale")),
+        _address(parts.get("tensor_inv_scale")),
+        _address(parts.get("index")),
+        _address(parts.get("zero_point")),
+        _address(restored),
+        native.num_threads(),
+    )
+    if fmt.nan_policy is NaNPolicy.RAISE:
+        num_bad = num_nan if fmt.inf_policy is InfPolicy.SATURATE else num_nan + num_inf
+        if num_bad:
+            raise NonFiniteError(nonfinite_message(name, num_bad, rows * cols))
+    if num_undecided:
+        raise _UndecidedError
+
+
+def _given_amax(fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return a given amax as one number for each block, or as the tensor's own."""
+    if amax is None:
+        return None, None
+    if fmt.tensor_scale is not None:
+        return None, amax.amax().to("cpu", torch.float32)
+    return amax.to("cpu", torch.float32).expand(grid_shape(fmt.block, rows, cols)).contiguous(), None
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _decode(
+    parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int, dtype: torch.dtype
+) -> Float[Tensor, "rows cols"]:
+    result = torch.empty(rows, cols, dtype=dtype)
+    if rows * cols == 0:
+        return result
+    own = {name: part.contiguous() for name, part in parts.items()}
+    _native_module().dequantize(
+        native.level(),
+        ctypes.addressof(descriptor(fmt)),
+        DTYPES[dtype],
+        rows,
+        cols,
+        _address(own["codes"]),
+        _address(own["scale"]),
+        _address(own.get("tensor_inv_scale")),
+        _address(own.get("index")),
+        _address(own.get("zero_point")),
+        result.data_ptr(),
+        native.num_threads(),
+    )
+    return result
+
+
+def _encode_stream(stream: Tensor, fmt: BlockFormat) -> dict[str, Tensor]:
+    return _quantize_blocks(stream, fmt, stream.shape[0], stream.shape[1], None, "the tensor")
+
+
+def _restore_lines(lines: Tensor, fmt: BlockFormat) -> Float[Tensor, "lines size"]:
+    return _restore_blocks(lines, fmt, lines.shape[0], lines.shape[1], None, "the tensor")
+
+
+def _decode_stream(parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int) -> Float[Tensor, "rows cols"]:
+    return _decode(parts, fmt, rows, cols, torch.float32)
+
+
+_PAIR_CODEC = PairCodec(encode=_encode_stream, restore=_restore_lines, decode=_decode_stream)

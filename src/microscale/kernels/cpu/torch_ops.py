@@ -1,0 +1,89 @@
+"""torch.library operators, so that torch.compile and torch.export see one node instead of our Python.
+
+``microscale::fake_quantize`` and ``microscale::dequantize`` run the operation of the same name through the dispatcher,
+on any device. Formats travel as their spec, packed tensors as a list of parts with their names. Eager code does not
+pass here: the operators cost more than a small kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.formats import Format, format_name, parse_format
+from microscale.kernels.dispatch import Operation, Request, choose
+from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.tensor import QuantizedTensor
+
+
+@torch.library.custom_op(
+    "microscale::fake_quantize",
+    mutates_args=(),
+    schema="(Tensor values, str format, Tensor? amax, str name) -> Tensor",
+)
+def fake_quantize_operator(values: Tensor, format: str, amax: Tensor | None, name: str) -> Tensor:
+    """Run fake_quantize; the result never shares memory with an argument."""
+    record = parse_format(format)
+    request = Request(
+        operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
+    )
+    return choose(request).implementations[Operation.FAKE_QUANTIZE](values, record, amax=amax, name=name)
+
+
+@fake_quantize_operator.register_fake
+def _(values: Tensor, format: str, amax: Tensor | None, name: str) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(
+    "microscale::dequantize",
+    mutates_args=(),
+    schema="(Tensor[] parts, str[] names, str format, SymInt[] shape, ScalarType dtype, str layout) -> Tensor",
+)
+def dequantize_operator(
+    parts: Sequence[Tensor], names: Sequence[str], format: str, shape: Sequence[int], dtype: torch.dtype, layout: str
+) -> Tensor:
+    """Run dequantize on the named parts."""
+    record = parse_format(format)
+    tensor = QuantizedTensor(
+        format=record, shape=tuple(shape), dtype=dtype, parts=dict(zip(names, parts, strict=True)), layout=layout
+    )
+    request = Request(
+        operation=Operation.DEQUANTIZE, format=record, device=tensor.device, dtype=dtype, layout=tensor.layout
+    )
+    return choose(request).implementations[Operation.DEQUANTIZE](tensor, dtype)
+
+
+@dequantize_operator.register_fake
+def _(
+    parts: Sequence[Tensor], names: Sequence[str], format: str, shape: Sequence[int], dtype: torch.dtype, layout: str
+) -> Tensor:
+    return parts[0].new_empty(tuple(shape), dtype=dtype)
+
+
+@torch.compiler.assume_constant_result
+def spec_of(fmt: Format | str) -> str:
+    """Return the spec of a format; a constant for the compiler, which need not read our records."""
+    return fmt if isinstance(fmt, str) else format_name(fmt)
+
+
+def traced_fake_quantize(
+    values: Float[Tensor, "..."], fmt: Format | str, amax: Tensor | None, name: str
+) -> Float[Tensor, "..."]:
+    """Put fake_quantize into the graph that is being traced."""
+    return torch.ops.microscale.fake_quantize(values, spec_of(fmt), amax, name)
+
+
+def traced_dequantize(tensor: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "..."]:
+    """Put dequantize into the graph that is being traced."""
+    return torch.ops.microscale.dequantize(
+        list(tensor.parts.values()),
+        list(tensor.parts),
+        spec_of(tensor.format),
+        list(tensor.shape),
+        dtype,
+        tensor.layout,
+    )
