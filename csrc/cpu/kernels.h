@@ -18,12 +18,14 @@ constexpr int kNumLevels = 4;
 struct LimitKernels;
 struct LinearKernels;
 struct ActivationKernels;
+struct DecoderKernels;
 
 struct Kernels {
   const char* name;
   const LimitKernels* limits;
   const LinearKernels* linear;
   const ActivationKernels* activations;
+  const DecoderKernels* decoder;
 };
 
 // The kernels of a level, or null where the level was not built or the machine lacks its instructions.

@@ -7,9 +7,11 @@ namespace ms {
   extern const LimitKernels limit_kernels; \
   extern const LinearKernels linear_kernels; \
   extern const ActivationKernels activation_kernels; \
+  extern const DecoderKernels decoder_kernels; \
   }
 #define MS_TABLE(level) \
-  static const Kernels level##_kernels = {#level, &level::limit_kernels, &level::linear_kernels, &level::activation_kernels};
+  static const Kernels level##_kernels = {#level, &level::limit_kernels, &level::linear_kernels, \
+                                          &level::activation_kernels, &level::decoder_kernels};
 
 #if defined(MS_HAS_PORTABLE)
 MS_DECLARE(portable)
