@@ -164,7 +164,7 @@ def attended(
     spans = cache.capacity // decoder.SPAN + 2
     relative = delta.amax(-1) + 2 * spread + (spans + 1) * EXPONENTIAL + (cache.capacity + spans + 2) * U
     bound = 2 * relative.T[..., None] * torch.einsum("hrp,hpd->rhd", weights, values.abs()) + 1e-30
-    return out.reshape(rows, -1), bound.reshape(rows, -1)
+    return out.flatten(1), bound.flatten(1)
 
 
 CASES = [  # rows, first, heads, kv_heads, head_dim, window
