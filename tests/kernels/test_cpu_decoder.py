@@ -63,7 +63,9 @@ def test_norm_of_nan_and_zero_rows() -> None:
     residual = torch.stack([torch.zeros(40), torch.full((40,), 2.0), torch.full((40,), math.nan)])
     out = torch.empty_like(residual)
     decoder.prepare_norm(residual, None, torch.ones(40), out, 0.25).run()
-    assert out[0].eq(0).all() and torch.allclose(out[1], torch.full((40,), 2 / math.sqrt(4.25))) and out[2].isnan().all()
+    assert (
+        out[0].eq(0).all() and torch.allclose(out[1], torch.full((40,), 2 / math.sqrt(4.25))) and out[2].isnan().all()
+    )
 
 
 @pytest.mark.parametrize("gate", list(decoder.Gate))
@@ -109,7 +111,9 @@ def cached_keys(cache: decoder.KeyValueCache) -> Tensor:
 
 
 @pytest.mark.parametrize("norms", [True, False])
-@pytest.mark.parametrize(("rows", "first", "head_dim"), [(1, 0, 64), (1, 37, 10), (45, 13, 64), (16, 16, 128), (0, 5, 8)])
+@pytest.mark.parametrize(
+    ("rows", "first", "head_dim"), [(1, 0, 64), (1, 37, 10), (45, 13, 64), (16, 16, 128), (0, 5, 8)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_heads(rows: int, first: int, head_dim: int, norms: bool, dtype: torch.dtype) -> None:
     cache = decoder.KeyValueCache.make(positions=100, kv_heads=2, head_dim=head_dim, dtype=dtype)
@@ -227,7 +231,9 @@ def test_attention_of_large_scores_stays_finite_and_nan_shows() -> None:
     assert out.isnan().all()
 
 
-@pytest.mark.parametrize(("rows", "cols", "out_cols"), [(1, 64, 256), (1, 67, 33), (4, 1536, 35), (7, 13, 3), (2, 16, 1)])
+@pytest.mark.parametrize(
+    ("rows", "cols", "out_cols"), [(1, 64, 256), (1, 67, 33), (4, 1536, 35), (7, 13, 3), (2, 16, 1)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_plain_linear(rows: int, cols: int, out_cols: int, dtype: torch.dtype, with_bias: bool) -> None:

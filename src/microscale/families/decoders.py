@@ -53,8 +53,6 @@ DECODER_FAMILIES = {
     "llama": DecoderFamily(architecture="LlamaForCausalLM"),
     "mistral": DecoderFamily(architecture="MistralForCausalLM"),
     "qwen2": DecoderFamily(architecture="Qwen2ForCausalLM"),
-    "qwen3": DecoderFamily(
-        architecture="Qwen3ForCausalLM", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"
-    ),
+    "qwen3": DecoderFamily(architecture="Qwen3ForCausalLM", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
 }
 """By ``model_type``."""

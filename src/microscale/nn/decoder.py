@@ -302,7 +302,7 @@ def _make_layers(parts: DecoderParts, positions: int, cache_dtype: torch.dtype) 
 
 
 def _can_cut(parts: DecoderParts) -> bool:
-    """Whether a prompt in chunks gives what the whole prompt gives: no scale that spans tokens, no range with memory."""
+    """Whether chunks of a prompt give what the whole gives: no scale that spans tokens, no range with memory."""
     linears = [*(linear for layer in parts.layers for linear in layer.linears), parts.head]
     specs = [
         module.activations.spec

@@ -161,8 +161,9 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
     quantizer = modules[0].activations
     fmt: Format | None = None
     if quantizer is not None and quantizer.spec.range is RangeKind.DYNAMIC:
-        if activation_rule(quantizer.spec.format) not in (None, ActRule.KEEP):
-            fmt, quantizer = quantizer.spec.format, None
+        asked = quantizer.spec.format
+        is_on_the_fly = activation_rule(asked) not in (None, ActRule.KEEP)
+        fmt, quantizer = (asked, None) if is_on_the_fly else (None, quantizer)
     try:
         weights = [to_layout(module.tensor, ROWS16) for module in modules]
         call = prepare_linear(weights, [module.bias for module in modules], fmt, combine)
