@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from microscale.errors import ModelError, TextError
-from microscale.integrations.engines import DecoderEngine, Runtime, TransformersEngine, make_engine
+from microscale.integrations.engines import DecoderEngine, Engine, Runtime, TransformersEngine, make_engine
 from microscale.kernels.cpu.decoder import largest_index
 
 DEFAULT_TOP_K = 50
@@ -144,21 +144,27 @@ def generate_text(
     seed: int = 0,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Generation:
-    """Continue a prompt. ``model`` is a transformers model or an :data:`~microscale.integrations.engines.Engine`; ``temperature`` 0 is greedy.
+    """Continue a prompt; ``temperature`` 0 is greedy.
+
+    ``model`` is a transformers model, or an :data:`~microscale.integrations.engines.Engine` made of one.
 
     Raises:
         TextError: a prompt without tokens, or longer than the model's positions.
         ModelError: logits that are not numbers (a broken or poisoned model).
     """
     ids = encode_prompt(tokenizer, prompt, model.config, max_new_tokens)
-    engine = model
-    if not isinstance(model, DecoderEngine | TransformersEngine):
+    engine: Engine
+    if isinstance(model, DecoderEngine | TransformersEngine):
+        engine = model
+    else:
         engine = make_engine(model, positions=len(ids) + max_new_tokens)
     top_k = getattr(engine.generation_config, "top_k", None)
     sampling = Sampling(temperature=temperature, top_k=DEFAULT_TOP_K if top_k is None else top_k, top_p=top_p)
     streamer = _CallbackStreamer(tokenizer, on_text)
-    run = _decoder_tokens if isinstance(engine, DecoderEngine) else _transformers_tokens
-    new = run(engine, tokenizer, ids, max_new_tokens, sampling, seed, streamer)
+    if isinstance(engine, DecoderEngine):
+        new = _decoder_tokens(engine, ids, max_new_tokens, sampling, seed, streamer)
+    else:
+        new = _transformers_tokens(engine, tokenizer, ids, max_new_tokens, sampling, seed, streamer)
     ended = time.perf_counter()
     return Generation(
         text=tokenizer.decode(new, skip_special_tokens=True),
@@ -173,14 +179,12 @@ def generate_text(
 
 def _decoder_tokens(
     engine: DecoderEngine,
-    tokenizer: Any,
     ids: list[int],
     max_new_tokens: int,
     sampling: Sampling,
     seed: int,
     streamer: _CallbackStreamer,
 ) -> list[int]:
-    del tokenizer
     ends = end_tokens(engine.generation_config)
     new: list[int] = []
     engine.reset()

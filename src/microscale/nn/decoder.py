@@ -8,6 +8,7 @@ eight native calls for each layer and allocates nothing; a prompt goes through t
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from microscale.kernels.cpu.decoder import (
     prepare_heads,
     prepare_norm,
 )
-from microscale.nn.decoder_linear import LinearGroup, rows_stand_alone
+from microscale.nn.decoder_linear import Execution, LinearGroup, rows_stand_alone
 from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
 
@@ -140,10 +141,16 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a step of one token reads: all linear layers and the head, as they lie in memory."""
-        groups = [self._head]
-        for layer in self._layers:
-            groups += [layer.heads, layer.output, layer.gated, layer.down]
-        return sum(group.num_bytes for group in groups)
+        return sum(group.num_bytes for group in self._groups())
+
+    @property
+    def executions(self) -> Counter[Execution]:
+        """How many linear layers run in which way."""
+        return Counter(execution for group in self._groups() for execution in group.executions)
+
+    def _groups(self) -> list[LinearGroup]:
+        layers = [(layer.heads, layer.output, layer.gated, layer.down) for layer in self._layers]
+        return [*(group for groups in layers for group in groups), self._head]
 
     @property
     def cache_bytes(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,16 @@ FEW_ROWS = 8
 """Up to so many rows the plain linear kernel is taken; from then on torch's matrix product is faster."""
 CAST_ROWS = 2048
 """Rows of a bfloat16 weight that are cast to float32 at a time for a product with many rows."""
+
+
+class Execution(Enum):
+    """How a linear layer runs."""
+
+    PACKED = "packed kernel"
+    PACKED_INT8 = "packed kernel, inputs rounded to 8-bit blocks inside"
+    PACKED_ROUNDED = "packed kernel, inputs rounded before"
+    PLAIN = "plain weights"
+    MODULE = "module"
 
 
 def rows_stand_alone(fmt: Format) -> bool:
@@ -50,6 +61,7 @@ class LinearGroup:
         self._is_combined = gate is Gate.SILU and len(self._members) == 1
         self.rows_out = widths if gate is None or self._is_combined else widths // 2
         self.num_bytes = sum(member.num_bytes for member in self._members)
+        self.executions = [member.execution for member in self._members for _ in range(member.num_layers)]
 
     def steps(self, inputs: Float[Tensor, "rows cols"], out: Float[Tensor, "rows rows_out"]) -> list[Step]:
         """Prepare the calls that compute ``out`` from ``inputs``."""
@@ -75,7 +87,11 @@ class LinearGroup:
 class _Packed:
     """One native call over packed weights; inputs are rounded by ``quantizer`` first, if there is one."""
 
-    def __init__(self, call: LinearCall, quantizer: ActivationQuantizer | None) -> None:
+    def __init__(
+        self, call: LinearCall, quantizer: ActivationQuantizer | None, execution: Execution, layers: int
+    ) -> None:
+        self.execution = execution
+        self.num_layers = layers
         self._call = call
         self._quantizer = quantizer
         self.rows_out = call.rows_out
@@ -93,10 +109,14 @@ class _Packed:
 class _Plain:
     """A linear layer with float weights, computed in float32."""
 
+    execution = Execution.PLAIN
+    num_layers = 1
+
     def __init__(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
         self._weight = (weight if weight.dtype == torch.bfloat16 else weight.to(torch.float32)).contiguous()
-        self._bias = None if module.bias is None else module.bias.detach().to(torch.float32).contiguous()
+        bias: Tensor | None = module.bias
+        self._bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
         self.rows_out = module.out_features
         self.num_bytes = self._weight.numel() * self._weight.element_size()
 
@@ -114,6 +134,9 @@ class _Plain:
 
 class _Module:
     """A packed layer in a format that the kernels do not take: its module computes it."""
+
+    execution = Execution.MODULE
+    num_layers = 1
 
     def __init__(self, module: QuantizedLinear) -> None:
         self._module = module
@@ -169,4 +192,5 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
         call = prepare_linear(weights, [module.bias for module in modules], fmt, combine)
     except (KernelError, LayoutError):
         return None
-    return _Packed(call, quantizer)
+    rounds = Execution.PACKED if quantizer is None else Execution.PACKED_ROUNDED
+    return _Packed(call, quantizer, rounds if fmt is None else Execution.PACKED_INT8, len(modules))
