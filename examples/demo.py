@@ -41,7 +41,7 @@ def reference_text() -> str:
 
 def continue_prompts(model: object, tokenizer: object) -> list[str]:
     """Greedy continuations of the demo's prompts."""
-    return [prompt + generate_text(model, tokenizer, prompt, max_new_tokens=24)[0] for prompt in PROMPTS]
+    return [prompt + generate_text(model, tokenizer, prompt, max_new_tokens=24).text for prompt in PROMPTS]
 
 
 def main() -> None:

@@ -15,19 +15,22 @@ enum class Level : int32_t { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3
 constexpr int kNumLevels = 4;
 
 // Each group of kernels has a struct of function pointers of its own, made by one source of kernels/.
-struct LimitKernels;
-struct LinearKernels;
-struct ActivationKernels;
-struct QuantizeKernels;
-struct DequantizeKernels;
+// (type, member): a new group is one line here.
+#define MS_KERNEL_GROUPS(X)          \
+  X(LimitKernels, limit)             \
+  X(LinearKernels, linear)           \
+  X(ActivationKernels, activation)   \
+  X(QuantizeKernels, quantize)       \
+  X(DequantizeKernels, dequantize)   \
+  X(DecoderKernels, decoder)
+
+#define MS_FORWARD(type, member) struct type;
+#define MS_MEMBER(type, member) const type* member;
+MS_KERNEL_GROUPS(MS_FORWARD)
 
 struct Kernels {
   const char* name;
-  const LimitKernels* limits;
-  const LinearKernels* linear;
-  const ActivationKernels* activations;
-  const QuantizeKernels* quantize;
-  const DequantizeKernels* dequantize;
+  MS_KERNEL_GROUPS(MS_MEMBER)
 };
 
 // The kernels of a level, or null where the level was not built or the machine lacks its instructions.

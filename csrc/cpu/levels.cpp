@@ -2,33 +2,24 @@
 
 namespace ms {
 
-#define MS_DECLARE(level)                              \
-  namespace level {                                    \
-  extern const LimitKernels limit_kernels;             \
-  extern const LinearKernels linear_kernels;           \
-  extern const ActivationKernels activation_kernels;   \
-  extern const QuantizeKernels quantize_kernels;       \
-  extern const DequantizeKernels dequantize_kernels;   \
+#define MS_EXTERN(type, member) extern const type member##_kernels;
+#define MS_ADDRESS(type, member) &member##_kernels,
+#define MS_TABLE(level)                                                          \
+  namespace level {                                                              \
+  MS_KERNEL_GROUPS(MS_EXTERN)                                                    \
+  static const Kernels all_kernels = {#level, MS_KERNEL_GROUPS(MS_ADDRESS)};     \
   }
-#define MS_TABLE(level)                                                                        \
-  static const Kernels level##_kernels = {#level,                       &level::limit_kernels, \
-                                          &level::linear_kernels,       &level::activation_kernels, \
-                                          &level::quantize_kernels,     &level::dequantize_kernels};
 
 #if defined(MS_HAS_PORTABLE)
-MS_DECLARE(portable)
 MS_TABLE(portable)
 #endif
 #if defined(MS_HAS_AVX2)
-MS_DECLARE(avx2)
 MS_TABLE(avx2)
 #endif
 #if defined(MS_HAS_AVX512)
-MS_DECLARE(avx512)
 MS_TABLE(avx512)
 #endif
 #if defined(MS_HAS_AVX512_BF16)
-MS_DECLARE(avx512_bf16)
 MS_TABLE(avx512_bf16)
 #endif
 
@@ -57,16 +48,16 @@ bool machine_has(Level level) {
 const Kernels* built(Level level) {
   switch (level) {
 #if defined(MS_HAS_PORTABLE)
-    case Level::portable: return &portable_kernels;
+    case Level::portable: return &portable::all_kernels;
 #endif
 #if defined(MS_HAS_AVX2)
-    case Level::avx2: return &avx2_kernels;
+    case Level::avx2: return &avx2::all_kernels;
 #endif
 #if defined(MS_HAS_AVX512)
-    case Level::avx512: return &avx512_kernels;
+    case Level::avx512: return &avx512::all_kernels;
 #endif
 #if defined(MS_HAS_AVX512_BF16)
-    case Level::avx512_bf16: return &avx512_bf16_kernels;
+    case Level::avx512_bf16: return &avx512_bf16::all_kernels;
 #endif
     default: return nullptr;
   }

@@ -67,7 +67,7 @@ void store_row(const float* from, int64_t count, const float* bias, Dtype dtype,
 class Run {
  public:
   Run(const LinearCall& call, const Kernels& kernels, int threads)
-      : call_(call), linear_(*kernels.linear), prepare_(*kernels.activations), threads_(std::max(threads, 1)) {}
+      : call_(call), linear_(*kernels.linear), prepare_(*kernels.activation), threads_(std::max(threads, 1)) {}
 
   void rows(const char* x, int64_t count, char* out) {
     const int64_t in_size = call_.dtype == Dtype::f32 ? 4 : 2;

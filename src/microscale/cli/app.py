@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from microscale import __version__
+from microscale.cli.bench_command import bench
 from microscale.cli.compare_command import compare
 from microscale.cli.eval_command import evaluate
 from microscale.cli.formats_command import formats
@@ -28,6 +29,7 @@ app.command("inspect")(inspect)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("compare")(compare)
+app.command("bench")(bench)
 
 
 def _show_version(value: bool) -> None:

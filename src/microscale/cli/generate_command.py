@@ -10,7 +10,7 @@ import typer
 
 from microscale.cli.eval_command import DtypeOption
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
-from microscale.nn import cached_weights
+from microscale.cli.runtime import engine_facts, float_weights, runtime_text
 
 
 @command
@@ -30,11 +30,18 @@ def generate(
 
     Example: `microscale generate OUT "The sea was" -n 40`
     """
-    from microscale.integrations.generation import generate_text
-    from microscale.integrations.loading import load_model, load_tokenizer, parse_dtype
+    from microscale.integrations.engines import load_for_decoding, make_engine
+    from microscale.integrations.generation import encode_prompt, generate_text
+    from microscale.integrations.loading import load_tokenizer, parse_dtype
 
+    compute_dtype = parse_dtype(dtype)
+    started = time.perf_counter()
     tokenizer = load_tokenizer(path)
-    model = load_model(path, dtype=parse_dtype(dtype))
+    model = load_for_decoding(path, compute_dtype)
+    ids = encode_prompt(tokenizer, prompt, model.config, max_new_tokens)
+    engine = make_engine(model, positions=len(ids) + max_new_tokens, compute_dtype=compute_dtype)
+    del model  # the decoder holds the weights in a layout of its own
+    start_seconds = time.perf_counter() - started
 
     pending = [prompt]  # printed with the first piece, so that an error stands alone
 
@@ -43,10 +50,9 @@ def generate(
             sys.stdout.write((pending.pop() if pending else "") + piece)
             sys.stdout.flush()
 
-    started = time.perf_counter()
-    with cached_weights(model):
-        text, num_tokens = generate_text(
-            model,
+    with float_weights(engine):
+        found = generate_text(
+            engine,
             tokenizer,
             prompt,
             max_new_tokens=max_new_tokens,
@@ -55,9 +61,24 @@ def generate(
             seed=seed,
             on_text=show,
         )
-    seconds = time.perf_counter() - started
+    facts = engine_facts(engine)
     if as_json:
-        print_json({"model": path, "prompt": prompt, "text": text, "tokens": num_tokens, "seconds": seconds})
+        answer = {"model": path, "prompt": prompt, "text": found.text, "tokens": len(found.tokens)}
+        speeds = {
+            "prompt_tokens": found.prompt_tokens,
+            "start_seconds": start_seconds,
+            "prefill_seconds": found.prefill_seconds,
+            "decode_seconds": found.decode_seconds,
+            "prefill_tokens_per_second": found.prefill_speed,
+            "decode_tokens_per_second": found.decode_speed,
+            "seconds": time.perf_counter() - started,
+        }
+        print_json({**answer, **speeds, **facts})
         return
     show("\n")
-    console.print(f"[dim]{num_tokens} tokens in {seconds:.1f} s[/dim]")
+    seconds = found.prefill_seconds + found.decode_seconds
+    console.print(
+        f"[dim]{len(found.tokens)} tokens in {seconds:.1f} s: prompt {found.prefill_speed:.1f} tokens/s, new"
+        f" {found.decode_speed:.1f} tokens/s ({runtime_text(facts)})[/dim]",
+        soft_wrap=True,
+    )

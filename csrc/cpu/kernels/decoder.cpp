@@ -1,0 +1,519 @@
+// What stands between the linear layers of a decoder: norms, rotary embedding, the cache of keys and values, attention
+// over it, gates, and a linear layer with plain weights. Float32 throughout; the cache may be bfloat16.
+//
+// Attention goes over the cache in spans of 64 positions with a running maximum (online softmax), for up to kTile rows
+// at once: the queries that share a key/value head. All shares are cut by shapes and positions alone, so the number of
+// threads changes no bit.
+#include "decoder.h"
+#include "pool.h"
+#include "vec.h"
+
+namespace ms::MS_LEVEL {
+namespace {
+
+// Registers of a tile of products: rows times vectors accumulators, beside one row of vectors and one number.
+#if defined(MS_X512)
+constexpr int kTileRows = 6, kTileVectors = 4;
+#elif defined(MS_X256)
+constexpr int kTileRows = 6, kTileVectors = 2;
+#else
+constexpr int kTileRows = 3, kTileVectors = 4;
+#endif
+constexpr int64_t kTile = 12;  // rows of one piece of attention, in several tiles of products
+constexpr float kMinusInf = -__builtin_inff();
+
+MS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+MS_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---------------------------------------------------------------------------------------------------- numbers
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+MS_INLINE float number(float value) { return value; }
+MS_INLINE float number(Bf16 value) { return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16); }
+
+MS_INLINE void put(float* to, float value) { *to = value; }
+MS_INLINE void put(Bf16* to, float value) {  // to nearest even; NaN stays NaN
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value);
+  const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+  to->bits = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40 : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+MS_INLINE F numbers(const float* from) { return load<F>(from); }
+MS_INLINE F numbers(const Bf16* from) {
+#if defined(MS_X512)
+  return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#elif defined(MS_X256)
+  return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16);
+#else
+  U bits;
+  for (int i = 0; i < W; ++i) bits[i] = static_cast<uint32_t>(from[i].bits) << 16;
+  return as<F>(bits);
+#endif
+}
+
+// e^x: x = n ln2 + r, Taylor's polynomial of degree 7 in r (its remainder is below 6e-9), times 2^n.
+// Below -86.6 it is 0, above 88.72 it is Inf, of NaN it is NaN.
+MS_INLINE F exponential(F x) {
+  const F n = round_even(x * set1(1.44269504f));
+  F r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  F p = set1(1.0f / 5040);
+  p = fma(p, r, set1(1.0f / 720));
+  p = fma(p, r, set1(1.0f / 120));
+  p = fma(p, r, set1(1.0f / 24));
+  p = fma(p, r, set1(1.0f / 6));
+  p = fma(p, r, set1(0.5f));
+  p = fma(p, r, set1(1.0f));
+  p = fma(p, r, set1(1.0f));
+  const F bounded = min(max(n, set1(-125)), set1(128));
+  const F power = as<F>((to_int(bounded) + 126) << 23);  // 2^(n-1): 2^128 is no float
+  F value = (p * power) * set1(2);
+  value = select(x < set1(-86.6f), F{}, value);
+  value = select(x > set1(88.72f), set1(__builtin_inff()), value);
+  return select(x == x, value, x);
+}
+
+MS_INLINE float exponential(float x) { return exponential(set1(x))[0]; }
+
+// ---------------------------------------------------------------------------------------------------- norms and gates
+
+MS_INLINE float square_sum(const float* x, int64_t count) {
+  F a{}, b{}, c{}, d{};
+  int64_t i = 0;
+  for (; i + 4 * W <= count; i += 4 * W) {
+    const F xa = load<F>(x + i), xb = load<F>(x + i + W), xc = load<F>(x + i + 2 * W), xd = load<F>(x + i + 3 * W);
+    a = fma(xa, xa, a), b = fma(xb, xb, b), c = fma(xc, xc, c), d = fma(xd, xd, d);
+  }
+  float total = sum((a + b) + (c + d));
+  for (; i < count; ++i) total += x[i] * x[i];
+  return total;
+}
+
+MS_INLINE void rms_norm(const float* x, const float* weight, float* out, int64_t count, float eps) {
+  const float factor = 1.0f / __builtin_sqrtf(square_sum(x, count) / static_cast<float>(count) + eps);
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(out + i, load<F>(x + i) * set1(factor) * load<F>(weight + i));
+  for (; i < count; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void add_rms_norm(float* residual, const float* added, const float* weight, float* out, int64_t rows, int64_t cols,
+                  float eps, int threads) {
+  parallel(rows, threads, [=](int64_t row) {
+    float* x = residual + row * cols;
+    if (added != nullptr) {
+      const float* y = added + row * cols;
+      int64_t i = 0;
+      for (; i + W <= cols; i += W) store(x + i, load<F>(x + i) + load<F>(y + i));
+      for (; i < cols; ++i) x[i] += y[i];
+    }
+    rms_norm(x, weight, out + row * cols, cols, eps);
+  });
+}
+
+template <Gate KIND>
+MS_INLINE F activated(F x) {
+  if constexpr (KIND == Gate::silu) return x / (set1(1) + exponential(-x));
+  // 0.5 x (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3) is x / (1 + e^(-2z))
+  const F z = set1(1.5957691216f) * (x + set1(0.044715f) * x * x * x);
+  return x / (set1(1) + exponential(-z));
+}
+
+template <Gate KIND>
+void gate_of(const float* pairs, float* out, int64_t rows, int64_t cols, int threads) {
+  constexpr int64_t kPiece = 4096;
+  const int64_t pieces = (cols + kPiece - 1) / kPiece;
+  parallel(rows * pieces, threads, [=](int64_t chunk) {
+    const int64_t row = chunk / pieces, begin = chunk % pieces * kPiece, end = smaller(begin + kPiece, cols);
+    const float* a = pairs + row * 2 * cols;
+    const float* b = a + cols;
+    float* to = out + row * cols;
+    int64_t i = begin;
+    for (; i + W <= end; i += W) store(to + i, activated<KIND>(load<F>(a + i)) * load<F>(b + i));
+    for (; i < end; ++i) to[i] = activated<KIND>(set1(a[i]))[0] * b[i];
+  });
+}
+
+void gate(const float* pairs, float* out, int64_t rows, int64_t cols, Gate kind, int threads) {
+  if (kind == Gate::silu) return gate_of<Gate::silu>(pairs, out, rows, cols, threads);
+  gate_of<Gate::gelu_tanh>(pairs, out, rows, cols, threads);
+}
+
+// ---------------------------------------------------------------------------------------------------- heads and cache
+
+// Norm (where a weight is given) and rotation of one head, in place; the halves of the head are the pairs.
+MS_INLINE void turn_head(float* head, const float* norm, const float* cosine, const float* sine, int64_t head_dim,
+                         float eps) {
+  if (norm != nullptr) rms_norm(head, norm, head, head_dim, eps);
+  const int64_t half = head_dim / 2;
+  int64_t i = 0;
+  for (; i + W <= half; i += W) {
+    const F low = load<F>(head + i), high = load<F>(head + half + i);
+    store(head + i, low * load<F>(cosine + i) - high * load<F>(sine + i));
+    store(head + half + i, high * load<F>(cosine + half + i) + low * load<F>(sine + half + i));
+  }
+  for (; i < half; ++i) {
+    const float low = head[i], high = head[half + i];
+    head[i] = low * cosine[i] - high * sine[i];
+    head[half + i] = high * cosine[half + i] + low * sine[half + i];
+  }
+}
+
+MS_INLINE int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+template <class T>
+void store_row(const HeadsCall& call, int64_t row) {
+  const KeyValueCache& cache = call.cache;
+  const int64_t dim = cache.head_dim, position = *call.first + row;
+  const float* cosine = call.cosines + position * dim;
+  const float* sine = call.sines + position * dim;
+  float* head = call.heads + row * (call.num_heads + 2 * cache.kv_heads) * dim;
+  for (int64_t h = 0; h < call.num_heads; ++h, head += dim)
+    turn_head(head, call.query_norm, cosine, sine, dim, call.eps);
+  for (int64_t h = 0; h < cache.kv_heads; ++h, head += dim) {
+    turn_head(head, call.key_norm, cosine, sine, dim, call.eps);
+    T* to = static_cast<T*>(cache.keys) + (h * cache.capacity + position / kLane * kLane) * dim + position % kLane;
+    for (int64_t i = 0; i < dim; ++i) put(to + i * kLane, head[i]);
+  }
+  for (int64_t h = 0; h < cache.kv_heads; ++h, head += dim) {
+    T* to = static_cast<T*>(cache.values) + (h * cache.capacity + position) * padded(dim);
+    for (int64_t i = 0; i < dim; ++i) put(to + i, head[i]);
+  }
+}
+
+void store_heads(const HeadsCall& call, int threads) {
+  // Cut where the blocks of the cache begin: no two threads write one cache line.
+  const int64_t lead = *call.first % kLane;
+  parallel((lead + call.rows + kLane - 1) / kLane, threads, [&call, lead](int64_t chunk) {
+    const int64_t begin = larger(chunk * kLane - lead, 0), end = smaller((chunk + 1) * kLane - lead, call.rows);
+    for (int64_t row = begin; row < end; ++row) {
+      if (call.cache.dtype == Dtype::f32)
+        store_row<float>(call, row);
+      else
+        store_row<Bf16>(call, row);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------- attention
+
+// scores[r][0 .. VECTORS W) = rows[r] . keys of the positions from the block at `keys` on.
+template <int ROWS, int VECTORS, class T>
+void score_tile(const float* const* rows, const T* keys, int64_t dim, float* scores) {
+  F sums[ROWS][VECTORS] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    F key[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) key[v] = numbers(keys + v * W / kLane * dim * kLane + v * W % kLane + d * kLane);
+    for (int r = 0; r < ROWS; ++r) {
+      const F query = set1(rows[r][d]);
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] = fma(query, key[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECTORS; ++v) store(scores + r * kSpan + v * W, sums[r][v]);
+}
+
+// sums[r][0 .. VECTORS W) += weights[r][j] * values[j][...] over `count` positions.
+template <int ROWS, int VECTORS, class T>
+void value_tile(const float* weights, const T* values, int64_t stride, int64_t count, float* sums) {
+  F total[ROWS][VECTORS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECTORS; ++v) total[r][v] = load<F>(sums + r * stride + v * W);
+  for (int64_t j = 0; j < count; ++j) {
+    F value[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) value[v] = numbers(values + j * stride + v * W);
+    for (int r = 0; r < ROWS; ++r) {
+      const F weight = set1(weights[r * kSpan + j]);
+      for (int v = 0; v < VECTORS; ++v) total[r][v] = fma(weight, value[v], total[r][v]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int v = 0; v < VECTORS; ++v) store(sums + r * stride + v * W, total[r][v]);
+}
+
+template <int ROWS, class T>
+void score_rows(const float* const* rows, const T* keys, int64_t dim, int64_t positions, float* scores) {
+  constexpr int64_t kStep = kTileVectors * W;
+  int64_t done = 0;
+  for (; done + kStep <= positions; done += kStep)
+    score_tile<ROWS, kTileVectors>(rows, keys + done * dim, dim, scores + done);
+  if constexpr (kStep > kLane)  // whole blocks of 16 are left over
+    for (; done < positions; done += kLane)
+      score_tile<ROWS, kLane / W>(rows, keys + done * dim, dim, scores + done);
+}
+
+template <int ROWS, class T>
+void value_rows(const float* weights, const T* values, int64_t stride, int64_t count, float* sums) {
+  constexpr int64_t kStep = kTileVectors * W;
+  int64_t done = 0;
+  for (; done + kStep <= stride; done += kStep)
+    value_tile<ROWS, kTileVectors>(weights, values + done, stride, count, sums + done);
+  if constexpr (kStep > kLane)
+    for (; done < stride; done += kLane)
+      value_tile<ROWS, kLane / W>(weights, values + done, stride, count, sums + done);
+}
+
+// Calls body with the number of rows of each tile as a constant: body(count, first row).
+template <class Body>
+MS_INLINE void for_tiles(int64_t rows, const Body& body) {
+  int64_t row = 0;
+  for (; row + kTileRows <= rows; row += kTileRows) body.template operator()<kTileRows>(row);
+  switch (rows - row) {
+    case 1: return body.template operator()<1>(row);
+    case 2: return body.template operator()<2>(row);
+    case 3: if constexpr (kTileRows > 3) return body.template operator()<3>(row); break;
+    case 4: if constexpr (kTileRows > 4) return body.template operator()<4>(row); break;
+    case 5: if constexpr (kTileRows > 5) return body.template operator()<5>(row); break;
+    default: break;
+  }
+}
+
+// One piece of attention: some rows of one key/value head over some positions.
+struct Piece {
+  const float* rows[kTile];
+  int64_t last[kTile];  // the row's own position
+  int64_t count;
+  int64_t kv_head;
+  int64_t begin, end;  // positions, begin a multiple of kSpan
+};
+
+// The exponentials of one row's scores of a span, relative to the new running maximum; rescales what was summed so far.
+MS_INLINE void soften(float* scores, int64_t span, int64_t low, int64_t high, float scale, float* maximum, float* total,
+                      float* sums, int64_t stride) {
+  I place;
+  for (int i = 0; i < W; ++i) place[i] = i;
+  F largest_of = set1(kMinusInf);
+  for (int64_t i = 0; i < span; i += W) {
+    const I at = place + set1i(static_cast<int32_t>(i));
+    const I seen = (at >= set1i(static_cast<int32_t>(low))) & (at <= set1i(static_cast<int32_t>(high)));
+    const F score = select(seen, load<F>(scores + i) * set1(scale), set1(kMinusInf));
+    store(scores + i, score);
+    largest_of = max(largest_of, score);
+  }
+  const float before = *maximum, found = largest(largest_of);
+  const float now = found > before ? found : before;
+  if (now == kMinusInf) {  // nothing in sight: NaN scores pass on, all others weigh nothing
+    for (int64_t i = 0; i < span; i += W) {
+      const F score = load<F>(scores + i);
+      store(scores + i, select(score == score, F{}, score));
+      *total += sum(load<F>(scores + i));
+    }
+    return;
+  }
+  F added{};
+  for (int64_t i = 0; i < span; i += W) {
+    const F weight = exponential(load<F>(scores + i) - set1(now));
+    store(scores + i, weight);
+    added += weight;
+  }
+  const float correction = exponential(before - now);
+  *maximum = now;
+  *total = *total * correction + sum(added);
+  if (correction != 1.0f)
+    for (int64_t d = 0; d < stride; d += W) store(sums + d, load<F>(sums + d) * set1(correction));
+}
+
+// Leaves, for each row: the weighted sum of values [stride], not yet divided, the maximum and the total of weights.
+template <class T>
+void attend_piece(const AttentionCall& call, const Piece& piece, float* sums, float* maxima, float* totals) {
+  const KeyValueCache& cache = call.cache;
+  const int64_t dim = cache.head_dim, stride = padded(dim);
+  const T* keys = static_cast<const T*>(cache.keys) + piece.kv_head * cache.capacity * dim;
+  const T* values = static_cast<const T*>(cache.values) + piece.kv_head * cache.capacity * stride;
+  alignas(64) float scores[kTile * kSpan];
+  for (int64_t r = 0; r < piece.count; ++r) maxima[r] = kMinusInf, totals[r] = 0.0f;
+  __builtin_memset(sums, 0, sizeof(float) * piece.count * stride);
+  for (int64_t from = piece.begin; from < piece.end; from += kSpan) {
+    const int64_t count = smaller(kSpan, piece.end - from);
+    const int64_t span = (count + kLane - 1) / kLane * kLane;
+    for_tiles(piece.count, [&]<int ROWS>(int64_t row) {
+      score_rows<ROWS>(piece.rows + row, keys + from * dim, dim, span, scores + row * kSpan);
+    });
+    for (int64_t r = 0; r < piece.count; ++r) {
+      const int64_t low = call.window > 0 ? piece.last[r] - call.window + 1 - from : 0;
+      soften(scores + r * kSpan, span, larger(low, 0), smaller(piece.last[r] - from, count - 1), call.scale,
+             maxima + r, totals + r, sums + r * stride, stride);
+    }
+    for_tiles(piece.count, [&]<int ROWS>(int64_t row) {
+      value_rows<ROWS>(scores + row * kSpan, values + from * stride, stride, count, sums + row * stride);
+    });
+  }
+}
+
+template <class T>
+void attend_many(const AttentionCall& call, int threads) {
+  const int64_t dim = call.cache.head_dim, stride = padded(dim), group = call.num_heads / call.cache.kv_heads;
+  const int64_t all_rows = call.rows * group, tiles = (all_rows + kTile - 1) / kTile;
+  parallel(tiles * call.cache.kv_heads, threads, [=, &call](int64_t chunk) {
+    Piece piece;
+    piece.kv_head = chunk % call.cache.kv_heads;
+    const int64_t begin = chunk / call.cache.kv_heads * kTile;
+    piece.count = smaller(kTile, all_rows - begin);
+    float* out[kTile];
+    for (int64_t r = 0; r < piece.count; ++r) {
+      const int64_t row = (begin + r) / group, head = piece.kv_head * group + (begin + r) % group;
+      piece.rows[r] = call.queries + row * call.stride + head * dim;
+      piece.last[r] = *call.first + row;
+      out[r] = call.out + (row * call.num_heads + head) * dim;
+    }
+    const int64_t seen = call.window > 0 ? larger(piece.last[0] - call.window + 1, 0) : 0;
+    piece.begin = seen / kSpan * kSpan;
+    piece.end = piece.last[piece.count - 1] + 1;
+    float maxima[kTile], totals[kTile];
+    alignas(64) float small[kTile * 256];
+    float* sums = stride <= 256 ? small : new float[kTile * stride];
+    attend_piece<T>(call, piece, sums, maxima, totals);
+    for (int64_t r = 0; r < piece.count; ++r)
+      for (int64_t d = 0; d < dim; ++d) out[r][d] = sums[r * stride + d] / totals[r];
+    if (sums != small) delete[] sums;
+  });
+}
+
+// Merges the pieces of one head: each one's sums and total count as much as its maximum says.
+void merge_splits(const float* parts, int64_t splits, int64_t dim, float* out) {
+  const int64_t stride = padded(dim), size = stride + 2;
+  float maximum = kMinusInf, total = 0.0f;
+  for (int64_t s = 0; s < splits; ++s) {
+    const float found = parts[s * size + stride];
+    if (found > maximum) maximum = found;
+  }
+  for (int64_t d = 0; d < dim; ++d) out[d] = 0.0f;
+  for (int64_t s = 0; s < splits; ++s) {
+    const float* part = parts + s * size;
+    if (part[stride] == kMinusInf && part[stride + 1] == 0.0f) continue;  // outside of the window
+    const float factor = splits == 1 ? 1.0f : exponential(part[stride] - maximum);
+    total += factor * part[stride + 1];
+    for (int64_t d = 0; d < dim; ++d) out[d] += factor * part[d];
+  }
+  for (int64_t d = 0; d < dim; ++d) out[d] /= total;
+}
+
+template <class T>
+void attend_one(const AttentionCall& call, int threads) {
+  const int64_t dim = call.cache.head_dim, stride = padded(dim), group = call.num_heads / call.cache.kv_heads;
+  const int64_t last = *call.first, seen = call.window > 0 ? larger(last - call.window + 1, 0) : 0;
+  const int64_t from = seen / kSplit, splits = last / kSplit + 1 - from, tiles = (group + kTile - 1) / kTile;
+  parallel(call.cache.kv_heads * splits * tiles, threads, [=, &call](int64_t chunk) {
+    Piece piece;
+    piece.kv_head = chunk % call.cache.kv_heads;
+    const int64_t split = chunk / call.cache.kv_heads % splits, tile = chunk / call.cache.kv_heads / splits;
+    piece.count = smaller(kTile, group - tile * kTile);
+    piece.begin = larger((from + split) * kSplit, seen / kSpan * kSpan);
+    piece.end = smaller((from + split + 1) * kSplit, last + 1);
+    const int64_t first_head = piece.kv_head * group + tile * kTile;
+    for (int64_t r = 0; r < piece.count; ++r) {
+      piece.rows[r] = call.queries + (first_head + r) * dim;
+      piece.last[r] = last;
+    }
+    float maxima[kTile], totals[kTile];
+    alignas(64) float small[kTile * 256];
+    float* sums = stride <= 256 ? small : new float[kTile * stride];
+    attend_piece<T>(call, piece, sums, maxima, totals);
+    for (int64_t r = 0; r < piece.count; ++r) {
+      float* part = call.scratch + ((first_head + r) * splits + split) * (stride + 2);
+      __builtin_memcpy(part, sums + r * stride, sizeof(float) * stride);
+      part[stride] = maxima[r], part[stride + 1] = totals[r];
+    }
+    if (sums != small) delete[] sums;
+  });
+  for (int64_t head = 0; head < call.num_heads; ++head)
+    merge_splits(call.scratch + head * splits * (stride + 2), splits, dim, call.out + head * dim);
+}
+
+void attend(const AttentionCall& call, int threads) {
+  const bool is_float = call.cache.dtype == Dtype::f32;
+  if (call.rows == 1) return is_float ? attend_one<float>(call, threads) : attend_one<Bf16>(call, threads);
+  is_float ? attend_many<float>(call, threads) : attend_many<Bf16>(call, threads);
+}
+
+// ---------------------------------------------------------------------------------------------------- plain linear
+
+template <int ROWS, int OUTS, class T>
+void dense_tile(const float* inputs, const T* weight, const float* bias, float* out, int64_t cols, int64_t out_cols) {
+  F sums[ROWS][OUTS] = {};
+  int64_t i = 0;
+  for (; i + W <= cols; i += W) {
+    F weights[OUTS];
+    for (int o = 0; o < OUTS; ++o) weights[o] = numbers(weight + o * cols + i);
+    for (int r = 0; r < ROWS; ++r) {
+      const F input = load<F>(inputs + r * cols + i);
+      for (int o = 0; o < OUTS; ++o) sums[r][o] = fma(input, weights[o], sums[r][o]);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    for (int o = 0; o < OUTS; ++o) {
+      float total = sum(sums[r][o]);
+      for (int64_t j = i; j < cols; ++j) total += inputs[r * cols + j] * number(weight[o * cols + j]);
+      out[r * out_cols + o] = bias == nullptr ? total : total + bias[o];
+    }
+  }
+}
+
+template <int ROWS, class T>
+void dense_rows(const float* inputs, const T* weight, const float* bias, float* out, int64_t cols, int64_t out_cols,
+                int64_t begin, int64_t end) {
+  constexpr int kOuts = ROWS == 1 ? 4 : 2;
+  int64_t o = begin;
+  const auto bias_at = [bias](int64_t place) { return bias == nullptr ? nullptr : bias + place; };
+  for (; o + kOuts <= end; o += kOuts)
+    dense_tile<ROWS, kOuts>(inputs, weight + o * cols, bias_at(o), out + o, cols, out_cols);
+  for (; o < end; ++o) dense_tile<ROWS, 1>(inputs, weight + o * cols, bias_at(o), out + o, cols, out_cols);
+}
+
+template <class T>
+void dense_of(const float* inputs, const T* weight, const float* bias, float* out, int64_t rows, int64_t cols,
+              int64_t out_cols, int threads) {
+  constexpr int64_t kPiece = 32, kRows = 4;
+  parallel((out_cols + kPiece - 1) / kPiece, threads, [=](int64_t chunk) {
+    const int64_t begin = chunk * kPiece, end = smaller(begin + kPiece, out_cols);
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows)
+      dense_rows<kRows>(inputs + row * cols, weight, bias, out + row * out_cols, cols, out_cols, begin, end);
+    for (; row < rows; ++row)
+      dense_rows<1>(inputs + row * cols, weight, bias, out + row * out_cols, cols, out_cols, begin, end);
+  });
+}
+
+void dense_linear(const float* inputs, const void* weight, Dtype dtype, const float* bias, float* out, int64_t rows,
+                  int64_t cols, int64_t out_cols, int threads) {
+  if (dtype == Dtype::f32)
+    return dense_of(inputs, static_cast<const float*>(weight), bias, out, rows, cols, out_cols, threads);
+  dense_of(inputs, static_cast<const Bf16*>(weight), bias, out, rows, cols, out_cols, threads);
+}
+
+// ---------------------------------------------------------------------------------------------------- choice
+
+int64_t largest_index(const float* from, int64_t count) {
+  F best = set1(kMinusInf);
+  I is_nan{};
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    const F value = load<F>(from + i);
+    is_nan |= value != value;
+    best = max(value, best);
+  }
+  bool has_nan = false;
+  for (int lane = 0; lane < W; ++lane) has_nan |= is_nan[lane] != 0;
+  float top = largest(best);
+  for (; i < count; ++i) {
+    has_nan |= from[i] != from[i];
+    if (from[i] > top) top = from[i];
+  }
+  for (int64_t j = 0; j < count; ++j)
+    if (has_nan ? from[j] != from[j] : from[j] == top) return j;
+  return 0;
+}
+
+void exponentials(const float* from, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = exponential(from[i]);
+}
+
+}  // namespace
+
+extern const DecoderKernels decoder_kernels;
+const DecoderKernels decoder_kernels = {add_rms_norm, store_heads,   attend,      gate,
+                                        dense_linear, largest_index, exponentials};
+
+}  // namespace ms::MS_LEVEL

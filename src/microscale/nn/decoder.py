@@ -1,0 +1,323 @@
+"""Decoder: a whole model as prepared native calls over buffers and a key/value cache that are allocated once.
+
+It computes in float32 what the modules of the model compute in float32 (:mod:`microscale.families.decoders` states the
+structure): sums may be in another order, everything else is the same. One sequence at a time. A step of one token makes
+eight native calls for each layer and allocates nothing; a prompt goes through the same calls in chunks of rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from microscale.errors import ShapeError
+from microscale.kernels import dequantize
+from microscale.kernels.cpu.decoder import (
+    Gate,
+    KeyValueCache,
+    Rotation,
+    Step,
+    StepKind,
+    attention_scratch,
+    prepare_attention,
+    prepare_heads,
+    prepare_norm,
+)
+from microscale.nn.decoder_linear import Execution, LinearGroup, rows_stand_alone
+from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.linear import QuantizedLinear
+
+DEFAULT_CHUNK = 512
+"""Tokens of a prompt that are computed at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """An RMSNorm: float32 weight and epsilon."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParts:
+    """The modules of one layer; ``window`` is how many positions a query sees (None: all before it)."""
+
+    input_norm: Norm
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    query_norm: Norm | None
+    key_norm: Norm | None
+    output: nn.Module
+    mlp_norm: Norm
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+    window: int | None
+
+    @property
+    def linears(self) -> tuple[nn.Module, ...]:
+        """All linear layers."""
+        return (self.query, self.key, self.value, self.output, self.gate, self.up, self.down)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderParts:
+    """A model taken apart. ``rotary`` gives cosines and sines [positions, head_dim] of the first so many positions."""
+
+    embedding: nn.Module
+    layers: tuple[LayerParts, ...]
+    final_norm: Norm
+    head: nn.Module
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    gate: Gate
+    rotary: Callable[[int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """What of a layer is prepared for any number of rows."""
+
+    input_norm: Norm
+    heads: LinearGroup
+    rotation: Rotation
+    cache: KeyValueCache
+    output: LinearGroup
+    mlp_norm: Norm
+    gated: LinearGroup
+    down: LinearGroup
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Program:
+    """The calls for a number of rows: ``body`` fills the cache, ``tail`` turns the last row into logits."""
+
+    residual: Tensor
+    body: tuple[Step, ...]
+    tail: tuple[Step, ...]
+
+
+class Decoder:
+    """A decoder with room for ``positions`` tokens; ``cache_dtype`` is float32 or bfloat16.
+
+    Raises:
+        KernelError: no compiled kernels.
+    """
+
+    def __init__(
+        self,
+        parts: DecoderParts,
+        *,
+        positions: int,
+        cache_dtype: torch.dtype = torch.float32,
+        chunk: int = DEFAULT_CHUNK,
+    ) -> None:
+        self.positions = positions
+        self.cache_dtype = cache_dtype
+        self.num_tokens = 0
+        self._parts = parts
+        self._first = torch.zeros(1, dtype=torch.int64)
+        self._first_view = self._first.numpy()
+        self._layers = _make_layers(parts, positions, cache_dtype)
+        self._head = LinearGroup([parts.head])
+        self._logits = torch.empty(1, self._head.rows_out)
+        self._scratch = attention_scratch(parts.num_heads, self._layers[0].cache)
+        self._chunk = chunk if _can_cut(parts) else positions
+        self._table = _float_table(parts.embedding)
+        self._decode = self._program(1)
+        self._runs = [step.run for step in (*self._decode.body, *self._decode.tail)]
+        self._programs: dict[int, _Program] = {1: self._decode}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a step of one token reads: all linear layers and the head, as they lie in memory."""
+        return sum(group.num_bytes for group in self._groups())
+
+    @property
+    def executions(self) -> Counter[Execution]:
+        """How many linear layers run in which way."""
+        return Counter(execution for group in self._groups() for execution in group.executions)
+
+    def _groups(self) -> list[LinearGroup]:
+        layers = [(layer.heads, layer.output, layer.gated, layer.down) for layer in self._layers]
+        return [*(group for groups in layers for group in groups), self._head]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the key/value cache."""
+        return sum(layer.cache.num_bytes for layer in self._layers)
+
+    def reset(self) -> None:
+        """Begin a new sequence."""
+        self.num_tokens = 0
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int]) -> Float[Tensor, "vocabulary"]:
+        """Append tokens; returns the logits after the last one, in memory that the next call overwrites.
+
+        Raises:
+            ShapeError: no token, or more than there is room for.
+        """
+        if not tokens:
+            raise ShapeError("a decoder needs at least one token")
+        self._check_room(len(tokens))
+        program = self._decode
+        for begin in range(0, len(tokens), self._chunk):
+            part = tokens[begin : begin + self._chunk]
+            program = self._program_for(len(part))
+            self._first_view[0] = self.num_tokens
+            program.residual.copy_(self._look_up(part))
+            for step in program.body:
+                step.run()
+            self.num_tokens += len(part)
+        for step in program.tail:
+            step.run()
+        return self._logits[0]
+
+    @torch.inference_mode()
+    def step(self, token: int) -> Float[Tensor, "vocabulary"]:
+        """Append one token; returns the logits after it, in memory that the next call overwrites.
+
+        Raises:
+            ShapeError: no room is left.
+        """
+        self._begin_step(token)
+        for run in self._runs:
+            run()
+        self.num_tokens += 1
+        return self._logits[0]
+
+    @torch.inference_mode()
+    def timed_step(self, token: int) -> dict[StepKind, float]:
+        """Run :meth:`step` and return the seconds spent in each kind of call."""
+        self._begin_step(token)
+        seconds = dict.fromkeys(StepKind, 0.0)
+        for step in (*self._decode.body, *self._decode.tail):
+            started = time.perf_counter()
+            step.run()
+            seconds[step.kind] += time.perf_counter() - started
+        self.num_tokens += 1
+        return seconds
+
+    def _begin_step(self, token: int) -> None:
+        if self.num_tokens >= self.positions:
+            self._check_room(1)
+        self._first_view[0] = self.num_tokens
+        row = self._look_up([token]) if self._table is None else self._table[token]
+        self._decode.residual.copy_(row)
+
+    def _check_room(self, count: int) -> None:
+        if self.num_tokens + count > self.positions:
+            raise ShapeError(
+                f"{count} more token(s) after {self.num_tokens} exceed the decoder's {self.positions} positions; make"
+                " it with more, or reset it"
+            )
+
+    def _look_up(self, tokens: Sequence[int]) -> Tensor:
+        indices = torch.tensor(tokens)
+        embedding = self._parts.embedding
+        if isinstance(embedding, QuantizedEmbedding):
+            chosen = embedding.tensor.select_rows(indices)
+            if chosen is not None:
+                return dequantize(chosen, torch.float32)
+            return dequantize(embedding.tensor, torch.float32)[indices]
+        assert self._table is not None
+        return self._table[indices]
+
+    def _program_for(self, rows: int) -> _Program:
+        """Return the calls for so many rows; those of a whole chunk are kept."""
+        if rows in self._programs:
+            return self._programs[rows]
+        program = self._program(rows)
+        if rows == self._chunk:
+            self._programs[rows] = program
+        return program
+
+    def _program(self, rows: int) -> _Program:
+        parts = self._parts
+        hidden = parts.final_norm.weight.shape[0]
+        residual, normed, delta = (torch.empty(rows, hidden) for _ in range(3))
+        heads = torch.empty(rows, (parts.num_heads + 2 * parts.kv_heads) * parts.head_dim)
+        attended = torch.empty(rows, parts.num_heads * parts.head_dim)
+        gated = torch.empty(rows, self._layers[0].gated.rows_out)
+        body: list[Step] = []
+        for place, layer in enumerate(self._layers):
+            norm = layer.input_norm
+            body.append(prepare_norm(residual, delta if place else None, norm.weight, normed, norm.eps))
+            body += layer.heads.steps(normed, heads)
+            body.append(prepare_heads(heads, self._first, layer.cache, layer.rotation))
+            body.append(
+                prepare_attention(
+                    heads,
+                    self._first,
+                    layer.cache,
+                    attended,
+                    self._scratch,
+                    scale=parts.head_dim**-0.5,
+                    window=layer.window,
+                )
+            )
+            body += layer.output.steps(attended, delta)
+            body.append(prepare_norm(residual, delta, layer.mlp_norm.weight, normed, layer.mlp_norm.eps))
+            body += layer.gated.steps(normed, gated)
+            body += layer.down.steps(gated, delta)
+        last, norm = slice(rows - 1, rows), parts.final_norm
+        tail = [prepare_norm(residual[last], delta[last], norm.weight, normed[last], norm.eps)]
+        tail += self._head.steps(normed[last], self._logits)
+        return _Program(residual=residual, body=tuple(body), tail=tuple(tail))
+
+
+def _make_layers(parts: DecoderParts, positions: int, cache_dtype: torch.dtype) -> list[_Layer]:
+    layers: list[_Layer] = []
+    tables: tuple[Tensor, Tensor] | None = None
+    for layer in parts.layers:
+        cache = KeyValueCache.make(
+            positions=positions, kv_heads=parts.kv_heads, head_dim=parts.head_dim, dtype=cache_dtype
+        )
+        tables = tables or parts.rotary(cache.capacity)
+        rotation = Rotation(
+            cosines=tables[0],
+            sines=tables[1],
+            query_norm=None if layer.query_norm is None else layer.query_norm.weight,
+            key_norm=None if layer.key_norm is None else layer.key_norm.weight,
+            eps=0.0 if layer.query_norm is None else layer.query_norm.eps,
+        )
+        layers.append(
+            _Layer(
+                input_norm=layer.input_norm,
+                heads=LinearGroup([layer.query, layer.key, layer.value]),
+                rotation=rotation,
+                cache=cache,
+                output=LinearGroup([layer.output]),
+                mlp_norm=layer.mlp_norm,
+                gated=LinearGroup([layer.gate, layer.up], parts.gate),
+                down=LinearGroup([layer.down]),
+                window=layer.window,
+            )
+        )
+    return layers
+
+
+def _can_cut(parts: DecoderParts) -> bool:
+    """Whether chunks of a prompt give what the whole gives: no scale that spans tokens, no range with memory."""
+    linears = [*(linear for layer in parts.layers for linear in layer.linears), parts.head]
+    specs = [
+        module.activations.spec
+        for module in linears
+        if isinstance(module, QuantizedLinear) and module.activations is not None
+    ]
+    return all(rows_stand_alone(spec.format) and not spec.num_ranges for spec in specs)
+
+
+def _float_table(embedding: nn.Module) -> Tensor | None:
+    return embedding.weight.detach() if isinstance(embedding, nn.Embedding) else None
