@@ -20,12 +20,13 @@ so that every plane is cut out of a dword with one shift and one mask. A plane o
 of a chunk, a dword of 16 rows beside each other. Value k of a chunk, with o = k >> 3, b = (k & 7) >> 1, f = k & 1 and
 q = 2 o + f, stands in dword q // (8 / p) at bit 8 b + p (q % (8 / p)).
 
-*The largest element.* In a compact MX+ (:func:`~microscale.layouts.largest.compact_largest`) its code is split into the ordinary element code of
-its leading bits, which stands in its place, and its last bits with the sign above them, which go into bits 5 and up of
-the index: value = decode(code in place) + :func:`~microscale.layouts.largest.low_values`
-[index >> 5]. In all others its raw code is in
-``largest``, code 0 stands in its place, and the index byte is that of row_major (MX++ has its exponent difference in
-bits 5-7). Blocks that are zero by their scale code, or plain by it (MX+ over a float scale), have index and largest 0.
+*The largest element.* In a compact MX+ (:func:`~microscale.layouts.largest.compact_largest`) its code is split into
+the ordinary element code of its leading bits, which stands in its place, and its last bits with the sign above them,
+which go into bits 5 and up of the index: value = decode(code in place) + LOW[index >> 5], with LOW from
+:func:`~microscale.layouts.largest.low_values`. In all others its raw code is in ``largest``, code 0 stands in its
+place, and the index byte is that of row_major (MX++ has its exponent difference in bits 5-7). A block that is zero by
+its scale code 0 has code 0 everywhere; one that is plain by it (MX+ over a float scale) keeps its codes; index and
+largest are 0 in both.
 
 ``pack`` and ``unpack`` undo each other for every tensor that ``quantize`` makes. What ``quantize`` never writes is
 brought into its form: codes in the padding, codes and index of a block that is zero by its scale.
