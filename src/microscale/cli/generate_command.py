@@ -10,7 +10,7 @@ import typer
 
 from microscale.cli.eval_command import DtypeOption
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
-from microscale.nn import cached_weights
+from microscale.nn import cached_weights, prepare_for_inference
 
 
 @command
@@ -35,6 +35,7 @@ def generate(
 
     tokenizer = load_tokenizer(path)
     model = load_model(path, dtype=parse_dtype(dtype))
+    prepare_for_inference(model)
 
     pending = [prompt]  # printed with the first piece, so that an error stands alone
 
