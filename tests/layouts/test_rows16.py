@@ -14,7 +14,7 @@ from microscale.formats import NAMED_FORMATS, BlockFormat, Extension, FloatEleme
 from microscale.formats.codec import decode
 from microscale.kernels import dequantize, quantize, to_layout
 from microscale.kernels.reference.scales import scale_factor
-from microscale.layouts import LAYOUTS, find_layout, rows16, unpack_bits
+from microscale.layouts import LAYOUTS, find_layout, largest, rows16, unpack_bits
 from microscale.layouts.row_major import padded_cols
 from microscale.tensor import QuantizedTensor
 from vectors.inputs import matrices, same_bits
@@ -183,7 +183,7 @@ def test_compact_largest_is_its_code_plus_the_low_value(spec: str) -> None:
     assert set(laid.parts) == {"codes", "scale", "index", *(["tensor_inv_scale"] if fmt.tensor_scale else [])} | (
         {"subnormals"} if fmt.element.bits == 8 and isinstance(fmt.element, FloatElement) else set()
     )
-    low = rows16.low_values(fmt)
+    low = largest.low_values(fmt)
     assert len(low) == 8
     size, factor = fmt.block.size, factors(tensor)  # type: ignore[union-attr]
     codes = [[value_bits(laid.parts["codes"], fmt.element.bits, r, c) for c in range(96)] for r in range(19)]
@@ -339,13 +339,13 @@ def test_extension_codes_cover_every_largest_code() -> None:
     for spec in COMPACT:
         fmt = record(spec)
         assert fmt.extension is Extension.PLUS
-        split = rows16.compact_largest(fmt)
+        split = largest.compact_largest(fmt)
         assert split is not None
         codes = torch.arange(2**fmt.element.bits).to(torch.uint8)
-        in_place, low = rows16._split_codes(codes, split)
-        assert torch.equal(rows16._join_codes(in_place, low, split), codes)
+        in_place, low = largest.split_codes(codes, split)
+        assert torch.equal(largest.join_codes(in_place, low, split), codes)
         magnitude = (codes.to(torch.float32) % 2**split.magnitude_bits) * 2.0**-split.magnitude_bits + 1
         expected = magnitude * 2.0**fmt.element.max_exponent
         expected = torch.where(codes >= 2**split.magnitude_bits, -expected, expected)
-        table = torch.tensor(rows16.low_values(fmt))
+        table = torch.tensor(largest.low_values(fmt))
         assert torch.equal(decode(in_place, fmt.element) + table[low.long()], expected)

@@ -12,7 +12,7 @@ from torch import Tensor
 from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
 from microscale.errors import TextError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW, make_windows, perplexity
-from microscale.nn import cached_weights
+from microscale.nn import cached_weights, prepare_for_inference
 
 TextOption = Annotated[Path, typer.Option("--text", help="UTF-8 text file to score.")]
 TokensOption = Annotated[
@@ -70,6 +70,7 @@ def evaluate(
     windows = text_windows(tokenizer, content, window=window, tokens=tokens)
     model = load_model(path, dtype=compute_dtype)
     check_window(model, window)
+    prepare_for_inference(model)
     with progress_bar("scoring") as advance, cached_weights(model):
         result = perplexity(
             logits_of(model), windows, batch=batch, progress=lambda done, total: advance(done, total, "windows")

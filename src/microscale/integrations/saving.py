@@ -22,7 +22,7 @@ from microscale.checkpoint import (
 from microscale.checkpoint.native import NativeLayout
 from microscale.errors import CheckpointWriteError, ModelError
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
-from microscale.nn import PackedModule, QuantizedLinear
+from microscale.nn import PackedModule, QuantizedLinear, row_major_weights
 from microscale.recipes.plan import is_transposed, layout_obstacle
 
 
@@ -91,10 +91,9 @@ def save_model(
     chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model))
     quantization = chosen.config(list(layers.values()), unquantized_linears(model))
     note = describe(list(layers.values()), chosen.name, version, model.dtype)
-    state = _packed_state(model, chosen, layers)
 
     def fill(directory: Path) -> None:
-        _save_pretrained(model, directory, state, max_shard_size)
+        _save_pretrained(model, directory, _packed_state(model, chosen, layers), max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
         config = read_json(directory / "config.json")
@@ -104,7 +103,8 @@ def save_model(
             config["dtype"] = "bfloat16"
         write_json(directory / "config.json", config)
 
-    write_directory(target, fill, overwrite=overwrite)
+    with row_major_weights(model):
+        write_directory(target, fill, overwrite=overwrite)
     return chosen.name
 
 

@@ -1,8 +1,13 @@
-"""to_layout: the bytes of a quantized tensor in another place, bit for bit the same tensor."""
+"""to_layout: the bytes of a quantized tensor in another place; preferred_layout: where its kernels want them."""
 
 from __future__ import annotations
 
+import torch
+
 from microscale.kernels import reference
+from microscale.kernels.dispatch import REFERENCE, Operation, Request, choose
+from microscale.layouts import LAYOUTS
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
 
@@ -16,3 +21,20 @@ def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
         LayoutError: there is no such layout, or it has no place for the tensor's format.
     """
     return reference.to_layout(tensor, name)
+
+
+def preferred_layout(tensor: QuantizedTensor, dtype: torch.dtype) -> str:
+    """Return the layout in which ``linear`` on inputs of ``dtype`` runs on a compiled backend; row_major if in none.
+
+    The backends say it themselves: one that reads a layout does not refuse a request for it.
+    """
+    others = [name for name in LAYOUTS if name != ROW_MAJOR]
+    for name in others:
+        if LAYOUTS[name].refusal(tensor.format, tensor.shape) is not None:
+            continue
+        request = Request(
+            operation=Operation.LINEAR, format=tensor.format, device=tensor.device, dtype=dtype, layout=name
+        )
+        if choose(request) is not REFERENCE:
+            return name
+    return ROW_MAJOR

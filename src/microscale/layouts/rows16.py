@@ -20,11 +20,13 @@ so that every plane is cut out of a dword with one shift and one mask. A plane o
 of a chunk, a dword of 16 rows beside each other. Value k of a chunk, with o = k >> 3, b = (k & 7) >> 1, f = k & 1 and
 q = 2 o + f, stands in dword q // (8 / p) at bit 8 b + p (q % (8 / p)).
 
-*The largest element.* In a compact MX+ (:func:`compact_largest`) its code is split into the ordinary element code of
-its leading bits, which stands in its place, and its last bits with the sign above them, which go into bits 5 and up of
-the index: value = decode(code in place) + :func:`low_values` [index >> 5]. In all others its raw code is in
-``largest``, code 0 stands in its place, and the index byte is that of row_major (MX++ has its exponent difference in
-bits 5-7). Blocks that are zero by their scale code, or plain by it (MX+ over a float scale), have index and largest 0.
+*The largest element.* In a compact MX+ (:func:`~microscale.layouts.largest.compact_largest`) its code is split into
+the ordinary element code of its leading bits, which stands in its place, and its last bits with the sign above them,
+which go into bits 5 and up of the index: value = decode(code in place) + LOW[index >> 5], with LOW from
+:func:`~microscale.layouts.largest.low_values`. In all others its raw code is in ``largest``, code 0 stands in its
+place, and the index byte is that of row_major (MX++ has its exponent difference in bits 5-7). A block that is zero by
+its scale code 0 has code 0 everywhere; one that is plain by it (MX+ over a float scale) keeps its codes; index and
+largest are 0 in both.
 
 ``pack`` and ``unpack`` undo each other for every tensor that ``quantize`` makes. What ``quantize`` never writes is
 brought into its form: codes in the padding, codes and index of a block that is zero by its scale.
@@ -33,11 +35,10 @@ brought into its form: codes in the padding, codes and index of a block that is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,9 +54,10 @@ from microscale.formats import (
     ZeroPoint,
     format_name,
 )
-from microscale.formats.codec import decode_zero_point, is_plain_block
+from microscale.formats.codec import decode_zero_point
 from microscale.layouts import row_major
 from microscale.layouts.bits import pack_bits, unpack_bits
+from microscale.layouts.largest import compact_largest, join_largest, split_largest
 from microscale.layouts.row_major import PartSpec, grid_shape, matrix_shape, padded_cols, scale_dtype
 
 NAME = "rows16"
@@ -67,9 +69,6 @@ PLANES: Mapping[int, tuple[int, ...]] = MappingProxyType(
     {8: (8,), 7: (4, 2, 1), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
 )
 """Widths of the bit planes of an element, the plane of its lowest bits first."""
-INDEX_BITS = 5
-"""Bits of a place in the index byte; what is above belongs to the split or to the exponent difference of MX++."""
-
 PIECE_ELEMENTS = 1 << 19
 """Groups of rows are worked on in pieces of about this many elements, which bounds the memory used meanwhile."""
 
@@ -211,7 +210,7 @@ def _pack_rows(parts: Parts, fmt: BlockFormat, cols: int) -> dict[str, Tensor]:
     else:
         codes = unpack_bits(parts["codes"], bits, padded_cols(fmt.block, cols))
         if fmt.extension is not Extension.NONE:
-            codes, own = _split_largest(codes, parts, fmt)
+            codes, own = split_largest(codes, parts, fmt)
             sides.update(own)
         codes = _pad(codes[:, :cols], ROWS, CHUNK)
         packed["codes"] = _to_planes(codes, bits)
@@ -234,7 +233,7 @@ def _unpack_rows(parts: Parts, fmt: BlockFormat, rows: int, cols: int) -> dict[s
             codes[:, cols:] = _padding_codes(zero[:, -1:], fmt)
         if fmt.extension is not Extension.NONE:
             grids = {name: _separate(parts[name], rows, grid_cols) for name in ("index", "largest") if name in parts}
-            codes, unpacked["index"] = _join_largest(codes, unpacked["scale"], grids, fmt)
+            codes, unpacked["index"] = join_largest(codes, unpacked["scale"], grids, fmt)
         unpacked["codes"] = pack_bits(codes, bits)
     if fmt.zero_point is not None:
         zero = _separate(parts["zero_point"], rows, grid_cols)
@@ -325,123 +324,3 @@ def _find_subnormals(codes: UInt8[Tensor, "groups chunks 512"], fmt: BlockFormat
     below = (codes & (2**magnitude_bits - 1)) - 1  # 0 becomes 255 and is no subnormal
     is_subnormal = below < 2**fmt.element.mantissa_bits - 1
     return (is_subnormal.view(torch.int64).sum(-1) != 0).to(torch.uint8)  # 64 words of eight times 0 or 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompactLargest:
-    """How the code of a compact MX+ largest element is split.
-
-    The ``low_bits`` last of its ``magnitude_bits`` fraction bits leave; ``first_code`` is the element code of
-    2^e_max, to which the bits that stay are added.
-    """
-
-    low_bits: int
-    magnitude_bits: int
-    first_code: int
-    is_int: bool
-
-
-def compact_largest(fmt: BlockFormat) -> CompactLargest | None:
-    """Return how the largest element of an MX+ format is split, or None where it is not.
-
-    The element's top binade must be whole (no NaN in it), and what it lacks of the largest element's fraction,
-    with a sign, must fit above the place in the index byte: elements of up to 2 exponent bits, and integers.
-    """
-    if fmt.extension is not Extension.PLUS or fmt.block not in (VectorBlock(16), VectorBlock(32)):
-        return None
-    element = fmt.element
-    if isinstance(element, FloatElement) and element.exponent_bits:
-        kept = element.mantissa_bits
-        first = element.max_code >> kept << kept
-    else:
-        kept = element.max_code.bit_length() - 1
-        first = 1 << kept
-    low_bits = fmt.magnitude_bits - kept
-    if element.max_code != first + 2**kept - 1 or INDEX_BITS + low_bits + 1 > 8:
-        return None
-    return CompactLargest(
-        low_bits=low_bits,
-        magnitude_bits=fmt.magnitude_bits,
-        first_code=first,
-        is_int=not isinstance(element, FloatElement),
-    )
-
-
-def low_values(fmt: BlockFormat) -> list[float]:
-    """Return what bits 5-7 of the index byte add to the decoded largest element of a compact MX+, for all 8 codes.
-
-    Formula: (-1)^sign * low * 2^(e_max - magnitude bits); codes that cannot occur give 0.
-    """
-    split = compact_largest(fmt)
-    assert split is not None
-    step = 2.0 ** (fmt.element.max_exponent - split.magnitude_bits)
-    values = [step * low for low in range(2**split.low_bits)]
-    values += [-value for value in values]
-    return values + [0.0] * (8 - len(values))
-
-
-def _is_extended(scale: Tensor, fmt: BlockFormat) -> Bool[Tensor, "rows grid_cols"]:
-    return scale != 0 if fmt.scale.is_power_of_two else ~is_plain_block(scale, fmt.scale)
-
-
-def _split_largest(codes: Tensor, parts: Parts, fmt: BlockFormat) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take the largest elements out of row_major codes; returns the codes in place and the grids of both bytes."""
-    scale = parts["scale"]
-    assert isinstance(fmt.block, VectorBlock)
-    size = fmt.block.size
-    blocks = codes.unflatten(1, (scale.shape[1], size))
-    is_extended = _is_extended(scale, fmt)
-    index = torch.where(is_extended, unpack_bits(parts["index"], fmt.index_bits, scale.shape[1]), 0)
-    if fmt.extension is Extension.PLUS:
-        index = index & (size - 1)
-    if fmt.scale.is_power_of_two and not bool(is_extended.all()):
-        blocks = torch.where(is_extended.unsqueeze(-1), blocks, 0)
-    place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)
-    raw = blocks.gather(-1, place).squeeze(-1)
-    split = compact_largest(fmt)
-    if split is None:
-        in_place = torch.where(is_extended, 0, raw)
-        grids = {"index": index, "largest": torch.where(is_extended, raw, 0)}
-    else:
-        in_place, low = _split_codes(raw, split)
-        in_place = torch.where(is_extended, in_place, raw)
-        grids = {"index": torch.where(is_extended, index | low << INDEX_BITS, 0)}
-    return blocks.scatter(-1, place, in_place.unsqueeze(-1)).flatten(1), grids
-
-
-def _join_largest(codes: Tensor, scale: Tensor, grids: Parts, fmt: BlockFormat) -> tuple[Tensor, Tensor]:
-    """Put the largest elements back; returns row_major codes, not yet dense, and the dense index."""
-    assert isinstance(fmt.block, VectorBlock)
-    size = fmt.block.size
-    blocks = codes.unflatten(1, (scale.shape[1], size))
-    is_extended = _is_extended(scale, fmt)
-    index = grids["index"]
-    place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)
-    in_place = blocks.gather(-1, place).squeeze(-1)
-    split = compact_largest(fmt)
-    if split is None:
-        raw = grids["largest"]
-    else:
-        raw = _join_codes(in_place, index >> INDEX_BITS, split)
-        index = index & (size - 1)
-    raw = torch.where(is_extended, raw, in_place)
-    return blocks.scatter(-1, place, raw.unsqueeze(-1)).flatten(1), pack_bits(index, fmt.index_bits)
-
-
-def _split_codes(raw: UInt8[Tensor, "..."], split: CompactLargest) -> tuple[UInt8[Tensor, "..."], UInt8[Tensor, "..."]]:
-    """Return the element code in place, and the low bits with the sign above them."""
-    top, mask = 1 << split.magnitude_bits, (1 << split.magnitude_bits) - 1
-    sign = (raw & top) >> split.magnitude_bits
-    magnitude = ((raw & mask) >> split.low_bits) + split.first_code
-    in_place = (
-        torch.where(sign == 1, -magnitude & (2 * top - 1), magnitude) if split.is_int else magnitude | (raw & top)
-    )
-    return in_place, (raw & ((1 << split.low_bits) - 1)) | sign << split.low_bits
-
-
-def _join_codes(in_place: Tensor, low: Tensor, split: CompactLargest) -> UInt8[Tensor, "..."]:
-    top, mask = 1 << split.magnitude_bits, (1 << split.magnitude_bits) - 1
-    sign = in_place & top
-    magnitude = torch.where(sign == top, -in_place & (2 * top - 1), in_place) if split.is_int else in_place & mask
-    fraction = (magnitude - split.first_code) << split.low_bits | (low & ((1 << split.low_bits) - 1))
-    return (fraction & mask) | sign

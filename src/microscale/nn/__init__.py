@@ -2,8 +2,9 @@
 
 from microscale.nn.activation import ActivationQuantizer, observe_activations
 from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
-from microscale.nn.packed import PackedModule, cached_weights
+from microscale.nn.packed import PackedModule
 
 __all__ = [
     "ActivationQuantizer",
@@ -11,5 +12,8 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedLinear",
     "cached_weights",
+    "lay_out",
     "observe_activations",
+    "prepare_for_inference",
+    "row_major_weights",
 ]

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.formats import Format, format_name
-from microscale.kernels import dequantize
+from microscale.kernels import dequantize, to_layout
 from microscale.layouts import part_specs
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
 PREFIX = "weight_"
-"""The parts of the weight are the buffers ``weight_<part>``, and so the names in the state dict and in our files."""
+"""The parts of the weight are the buffers ``weight_<part>``; those of row_major name the tensors of our files too."""
 
 
 class PackedModule(nn.Module):
-    """A module with one packed weight; its bytes are those of the checkpoint.
+    """A module with one packed weight; its bytes are those of the checkpoint, until :meth:`set_layout` moves them.
 
-    Casting the module (``to(dtype)``, ``half()``) never touches the packed parts: their dtypes belong to the
+    The state dict holds the parts of row_major in any layout. A move to another device brings row_major back: the
+    other layouts belong to kernels of the CPU. Casting the module (``to(dtype)``, ``half()``) never touches the packed parts: their dtypes belong to the
     format. ``method`` records how the codes were found, ``kind`` what the module stands for in the model:
     ``linear``, ``conv1d`` (a linear layer whose float weight the model keeps as [in, out]) or ``embedding``.
     """
@@ -42,23 +44,52 @@ class PackedModule(nn.Module):
         self.shape = shape
         self.weight_dtype = dtype
         self.method = method
+        self.layout = ROW_MAJOR
         self._part_names = tuple(part_specs(fmt, shape))
         self._cached_weight: Tensor | None = None
+        self._cached_tensor: QuantizedTensor | None = None
         for name, spec in part_specs(fmt, shape).items():
             self.register_buffer(PREFIX + name, torch.empty(spec.shape, dtype=spec.dtype, device=device))
 
     def set_tensor(self, tensor: QuantizedTensor) -> None:
-        """Take over the parts of a quantized tensor of the module's format and shape."""
+        """Take over the parts and the layout of a quantized tensor of the module's format and shape."""
         assert tensor.format == self.format and tensor.shape == self.shape
+        for name in self._part_names:
+            if name not in tensor.parts:
+                delattr(self, PREFIX + name)
         for name, part in tensor.parts.items():
-            setattr(self, PREFIX + name, part)
+            self.register_buffer(PREFIX + name, part)
+        self._part_names = tuple(tensor.parts)
+        self.layout = tensor.layout
         self._cached_weight = None
+        self._cached_tensor = None
+
+    def set_layout(self, layout: str) -> None:
+        """Lay the weight out anew in the place of the old parts; the numbers stay the same.
+
+        Raises:
+            LayoutError: there is no such layout, or it has no place for the format.
+        """
+        if layout != self.layout:
+            self.set_tensor(to_layout(self.tensor, layout))
 
     @property
     def tensor(self) -> QuantizedTensor:
-        """The packed weight; it shares memory with the module's buffers."""
-        parts = {name: self.get_buffer(PREFIX + name) for name in self._part_names}
-        return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.weight_dtype, parts=parts)
+        """The packed weight in its present layout; it shares memory with the module's buffers."""
+        parts = {name: self._part(name) for name in self._part_names}
+        cached = self._cached_tensor
+        # Loaders put other tensors into the buffers without telling us; then the record is made anew.
+        if cached is None or any(cached.parts[name] is not part for name, part in parts.items()):
+            cached = QuantizedTensor(
+                format=self.format, shape=self.shape, dtype=self.weight_dtype, parts=parts, layout=self.layout
+            )
+            self._cached_tensor = cached
+        return cached
+
+    def _part(self, name: str) -> Tensor:
+        part = self._buffers[PREFIX + name]
+        assert part is not None
+        return part
 
     @property
     def weight(self) -> Float[Tensor, "..."]:
@@ -79,7 +110,25 @@ class PackedModule(nn.Module):
         """Forget the float weight."""
         self._cached_weight = None
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.layout == ROW_MAJOR:
+            return
+        for name in self._part_names:
+            del destination[prefix + PREFIX + name]
+        for name, part in to_layout(self.tensor, ROW_MAJOR).parts.items():
+            destination[prefix + PREFIX + name] = part
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        layout = self.layout
+        self.set_layout(ROW_MAJOR)
+        super()._load_from_state_dict(*args, **keywords)
+        self._cached_weight = None
+        self.set_layout(layout)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
+        if self.layout != ROW_MAJOR and fn(torch.empty(0, dtype=torch.uint8)).device.type != "cpu":
+            self.set_layout(ROW_MAJOR)
         kept = {PREFIX + name: self._buffers[PREFIX + name] for name in self._part_names}
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -87,20 +136,8 @@ class PackedModule(nn.Module):
             if before is not None and after is not None and after.dtype != before.dtype:
                 self._buffers[name] = before.to(after.device)
         self._cached_weight = None
+        self._cached_tensor = None
         return self
 
     def extra_repr(self) -> str:
         return f"{'x'.join(str(length) for length in self.shape)}, {format_name(self.format)}"
-
-
-@contextmanager
-def cached_weights(model: nn.Module) -> Generator[None, None, None]:
-    """Keep a float copy of every packed weight inside the block: faster on the reference path, for more memory."""
-    modules = [module for module in model.modules() if isinstance(module, PackedModule)]
-    for module in modules:
-        module.cache_weight()
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.drop_cached_weight()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import parse_activation, parse_format
-from microscale.nn import PackedModule, cached_weights
+from microscale.nn import PackedModule, cached_weights, prepare_for_inference
 from microscale.recipes import Plan, make_plan, make_recipe, quantize_module, replace_module, set_activations
 from microscale.recipes.apply import check_weight
 
@@ -92,6 +92,7 @@ def compare_formats(
         try:
             num_bytes = _swap_in(model, plan)
             num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
+            prepare_for_inference(model)
             with cached_weights(model):
                 for mode in MODES:
                     set_activations(model, parse_activation(spec) if mode == "w+a" else None)

@@ -1,0 +1,83 @@
+"""Bring the packed weights of a model into the form in which they run fastest, and back for saving."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from microscale.kernels import preferred_layout
+from microscale.layouts import find_layout
+from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
+
+
+def lay_out(model: nn.Module, layout: str) -> list[str]:
+    """Lay the packed linear layers of a model out anew, one after the other; returns the names of those that were.
+
+    Memory never holds more than one layer twice. Layers of a format that the layout refuses, and embeddings, whose
+    rows are looked up one by one, stay as they are.
+
+    Raises:
+        LayoutError: there is no such layout.
+    """
+    target = find_layout(layout)
+    changed: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, QuantizedLinear) or module.layout == layout:
+            continue
+        if target.refusal(module.format, module.shape) is None:
+            module.set_layout(layout)
+            changed.append(name)
+    return changed
+
+
+def prepare_for_inference(model: nn.Module) -> list[str]:
+    """Lay every packed linear layer out as the fastest kernel for it reads it; returns the names of those changed.
+
+    Where no backend but the reference one runs a layer, it stays in row_major. The results of the model are within
+    the bounds of ``linear`` in any layout. Saving writes the same bytes as before, and a move to another device
+    undoes it.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    changed: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            layout = preferred_layout(module.tensor, dtype)
+            if layout != module.layout:
+                module.set_layout(layout)
+                changed.append(name)
+    return changed
+
+
+@contextmanager
+def row_major_weights(model: nn.Module) -> Generator[None, None, None]:
+    """Bring all packed weights into row_major inside the block, one layer after the other, and back afterwards."""
+    modules = [module for module in model.modules() if isinstance(module, PackedModule)]
+    before = [module.layout for module in modules]
+    try:
+        for module in modules:
+            module.set_layout(ROW_MAJOR)
+        yield
+    finally:
+        for module, layout in zip(modules, before, strict=True):
+            module.set_layout(layout)
+
+
+@contextmanager
+def cached_weights(model: nn.Module) -> Generator[None, None, None]:
+    """Keep a float copy of every packed weight in row_major inside the block: the reference path runs faster so.
+
+    A weight in another layout has a kernel that reads it packed, and needs no copy.
+    """
+    modules = [module for module in model.modules() if isinstance(module, PackedModule) and module.layout == ROW_MAJOR]
+    for module in modules:
+        module.cache_weight()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.drop_cached_weight()

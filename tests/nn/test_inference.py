@@ -1,0 +1,190 @@
+"""Laying a model's weights out anew: same numbers, same files, one layer at a time, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import microscale
+from microscale.errors import LayoutError
+from microscale.kernels import dispatch, preferred_layout, quantize
+from microscale.kernels.dispatch import REFERENCE, Backend, Operation, Request
+from microscale.nn import (
+    PackedModule,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    cached_weights,
+    lay_out,
+    prepare_for_inference,
+    row_major_weights,
+)
+from small_models import logits, read_tensors, same_bits, same_tensors, save_random_model
+
+
+def numbers(rows: int = 40, cols: int = 96) -> torch.Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(3))
+
+
+def packed_linear(spec: str = "mxfp4_plusplus") -> QuantizedLinear:
+    return QuantizedLinear.from_tensor(quantize(numbers(), spec), bias=numbers(1, 40)[0])
+
+
+def small_stack() -> nn.Sequential:
+    return nn.Sequential(
+        QuantizedEmbedding.from_tensor(quantize(numbers(), "mxfp8")),
+        QuantizedLinear.from_tensor(quantize(numbers(96, 96), "mxfp8_plus")),
+        nn.Linear(96, 96),
+        QuantizedLinear.from_tensor(quantize(numbers(96, 96), "e4m3/16x16:fp32")),
+        QuantizedLinear.from_tensor(quantize(numbers(96, 96), "nvfp4_plus")),
+    )
+
+
+def layouts(model: nn.Module) -> list[str]:
+    return [module.layout for module in model.modules() if isinstance(module, PackedModule)]
+
+
+def cpu_backend(why_not: str | None = None) -> Backend:
+    """A backend that reads rows16 only."""
+
+    def refuse(request: Request) -> str | None:
+        return why_not if request.layout == "rows16" else "reads rows16"
+
+    return Backend(
+        name="fast", implementations={Operation.LINEAR: REFERENCE.implementations[Operation.LINEAR]}, why_not=refuse
+    )
+
+
+@pytest.mark.parametrize("spec", ["mxfp4", "mxfp8_plus", "mxfp4_plusplus", "int4_asym", "nvfp4_plus", "mxfp4_sparse"])
+def test_a_module_in_another_layout_is_the_same_layer(spec: str) -> None:
+    layer, before = packed_linear(spec), packed_linear(spec)
+    layer.set_layout("rows16")
+    assert layer.layout == layer.tensor.layout == "rows16"
+    assert same_bits(layer.weight, before.weight)
+    assert same_bits(layer(numbers(2)), before(numbers(2)))
+    held = {name.removeprefix("weight_") for name, _ in layer.named_buffers() if name.startswith("weight_")}
+    assert held == set(layer.tensor.parts), "the old parts are gone"
+    assert same_tensors(dict(layer.state_dict()), dict(before.state_dict())) == []
+    layer.set_layout("row_major")
+    assert same_tensors(dict(layer.state_dict()), dict(before.state_dict())) == []
+    assert list(layer.state_dict()) == list(before.state_dict())
+
+
+def test_a_refused_format_leaves_the_module_as_it_was() -> None:
+    layer = packed_linear("e4m3/16x16:fp32")
+    with pytest.raises(LayoutError, match="last axis"):
+        layer.set_layout("rows16")
+    with pytest.raises(LayoutError, match="swizzled"):
+        layer.set_layout("swizzled")
+    assert layer.layout == "row_major" and same_bits(layer.weight, packed_linear("e4m3/16x16:fp32").weight)
+
+
+def test_casts_leave_it_and_other_devices_undo_it() -> None:
+    layer = packed_linear("int4_asym")
+    layer.set_layout("rows16")
+    parts = dict(layer.tensor.parts)
+    for cast in (torch.float32, torch.float16, torch.bfloat16):
+        layer.to(cast)
+        assert layer.layout == "rows16" and same_tensors(parts, dict(layer.tensor.parts)) == []
+    assert layer.to("cpu").layout == "rows16"
+    moved = layer.to("meta")
+    assert moved.layout == "row_major" and set(moved.tensor.parts) == set(packed_linear("int4_asym").tensor.parts)
+
+
+def test_copies_and_pickles_keep_the_layout() -> None:
+    layer = packed_linear()
+    layer.set_layout("rows16")
+    twin = copy.deepcopy(layer)
+    assert twin.layout == "rows16" and same_bits(twin.weight, layer.weight)
+    twin.set_layout("row_major")
+    assert layer.layout == "rows16", "the copy stands alone"
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded.layout == "rows16" and same_bits(loaded(numbers(2)), layer(numbers(2)))
+
+
+def test_a_state_dict_can_be_loaded_into_any_layout() -> None:
+    source = QuantizedLinear.from_tensor(quantize(numbers().flip(0), "mxfp4_plusplus"), bias=numbers(1, 40)[0])
+    layer = packed_linear()
+    layer.set_layout("rows16")
+    before = layer.weight
+    layer.load_state_dict(source.state_dict())
+    assert layer.layout == "rows16"
+    assert same_bits(layer.weight, source.weight) and not same_bits(layer.weight, before)
+
+
+def test_the_tensor_record_follows_its_buffers() -> None:
+    layer = packed_linear("mxfp4")
+    record = layer.tensor
+    assert layer.tensor is record
+    layer._buffers["weight_scale"] = record.parts["scale"] + 1
+    assert layer.tensor is not record and same_bits(layer.tensor.parts["scale"], record.parts["scale"] + 1)
+
+
+def test_lay_out_takes_what_the_layout_holds() -> None:
+    model = small_stack()
+    expected = model(torch.tensor([[3, 1]]))
+    assert lay_out(model, "rows16") == ["1", "4"]
+    assert layouts(model) == ["row_major", "rows16", "row_major", "rows16"]
+    assert lay_out(model, "rows16") == []
+    assert same_bits(model(torch.tensor([[3, 1]])), expected)
+    with row_major_weights(model):
+        assert layouts(model) == ["row_major"] * 4
+    assert layouts(model) == ["row_major", "rows16", "row_major", "rows16"]
+    assert lay_out(model, "row_major") == ["1", "4"]
+    with pytest.raises(LayoutError):
+        lay_out(model, "swizzled")
+
+
+def test_row_major_weights_come_back_after_an_error() -> None:
+    model = small_stack()
+    lay_out(model, "rows16")
+    with pytest.raises(RuntimeError, match="stop"), row_major_weights(model):
+        raise RuntimeError("stop")
+    assert layouts(model) == ["row_major", "rows16", "row_major", "rows16"]
+
+
+def test_inference_takes_the_layout_of_a_backend_that_is_willing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "BACKENDS", [REFERENCE])
+    model = small_stack()
+    assert prepare_for_inference(model) == [] and set(layouts(model)) == {"row_major"}
+    monkeypatch.setattr(dispatch, "BACKENDS", [cpu_backend("not today"), REFERENCE])
+    assert prepare_for_inference(model) == []
+    monkeypatch.setattr(dispatch, "BACKENDS", [cpu_backend(), REFERENCE])
+    assert preferred_layout(quantize(numbers(), "mxfp4"), torch.float32) == "rows16"
+    assert preferred_layout(quantize(numbers(), "e4m3/16x16:fp32"), torch.float32) == "row_major"
+    assert prepare_for_inference(model) == ["1", "4"]
+    with cached_weights(model):
+        cached = [
+            module.float_weight(torch.float32) is not None
+            for module in model.modules()
+            if isinstance(module, PackedModule)
+        ]
+    assert cached == [True, False, True, False], "a weight with a kernel is not kept as floats"
+    monkeypatch.setattr(dispatch, "BACKENDS", [REFERENCE])
+    assert prepare_for_inference(model) == ["1", "4"], "and back, where the backend is gone"
+
+
+@pytest.mark.parametrize("layout", ["microscale", "compressed-tensors"])
+def test_saving_writes_row_major(tmp_path: Path, layout: str) -> None:
+    source = save_random_model(tmp_path / "source")
+    model = microscale.quantize(source, "mxfp4")
+    microscale.save(model, tmp_path / "before", layout=layout)
+    expected = logits(model)
+    assert len(lay_out(model, "rows16")) == 14
+    assert same_bits(logits(model), expected)
+    microscale.save(model, tmp_path / "after", layout=layout)
+    assert set(layouts(model)) == {"rows16"}, "and the model is as before"
+    assert same_tensors(read_tensors(tmp_path / "before"), read_tensors(tmp_path / "after")) == []
+    model.save_pretrained(tmp_path / "direct")
+    assert same_bits(logits(microscale.load(tmp_path / "direct")), expected)
+    loaded = microscale.load(tmp_path / "after")
+    assert set(layouts(loaded)) == {"row_major"}
+    lay_out(loaded, "rows16")
+    assert same_bits(logits(loaded), expected)
