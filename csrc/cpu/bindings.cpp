@@ -255,6 +255,17 @@ NB_MODULE(_native, m) {
         return total;
       },
       "level"_a, "rounds"_a, "threads"_a);
+  m.def(
+      "fill_bytes",
+      [](int level, Pointer to, int64_t bytes, int threads, bool past_caches) {
+        const auto& limits = *kernels_at(level).limits;
+        const auto kernel = past_caches ? limits.fill_bytes_streaming : limits.fill_bytes;
+        nb::gil_scoped_release release;
+        const int64_t piece = (bytes / threads) & ~int64_t{255};
+        ms::parallel(threads, threads,
+                     [&](int64_t chunk) { kernel(reinterpret_cast<char*>(to) + chunk * piece, piece); });
+      },
+      "level"_a, "start"_a, "bytes"_a, "threads"_a, "past_caches"_a);
 
   // ------------------------------------------------------------------------------------------------ linear
   nb::class_<ms::Weight>(m, "Weight");

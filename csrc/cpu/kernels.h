@@ -43,6 +43,9 @@ struct LimitKernels {
   uint64_t (*read_bytes)(const void* from, int64_t bytes);
   // `rounds` times 12 independent fused multiply-adds on full vectors; returns the flop count through `flops`.
   float (*multiply_add)(int64_t rounds, int64_t* flops);
+  // Writes `bytes` (a multiple of 256), through the caches or past them; the latter wants `to` aligned to 64 bytes.
+  void (*fill_bytes)(void* to, int64_t bytes);
+  void (*fill_bytes_streaming)(void* to, int64_t bytes);
 };
 
 // ------------------------------------------------------------------------------------------ quantize, dequantize

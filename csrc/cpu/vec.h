@@ -59,6 +59,26 @@ MS_INLINE void store(void* to, V value) {
   __builtin_memcpy(to, &value, sizeof(V));
 }
 
+// Store past the caches, where the level can; `to` is aligned to the vector. finish_streaming() orders such stores before
+// whatever follows and stands at the end of a chunk that made them.
+template <class V>
+MS_INLINE void store_streaming(void* to, V value) {
+#if defined(MS_X512)
+  _mm512_stream_si512(static_cast<__m512i*>(to), as<__m512i>(value));
+#elif defined(MS_X256)
+  _mm256_stream_si256(static_cast<__m256i*>(to), as<__m256i>(value));
+#elif defined(__x86_64__)
+  _mm_stream_si128(static_cast<__m128i*>(to), as<__m128i>(value));
+#else
+  store(to, value);
+#endif
+}
+MS_INLINE void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 MS_INLINE F set1(float value) {  // not F{} + value: that turns -0 into 0, and costs an addition
 #if defined(MS_X512)
   return (F)_mm512_set1_ps(value);

@@ -31,7 +31,7 @@ from microscale.formats import (
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.formats.codec import noise_key
-from microscale.kernels.reference.encode import PLAIN_SCALE_CODES
+from microscale.formats.codec import PLAIN_SCALE_CODES
 from microscale.kernels.reference.scales import zero_point_element
 
 MAX_BLOCK = 1 << 20
