@@ -26,7 +26,7 @@ namespace {
 
 using Pointer = uintptr_t;
 
-template <class T>
+template <class T = float>
 T* at(Pointer address) {
   return reinterpret_cast<T*>(address);
 }
@@ -134,11 +134,6 @@ std::unique_ptr<ms::LinearCall> make_linear_call(const std::vector<InputRow>& in
 }
 
 // ---------------------------------------------------------------------------------------------------- decoder
-
-template <class T = float>
-T* at(Pointer pointer) {
-  return reinterpret_cast<T*>(pointer);
-}
 
 ms::KeyValueCache cache_at(Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
                            int64_t capacity) {
@@ -258,7 +253,7 @@ NB_MODULE(_native, m) {
   m.def(
       "fill_bytes",
       [](int level, Pointer to, int64_t bytes, int threads, bool past_caches) {
-        const auto& limits = *kernels_at(level).limits;
+        const auto& limits = *kernels_at(level).limit;
         const auto kernel = past_caches ? limits.fill_bytes_streaming : limits.fill_bytes;
         nb::gil_scoped_release release;
         const int64_t piece = (bytes / threads) & ~int64_t{255};

@@ -30,9 +30,7 @@ from microscale.formats import (
     ZeroPoint,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
-from microscale.formats.codec import noise_key
-from microscale.formats.codec import PLAIN_SCALE_CODES
-from microscale.kernels.reference.scales import zero_point_element
+from microscale.formats.codec import PLAIN_SCALE_CODES, noise_key, zero_point_element
 
 MAX_BLOCK = 1 << 20
 NEVER = 1 << 23

@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -49,23 +50,27 @@ def _first_level() -> int:
 def _level_index(name: str) -> int:
     found = levels()
     if name not in found:
-        raise KernelError(
-            f"the instruction-set level {name!r} is not there; this machine and build have: {', '.join(found) or 'none'}"
-        )
+        there = ", ".join(found) or "none"
+        raise KernelError(f"the instruction-set level {name!r} is not there; this machine and build have: {there}")
     return found[name]
 
 
-_level = _first_level()
+@dataclass(slots=True)
+class _Choice:
+    level: int
+
+
+_choice = _Choice(_first_level())
 
 
 def level() -> int:
     """Return the index of the level in use, as the extension's functions take it (-1 without the extension)."""
-    return _level
+    return _choice.level
 
 
 def level_name() -> str:
     """Return the name of the level in use, ``none`` without the extension."""
-    return next((name for name, index in levels().items() if index == _level), "none")
+    return next((name for name, index in levels().items() if index == _choice.level), "none")
 
 
 @contextmanager
@@ -75,13 +80,12 @@ def use_level(name: str) -> Generator[None, None, None]:
     Raises:
         KernelError: the machine or the build has no such level.
     """
-    global _level
-    before = _level
-    _level = _level_index(name)
+    before = _choice.level
+    _choice.level = _level_index(name)
     try:
         yield
     finally:
-        _level = before
+        _choice.level = before
 
 
 def num_threads() -> int:

@@ -32,8 +32,8 @@ from microscale.formats.codec import decode, decode_zero_point, value_table
 from microscale.formats.elements import BF16, E4M3, E8M0, FP16
 from microscale.kernels.cpu.native import NATIVE
 from microscale.kernels.reference.scales import scale_factor
+from microscale.layouts.largest import compact_largest, low_values
 from microscale.layouts.rows16 import NAME as ROWS16
-from microscale.layouts.rows16 import compact_largest, low_values
 from microscale.tensor import QuantizedTensor
 
 
@@ -194,6 +194,8 @@ def _int_tables(fmt: BlockFormat, values: list[float]) -> dict[str, Any]:
         return none
     integers = [int(value) for value in whole]
     top = max(abs(value) for value in integers)
+    if _extra(fmt) is Extra.LOW:  # room for the low part, where it is a whole number
+        top += int(max(low_values(fmt)) / step)
     lowest = min(integers)
     if top <= INT_LIMIT:
         offset = top if lowest < 0 else 0
@@ -219,12 +221,11 @@ def _int_tables(fmt: BlockFormat, values: list[float]) -> dict[str, Any]:
 
 
 def _low_is_int(tables: Mapping[str, Any]) -> bool:
-    """Whether the largest element of a compact MX+ is an integer in the unit of all others, and fits with them."""
+    """Whether the largest element of a compact MX+ is an integer in the unit of all others."""
     if tables["int_planes"] != 1 or not tables["low_values"] or tables["bits"] == 8:
         return False
     low = [value / tables["int_step"] for value in tables["low_values"]]
-    top = max(tables["int_values"]) + max(low)
-    return all(value.is_integer() for value in low) and top <= 2 * INT_LIMIT
+    return all(value.is_integer() for value in low)
 
 
 def _bf16_tables(fmt: BlockFormat, values: list[float]) -> dict[str, Any]:
