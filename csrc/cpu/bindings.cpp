@@ -111,8 +111,21 @@ std::unique_ptr<ms::Weight> make_weight(const nb::dict& d) {
   return w;
 }
 
-// (first column, columns, rule, terms), (weight, input), (rows, first column, first segment, count, bias)
-using InputRow = std::tuple<int64_t, int64_t, int32_t, int32_t>;
+std::unique_ptr<ms::ActFormat> make_act_format(Pointer format, const std::vector<int>& integers,
+                                               const std::vector<int>& largest_integers, float step) {
+  auto act = std::make_unique<ms::ActFormat>();
+  act->format = at<const ms::Format>(format);
+  for (size_t i = 0; i < 256; ++i) {
+    act->integers[i] = static_cast<int8_t>(i < integers.size() ? integers[i] : 0);
+    act->largest_integers[i] = static_cast<int8_t>(i < largest_integers.size() ? largest_integers[i] : 0);
+  }
+  act->step = step;
+  return act;
+}
+
+// (first column, columns, rule, terms, activation format), (weight, input), (rows, first column, first segment, count,
+// bias)
+using InputRow = std::tuple<int64_t, int64_t, int32_t, int32_t, nb::object>;
 using OutputRow = std::tuple<int64_t, int64_t, int32_t, int32_t, Pointer>;
 
 std::unique_ptr<ms::LinearCall> make_linear_call(const std::vector<InputRow>& inputs, const nb::list& weights,
@@ -120,8 +133,9 @@ std::unique_ptr<ms::LinearCall> make_linear_call(const std::vector<InputRow>& in
                                                  const std::vector<OutputRow>& outputs, int combine, int dtype,
                                                  int64_t input_stride, int64_t output_stride) {
   auto call = std::make_unique<ms::LinearCall>();
-  for (const auto& [first, cols, rule, terms] : inputs)
-    call->inputs.push_back({first, cols, static_cast<ms::ActRule>(rule), terms});
+  for (const auto& [first, cols, rule, terms, act] : inputs)
+    call->inputs.push_back({first, cols, static_cast<ms::ActRule>(rule), terms,
+                            act.is_none() ? nullptr : nb::cast<const ms::ActFormat*>(act)});
   for (size_t i = 0; i < weights.size(); ++i)
     call->segments.push_back({nb::cast<const ms::Weight*>(weights[i]), weight_inputs.at(i)});
   for (const auto& [rows, column, first, count, bias] : outputs)
@@ -265,6 +279,8 @@ NB_MODULE(_native, m) {
   // ------------------------------------------------------------------------------------------------ linear
   nb::class_<ms::Weight>(m, "Weight");
   nb::class_<ms::LinearCall>(m, "LinearCall");
+  nb::class_<ms::ActFormat>(m, "ActFormat");
+  m.def("make_act_format", &make_act_format, "format"_a, "integers"_a, "largest_integers"_a, "step"_a);
   m.def("make_weight", &make_weight, "description"_a);
   m.def("make_linear_call", &make_linear_call, "inputs"_a, "weights"_a, "weight_inputs"_a, "outputs"_a, "combine"_a,
         "dtype"_a, "input_stride"_a, "output_stride"_a);

@@ -72,6 +72,8 @@ struct QuantizeArgs {
 struct QuantizeKernels {
   // counts: NaNs, Infs, and blocks whose result only the reference can tell.
   void (*quantize)(const QuantizeArgs& args, int64_t* counts);
+  // What the second level of a matrix is (1 where the format has none).
+  float (*tensor_level)(const QuantizeArgs& args);
 };
 
 struct DequantizeArgs {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "format.h"
 #include "pool.h"
 
 namespace ms {
@@ -36,7 +37,14 @@ class Buffer {
 };
 
 struct InputBuffers {
-  Buffer plain, packed, values, bytes, scale, sums, block_scale;
+  Buffer plain, packed, values, bytes, scale, sums, block_scale, codes, whole, rounded;
+};
+
+// Where the rows of an input lie: in the caller's memory, or rounded to a format in ours.
+struct Source {
+  const char* at;
+  int64_t stride;  // in elements
+  float tensor_inv;
 };
 
 // What one input is in all the forms that the weights ask for.
@@ -67,15 +75,15 @@ void store_row(const float* from, int64_t count, const float* bias, Dtype dtype,
 class Run {
  public:
   Run(const LinearCall& call, const Kernels& kernels, int threads)
-      : call_(call), linear_(*kernels.linear), prepare_(*kernels.activation), threads_(std::max(threads, 1)) {}
+      : call_(call), linear_(*kernels.linear), prepare_(*kernels.activation), quantize_(*kernels.quantize), threads_(std::max(threads, 1)) {}
 
   void rows(const char* x, int64_t count, char* out) {
-    const int64_t in_size = call_.dtype == Dtype::f32 ? 4 : 2;
-    const int64_t out_size = in_size;
+    const int64_t size = call_.dtype == Dtype::f32 ? 4 : 2;
+    find_sources(x, count, size);
     for (int64_t first = 0; first < count; first += kRowsAtOnce) {
       rows_ = std::min(kRowsAtOnce, count - first);
-      x_ = x + first * call_.input_stride * in_size;
-      out_ = out + first * call_.output_stride * out_size;
+      first_ = first;
+      out_ = out + first * call_.output_stride * size;
       make_ready();
       share_out();
     }
@@ -86,6 +94,44 @@ class Run {
     thread_local std::vector<std::unique_ptr<InputBuffers>> all;
     while (all.size() <= index) all.push_back(std::make_unique<InputBuffers>());
     return *all[index];
+  }
+
+  // Whatever needs all rows at once: rounding to a format, or the second level of one.
+  void find_sources(const char* x, int64_t count, int64_t size) {
+    sources_.assign(call_.inputs.size(), Source{});
+    for (size_t i = 0; i < call_.inputs.size(); ++i) {
+      const LinearInput& input = call_.inputs[i];
+      Source& source = sources_[i];
+      source = {x + input.first_column * size, call_.input_stride, 1.0f};
+      if (input.rule == ActRule::keep) continue;
+      const bool is_number = input.rule == ActRule::number;
+      if (!is_number && !input.act->format->has_tensor_scale) continue;
+      InputBuffers& own = buffers(i);
+      const char* whole = source.at;
+      if (call_.input_stride != input.cols) {
+        char* copy = own.whole.get<char>(count * input.cols * size);
+        for (int64_t row = 0; row < count; ++row)
+          std::memcpy(copy + row * input.cols * size, source.at + row * call_.input_stride * size, input.cols * size);
+        whole = copy;
+      }
+      QuantizeArgs args{};
+      args.format = input.act->format;
+      args.dtype = call_.dtype;
+      args.values = whole;
+      args.rows = count;
+      args.cols = input.cols;
+      args.threads = threads_;
+      if (!is_number) {
+        source.tensor_inv = quantize_.tensor_level(args);
+        continue;
+      }
+      char* rounded = own.rounded.get<char>(count * input.cols * size);
+      args.restored = rounded;
+      int64_t counts[3] = {};
+      quantize_.quantize(args, counts);
+      source.at = rounded;
+      source.stride = input.cols;
+    }
   }
 
   void make_ready() {
@@ -103,11 +149,11 @@ class Run {
     Ready& ready = ready_[i];
     InputBuffers& own = buffers(i);
     const int64_t chunks = chunks_of(i), width = chunks * kChunk;
-    const float* plain = load_plain(i, own, chunks);
-    if (input.rule == ActRule::int8_blocks) {
-      quantize_int8(own, plain, chunks, ready, i);
+    if (input.rule == ActRule::integer) {
+      quantize_integers(own, chunks, ready, i);
       return;
     }
+    const float* plain = load_plain(i, own, width);
     ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, nullptr, 1.0f};
     ready.has_f32 = true;
     if (rows_ == 1) {
@@ -125,19 +171,18 @@ class Run {
     return false;
   }
 
-  const float* load_plain(size_t i, InputBuffers& own, int64_t chunks) {
+  // Rows as float32, padded with zeros to `width` columns.
+  const float* load_plain(size_t i, InputBuffers& own, int64_t width) {
     const LinearInput& input = call_.inputs[i];
-    const int64_t width = chunks * kChunk;
-    if (call_.dtype == Dtype::f32 && width == input.cols && rows_ == 1)
-      return reinterpret_cast<const float*>(x_) + input.first_column;
-    float* plain = own.plain.get<float>(rows_ * width);
+    const Source& source = sources_[i];
     const int64_t size = call_.dtype == Dtype::f32 ? 4 : 2;
-    const auto copy = [&](int64_t row) {
-      const char* from = x_ + (row * call_.input_stride + input.first_column) * size;
-      prepare_.to_f32(from, call_.dtype, input.cols, plain + row * width);
+    const char* from = source.at + first_ * source.stride * size;
+    if (call_.dtype == Dtype::f32 && width == input.cols && rows_ == 1) return reinterpret_cast<const float*>(from);
+    float* plain = own.plain.get<float>(rows_ * width);
+    each_row([&](int64_t row) {
+      prepare_.to_f32(from + row * source.stride * size, call_.dtype, input.cols, plain + row * width);
       std::memset(plain + row * width + input.cols, 0, 4 * (width - input.cols));
-    };
-    each_row(copy);
+    });
     return plain;
   }
 
@@ -169,26 +214,50 @@ class Run {
     ready.has_bf16 = true;
   }
 
-  void quantize_int8(InputBuffers& own, const float* plain, int64_t chunks, Ready& ready, size_t i) {
-    const int64_t width = chunks * kChunk;
+  void quantize_integers(InputBuffers& own, int64_t chunks, Ready& ready, size_t i) {
+    const LinearInput& input = call_.inputs[i];
+    const ActFormat& act = *input.act;
+    const int64_t size = act.format->block_size ? act.format->block_size : input.cols;
+    const int64_t blocks = (input.cols + size - 1) / size;
+    const int64_t padded = blocks * size, width = std::max(padded, chunks * kChunk);
+    const float* plain = load_plain(i, own, width);
+    const int64_t memory = blocks * (size + 3);
+    uint8_t* codes = own.codes.get<uint8_t>(memory * rows_);
     int8_t* values = own.bytes.get<int8_t>(rows_ * width);
-    float* scale = own.block_scale.get<float>(rows_ * chunks);
+    float* factors = own.block_scale.get<float>(rows_ * blocks);
     each_row([&](int64_t row) {
-      prepare_.int8_blocks(plain + row * width, chunks, values + row * width, scale + row * chunks);
+      const uint64_t place = static_cast<uint64_t>(first_ + row) * static_cast<uint64_t>(padded);
+      prepare_.integers(act, plain + row * width, blocks, size, sources_[i].tensor_inv, place, codes + row * memory,
+                        values + row * width, factors + row * blocks);
+      if (width > padded) std::memset(values + row * width + padded, 0, width - padded);
     });
-    finish_integer(own, values, scale, chunks, 1.0f / 64.0f, ready, i);
+    finish_integer(own, {values, width, factors, blocks, size, act.step}, chunks, ready, i);
   }
 
-  // The integers q of value = q * step * scale[row][block of 32] in the forms that the weights ask for.
-  void finish_integer(InputBuffers& own, const int8_t* values, const float* scale, int64_t chunks, float step,
-                      Ready& ready, size_t i) {
+  // Rows of integers q with value = q * step * factor[row][k / size].
+  struct Integers {
+    const int8_t* values;
+    int64_t width;
+    const float* factors;
+    int64_t blocks, size;
+    float step;
+
+    float scale(int64_t row, int64_t k) const {
+      const int64_t block = k / size;
+      return block < blocks ? factors[row * blocks + block] * step : 0.0f;
+    }
+  };
+
+  // The integers in the forms that the weights ask for.
+  void finish_integer(InputBuffers& own, const Integers& q, int64_t chunks, Ready& ready, size_t i) {
     const int64_t width = chunks * kChunk;
     bool wants_integer = false, wants_f32 = false, wants_plain = false;
-    int32_t sub = 1;
+    const int32_t own_sub = q.size % kChunk == 0 || q.blocks == 1 ? 1 : 2;
+    int32_t sub = own_sub;
     for (const LinearSegment& segment : call_.segments) {
       if (segment.input != static_cast<int32_t>(i)) continue;
       const Weight& w = *segment.weight;
-      const int32_t wanted = w.block == 16 ? 2 : 1;
+      const int32_t wanted = std::max(own_sub, w.block == 16 ? 2 : 1);
       if (w.sparse_offsets == nullptr && has_integer_kernel(w, wanted)) {
         wants_integer = true;
         sub = std::max(sub, wanted);
@@ -209,26 +278,25 @@ class Run {
         std::memset(scales + (blocks - 1) * block * chunks * sub, 0, 4 * block * chunks * sub);
       }
       each_row([&](int64_t row) {
-        prepare_.pack_integer(values + row * width, chunks, sub, block, row, packed, sums);
-        for (int64_t c = 0; c < chunks; ++c)
-          for (int32_t part = 0; part < sub; ++part)
-            scales[((row / block * chunks + c) * sub + part) * block + row % block] = scale[row * chunks + c] * step;
+        prepare_.pack_integer(q.values + row * q.width, chunks, sub, block, row, packed, sums);
+        float* to = scales + row / block * chunks * sub * block + row % block;
+        for (int64_t part = 0; part < chunks * sub; ++part) to[part * block] = q.scale(row, part * (kChunk / sub));
       });
       float* integers = nullptr;
       if (wants_plain) {
         integers = own.values.get<float>(rows_ * width);
         each_row([&](int64_t row) {
-          for (int64_t k = 0; k < width; ++k) integers[row * width + k] = values[row * width + k];
+          for (int64_t k = 0; k < width; ++k) integers[row * width + k] = q.values[row * q.width + k];
         });
       }
       ready.integer = {ActKind::integer, rows_, chunks, block, 1, sub, integers, nullptr, packed, scales, sums, 1.0f};
       ready.has_integer = true;
     }
     if (wants_f32) {
-      float* plain = own.plain.get<float>(rows_ * width);
+      float* plain = own.rounded.get<float>(rows_ * width);
       each_row([&](int64_t row) {
         for (int64_t k = 0; k < width; ++k)
-          plain[row * width + k] = values[row * width + k] * step * scale[row * chunks + k / kChunk];
+          plain[row * width + k] = (q.values[row * q.width + k] * q.step) * (k < q.blocks * q.size ? q.factors[row * q.blocks + k / q.size] : 0.0f);
       });
       ready.f32 = {ActKind::f32, rows_, chunks, 0, 1, 0, plain, nullptr, nullptr, nullptr, nullptr, 1.0f};
       ready.has_f32 = true;
@@ -239,12 +307,12 @@ class Run {
         // Integers are exact as one bfloat16 term; the blocks' scales follow the sums.
         float* integers = other.values.get<float>(width);
         uint32_t* packed = other.packed.get<uint32_t>(chunks * 16);
-        float* scales = other.scale.get<float>(chunks);
-        for (int64_t k = 0; k < width; ++k) integers[k] = values[k];
-        for (int64_t c = 0; c < chunks; ++c) scales[c] = scale[c] * step;
+        float* scales = other.scale.get<float>(chunks * own_sub);
+        for (int64_t k = 0; k < width; ++k) integers[k] = q.values[k];
+        for (int64_t part = 0; part < chunks * own_sub; ++part) scales[part] = q.scale(0, part * (kChunk / own_sub));
         float* scaled = other.plain.get<float>(width);
         prepare_.pack_bf16(integers, chunks, 1, 0x1p93f, scaled, packed);
-        ready.bf16 = {ActKind::bf16, 1, chunks, 1, 1, 1, integers, scaled, packed, scales, nullptr, 0x1p-93f};
+        ready.bf16 = {ActKind::bf16, 1, chunks, 1, 1, own_sub, integers, scaled, packed, scales, nullptr, 0x1p-93f};
         ready.has_bf16 = true;
       }
     }
@@ -383,9 +451,10 @@ class Run {
   const LinearCall& call_;
   const LinearKernels& linear_;
   const ActivationKernels& prepare_;
+  const QuantizeKernels& quantize_;
   const int threads_;
-  int64_t rows_ = 0;
-  const char* x_ = nullptr;
+  int64_t rows_ = 0, first_ = 0;
+  std::vector<Source> sources_;
   char* out_ = nullptr;
   std::vector<Ready> ready_;
   std::vector<Choice> choices_;

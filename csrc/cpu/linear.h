@@ -99,6 +99,8 @@ struct LinearKernels {
   void (*silu_mul)(const float* gate, const float* up, float* out, int64_t count);
 };
 
+struct ActFormat;
+
 struct ActivationKernels {
   void (*to_f32)(const void* from, Dtype dtype, int64_t count, float* to);
   float (*amax)(const float* values, int64_t count);  // NaN where there is one
@@ -107,23 +109,36 @@ struct ActivationKernels {
   void (*pack_bf16)(const float* plain, int64_t chunks, int32_t parts, float gain, float* scaled, uint32_t* to);
   void (*pack_integer)(const int8_t* values, int64_t chunks, int32_t sub, int32_t row_block, int64_t row,
                        uint32_t* packed, int32_t* sums);
-  void (*int8_blocks)(const float* plain, int64_t chunks, int8_t* values, float* scale);
+  // One row, padded to whole blocks with zeros, to integers and the factor of every block; `codes` is memory
+  // for blocks * (size + 3) bytes. A MX+ format has a power-of-two scale here.
+  void (*integers)(const ActFormat& act, const float* plain, int64_t blocks, int64_t size, float tensor_inv, uint64_t place,
+                   uint8_t* codes, int8_t* values, float* factors);
 };
 
 constexpr int64_t kScratchFloats = 256 * kPanel + 2048;
 
 // How the activations of an input are used.
 enum class ActRule : int32_t {
-  keep = 0,         // as they are
-  int8_blocks = 1,  // rounded to int8/32:fp32:amax
+  keep = 0,     // as they are
+  integer = 1,  // rounded to a format whose values are small integers times a block's scale
+  number = 2,   // rounded to any other format, and multiplied as float32
 };
 enum class Combine : int32_t { concatenate = 0, silu_mul = 1 };
+
+// A format of activations; the integers belong to ActRule::integer: value = integer * step * scale.
+struct ActFormat {
+  const Format* format;
+  int8_t integers[256];          // of every element code
+  int8_t largest_integers[256];  // of every code of a largest element (MX+)
+  float step;
+};
 
 // A range of columns of the activations.
 struct LinearInput {
   int64_t first_column, cols;
   ActRule rule;
   int32_t terms;  // bfloat16 terms that hold an activation exactly: 3 for float32, 1 for bfloat16
+  const ActFormat* act;  // null where they are kept
 };
 // A weight that multiplies one input; the segments of an output are added up.
 struct LinearSegment {

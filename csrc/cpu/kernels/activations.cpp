@@ -1,4 +1,5 @@
 // Activations made ready for the linear kernels: floats in blocks of rows, bfloat16 terms, integers with their sums.
+#include "codec.h"
 #include "kernels.h"
 #include "linear.h"
 #include "tile.h"
@@ -104,33 +105,30 @@ void pack_integer(const int8_t* values, int64_t chunks, int32_t sub, int32_t row
   }
 }
 
-// int8/32:fp32:amax of one row: bytes in units of 1/64, and the scale of every block.
-void int8_blocks(const float* plain, int64_t chunks, int8_t* values, float* scale) {
-  constexpr float kLargest = 127.0f / 64.0f;
-  for (int64_t c = 0; c < chunks; ++c) {
-    const float* from = plain + c * kChunk;
-    const float top = amax(from, kChunk);
-    if (!(top <= 3.40282346638528859811704183484516925e+38f)) {
-      scale[c] = __builtin_nanf("");
-      for (int k = 0; k < kChunk; ++k) values[c * kChunk + k] = 0;
-      continue;
-    }
-    const float factor = top / kLargest;
-    scale[c] = factor;
-    const F divisor = set1(factor > 0.0f ? factor : 1.0f);
-    for (int k = 0; k < kChunk; k += W) {
-      F value = load<F>(from + k);
-      value = factor > 0.0f ? value / divisor : F{};
-      I whole = to_int(round_even(value * set1(64.0f)));
-      whole = max(min(whole, set1i(127)), set1i(-127));
-      for (int lane = 0; lane < W; ++lane) values[c * kChunk + k + lane] = static_cast<int8_t>(whole[lane]);
-    }
+void integers(const ActFormat& act, const float* plain, int64_t blocks, int64_t size, float tensor_inv, uint64_t place,
+              uint8_t* codes, int8_t* values, float* factors) {
+  const Format& f = *act.format;
+  const bool has_largest = f.extension != Extension::none;
+  uint8_t *places = codes + blocks * size, *deltas = places + blocks, *stored = deltas + blocks;
+  Notes notes;
+  const RowOutput out = {codes, has_largest ? stored : nullptr, factors, has_largest ? places : nullptr,
+                         has_largest ? deltas : nullptr, nullptr, nullptr};
+  encode_row(f, plain, blocks, size, tensor_inv, nullptr, place, out, notes);
+  if (f.element.is_integer && f.element.bits == 8) {
+    __builtin_memcpy(values, codes, blocks * size);
+  } else {
+    for (int64_t i = 0; i < blocks * size; ++i) values[i] = act.integers[codes[i]];
+  }
+  if (!has_largest) return;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t at = block * size + places[block];
+    if (stored[block] != 0) values[at] = act.largest_integers[codes[at]];  // scale code 0: the whole block is zero
   }
 }
 
 }  // namespace
 
 extern const ActivationKernels activation_kernels;
-const ActivationKernels activation_kernels = {to_f32, amax, pack_f32, pack_bf16, pack_integer, int8_blocks};
+const ActivationKernels activation_kernels = {to_f32, amax, pack_f32, pack_bf16, pack_integer, integers};
 
 }  // namespace ms::MS_LEVEL

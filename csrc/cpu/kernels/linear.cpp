@@ -29,13 +29,18 @@ MS_INLINE void fetch(const uint8_t* chunk) {
   }
 }
 
-// What the block's largest element adds to a sum of products, before the weight's scale.
-template <Extra EXTRA>
-MS_INLINE F add_extra(const Weight& w, F sum, int64_t group, int64_t column, int slice, const float* plain, float unit) {
+// What the block's largest element adds to a sum of products, before the weight's scale. `plain` are the activations of
+// the chunk; where they have two scales in it, a block of 32 has two sums and its largest element belongs to one.
+template <Extra EXTRA, int SUB>
+MS_INLINE F add_extra(const Weight& w, F sum, int64_t group, int64_t column, int slice, const float* plain, int part,
+                      float unit) {
   if constexpr (EXTRA == Extra::low || EXTRA == Extra::largest) {
     const int64_t at = (group * w.scale_cols + column) * kLanes + slice * W;
     const I index = widen_u8(w.index + at);
-    F activation = pick(plain, index & 31);
+    const bool is_split = SUB == 2 && w.block != kChunk / 2;
+    const I place = (index & 31) + (SUB == 2 && !is_split ? part * (kChunk / 2) : 0);
+    F activation = pick(plain, place);
+    if (is_split) activation = select((place >> 4) == part, activation, F{});
     if constexpr (EXTRA == Extra::low) {
       sum = fma(pick8(w.low_values, index >> 5) * set1(unit), activation, sum);
     } else {
@@ -83,7 +88,7 @@ void row_integer(const Weight& w, const Act& act, int64_t group, float* accumula
         F sums = to_float(dot);
         if constexpr (EXTRA == Extra::zero_point)
           sums -= zero_lane(w, group, column, slice) * set1(static_cast<float>(sum));
-        sums = add_extra<EXTRA>(w, sums, group, column, slice, act.plain + c * kChunk + part * (kChunk / SUB), unit);
+        sums = add_extra<EXTRA, SUB>(w, sums, group, column, slice, act.plain + c * kChunk, part, unit);
         total = fma(sums * set1(act.scale[at] * w.int_step), scale_lane(w, group, column, slice), total);
       }
     }
@@ -119,7 +124,7 @@ void row_f32(const Weight& w, const Act& act, int64_t group, float* accumulator)
         F zero = F{};
         if constexpr (EXTRA == Extra::zero_point) zero = zero_lane(w, group, column, slice);
         F dot = chunk_dot<KIND, BITS, EXTRA, SUB>(decoder, chunk, a, part, zero);
-        dot = add_extra<EXTRA>(w, dot, group, column, slice, a + part * (kChunk / SUB), 1.0f);
+        dot = add_extra<EXTRA, SUB>(w, dot, group, column, slice, a, part, 1.0f);
         total = fma(dot, scale_lane(w, group, column, slice), total);
       }
     }
@@ -163,7 +168,7 @@ void row_bytes(const Weight& w, const Act& act, int64_t group, float* accumulato
             dot[b] = fma(to_float(top_byte(bytes, b)), set1(a[8 * (d >> 1) + 2 * b + (d & 1)]), dot[b]);
         }
         F sums = ((dot[0] + dot[1]) + (dot[2] + dot[3])) * set1(step);
-        sums = add_extra<EXTRA>(w, sums, group, column, slice, a + part * (kChunk / SUB), 1.0f);
+        sums = add_extra<EXTRA, SUB>(w, sums, group, column, slice, a, part, 1.0f);
         total = fma(sums, scale_lane(w, group, column, slice), total);
       }
     }
@@ -356,7 +361,7 @@ void row_bf16(const Weight& w, const Act& act, int64_t group, float* accumulator
         dot *= factor;
         dot = fma(small_dot<SUB, PARTS>(w, decoder, chunk, a, stride, part), small_factor, dot);
       }
-      dot = add_extra<EXTRA>(w, dot, group, column, 0, act.plain + c * kChunk + part * (kChunk / SUB), 1.0f);
+      dot = add_extra<EXTRA, SUB>(w, dot, group, column, 0, act.plain + c * kChunk, part, 1.0f);
       if (act.sub) dot *= set1(act.scale[act.sub == 1 ? c : 2 * c + part]);
       total = fma(dot, scale_lane(w, group, column, 0), total);
     }
@@ -418,14 +423,18 @@ void fill_integer(const Weight& w, int64_t group, int64_t c0, int64_t chunks, in
         if constexpr (EXTRA == Extra::low || EXTRA == Extra::largest) {
           const int64_t source = (group * w.scale_cols + column) * kLanes + slice * W;
           const I index = is_there ? widen_u8(w.index + source) : I{};
-          store(panel.index + at, (index & 31) + part * (kChunk / SUB));
+          const bool is_split = SUB == 2 && w.block != kChunk / 2;  // as in add_extra
+          const I place = (index & 31) + (is_split ? 0 : part * (kChunk / SUB));
+          const I is_here = is_split ? I((place >> 4) == part) : I{} - 1;
+          store(panel.index + at, place);
           const float unit = 1.0f / w.int_step;
           if constexpr (EXTRA == Extra::low) {
-            const F low = pick8(w.low_values, index >> 5) * set1(unit);
+            const F low = select(is_here, pick8(w.low_values, index >> 5) * set1(unit), F{});
             store(panel.low + at, low);
             if (w.low_is_int && is_there) add_low(panel.bytes, c, lane, panel.index + at, to_int(low));
           } else {
-            store(panel.low + at, (is_there ? gather(w.largest_values, widen_u8(w.largest + source)) : F{}) * set1(unit));
+            const F largest = is_there ? gather(w.largest_values, widen_u8(w.largest + source)) : F{};
+            store(panel.low + at, select(is_here, largest * set1(unit), F{}));
             store(panel.delta + at, pick8(w.delta_values, index >> 5));
           }
         }

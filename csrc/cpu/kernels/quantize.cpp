@@ -153,9 +153,13 @@ void quantize(const QuantizeArgs& args, int64_t* counts) {
   counts[0] = total.num_nan, counts[1] = total.num_inf, counts[2] = total.num_ambiguous;
 }
 
+float tensor_level_of(const QuantizeArgs& args) {
+  return tensor_level(args, Grid(*args.format, args.rows, args.cols, args.threads));
+}
+
 }  // namespace
 
 extern const QuantizeKernels quantize_kernels;
-const QuantizeKernels quantize_kernels = {quantize};
+const QuantizeKernels quantize_kernels = {quantize, tensor_level_of};
 
 }  // namespace ms::MS_LEVEL

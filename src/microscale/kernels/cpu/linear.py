@@ -17,13 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.errors import DtypeError, KernelError, ShapeError
-from microscale.formats import Format, format_name, parse_format
+from microscale.formats import Format
+from microscale.kernels.cpu.activations import activation_refusal, plan_activations
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
 from microscale.tensor import QuantizedTensor
-
-INT8_BLOCKS = parse_format("int8/32:fp32:amax")
-"""The named choice of 8-bit activations: integers of -127 to 127 with a float32 scale for 32."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _TERMS = {torch.float32: 3, torch.bfloat16: 1, torch.float16: 3}
@@ -37,13 +35,6 @@ class Combine(IntEnum):
     """They stand side by side."""
     SILU_MUL = 1
     """Of two weights: silu(first) * second."""
-
-
-class ActRule(IntEnum):
-    """How activations are used (``ms::ActRule``)."""
-
-    KEEP = 0
-    INT8_BLOCKS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +77,6 @@ def _check(name: str, tensor: Tensor, cols: int, dtype: torch.dtype) -> None:
         raise ShapeError(f"{name} must be contiguous, got strides {tensor.stride()}; call .contiguous()")
 
 
-def activation_rule(activations: Format | None) -> ActRule | None:
-    """Return the rule that executes an activation format exactly, or None where the kernels have none."""
-    if activations is None:
-        return ActRule.KEEP
-    return ActRule.INT8_BLOCKS if activations == INT8_BLOCKS else None
-
-
 def prepare_linear(
     weights: Sequence[QuantizedTensor],
     biases: Sequence[Tensor | None],
@@ -111,10 +95,9 @@ def prepare_linear(
     """
     if NATIVE is None:
         raise KernelError(UNAVAILABLE or "")
-    rule = activation_rule(activations)
-    if rule is None:
-        assert activations is not None
-        raise KernelError(f"the CPU kernels cannot round activations to {format_name(activations)} on the fly yet")
+    refusal = activation_refusal(activations)
+    if refusal is not None:
+        raise KernelError(f"the CPU kernels cannot round their input on the fly: {refusal}; quantize it beforehand")
     if dtype not in DTYPES:
         raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
     packed = [pack_weight(weight) for weight in weights]
@@ -127,8 +110,9 @@ def prepare_linear(
         column += 0 if combine is Combine.SILU_MUL else weight.rows
     rows_out = column or packed[0].rows
     cols = packed[0].cols
+    plan = plan_activations(activations)
     handle = NATIVE.make_linear_call(
-        [(0, cols, int(rule), _TERMS[dtype])],
+        [(0, cols, int(plan.rule), _TERMS[dtype], plan.handle)],
         [weight.handle for weight in packed],
         [0] * len(packed),
         outputs,
@@ -143,7 +127,7 @@ def prepare_linear(
         rows_out=rows_out,
         dtype=dtype,
         num_bytes=sum(weight.num_bytes for weight in packed),
-        kept=(*packed, *kept_biases),
+        kept=(plan, *packed, *kept_biases),
     )
 
 
