@@ -100,7 +100,9 @@ def test_rounded_activations(tmp_path: Path, family: str, act: str) -> None:
     assert on_the_fly == (14 if act == INT8 else on_the_fly)
 
 
-@pytest.mark.parametrize("act", ["nvfp4", "e4m3/tensor:fp32", "e4m3/tensor:fp32@ema(0.9)", "e4m3/tensor:fp32@window(3)"])
+@pytest.mark.parametrize(
+    "act", ["nvfp4", "e4m3/tensor:fp32", "e4m3/tensor:fp32@ema(0.9)", "e4m3/tensor:fp32@window(3)"]
+)
 def test_ranges_that_span_tokens_or_calls(tmp_path: Path, act: str) -> None:
     """Scales come from the whole prompt, then from each token: transformers goes the same way with its cache."""
     model = small_model(tmp_path, "llama", "mxfp8", act)
