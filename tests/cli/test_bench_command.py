@@ -42,9 +42,10 @@ def test_a_random_model() -> None:
 @needs_kernels
 def test_a_model_of_a_file_and_other_activations(tmp_path: Path) -> None:
     save_random_model(tmp_path / "model")
-    succeed("quantize", tmp_path / "model", "-f", "mxfp4", "-a", "mxfp8", "-o", tmp_path / "out")
+    rounded = ("-f", "mxfp4", "-a", "mxfp8", "--layout", "microscale")
+    succeed("quantize", tmp_path / "model", *rounded, "-o", tmp_path / "out")
     found = succeed("bench", tmp_path / "out", *FEW).json
-    assert found["executed"]["activations"] == {"mxfp8": 14}
+    assert found["executed"]["activations"] == {"mxfp8_e4m3": 14}
     found = succeed("bench", tmp_path / "out", "-a", "none", "--cache", "bfloat16", *FEW).json
     assert found["executed"]["activations"] == {"none": 14}
     assert found["executed"]["linear_layers"] == {"packed kernel": 14, "plain weights": 1}

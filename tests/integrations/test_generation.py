@@ -41,23 +41,32 @@ def transformers_tokens(model: Any, ids: list[int], count: int, **options: Any) 
     return output[0, len(ids) :].tolist()
 
 
-def margin_and_noise(model: Any, ids: list[int], place: int) -> tuple[float, float]:
-    """The lead of the best token at a place, and how far a relative change of 2^-20 in the embedding moves logits."""
+def margin_and_noise(model: Any, ids: list[int]) -> tuple[float, float]:
+    """The lead of the best token after some tokens, and how far float noise alone moves transformers' own logits.
 
-    def logits() -> Tensor:
-        with torch.inference_mode(), cached_weights(model):
-            return model(torch.tensor([ids[:place]])).logits[0, -1]
+    A rounding that flips at one token stays in the cache, so every place before counts. The noise is a relative change
+    of 2^-20 in the embedding (16 half steps of float32), and the model's cache against the whole text at once.
+    """
+    with torch.inference_mode(), cached_weights(model):
 
-    expected = logits()
-    best = expected.topk(2).values
-    table = model.get_input_embeddings().weight
-    before = table.detach().clone()
-    moved = 0.0
-    for seed in range(4):
-        noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(seed)) * 2.0**-20
-        table.data.copy_(before * (1 + noise))
-        moved = max(moved, float((logits() - expected).abs().max()))
-    table.data.copy_(before)
+        def logits() -> Tensor:
+            return model(torch.tensor([ids])).logits[0]
+
+        expected = logits()
+        best = expected[-1].topk(2).values
+        output, stepwise = None, []
+        for token in ids:
+            cache = None if output is None else output.past_key_values
+            output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            stepwise.append(output.logits[0, -1])
+        moved = float((torch.stack(stepwise) - expected).abs().max())
+        table = model.get_input_embeddings().weight
+        before = table.detach().clone()
+        for seed in range(4):
+            noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(seed)) * 2.0**-20
+            table.data.copy_(before * (1 + noise))
+            moved = max(moved, float((logits() - expected).abs().max()))
+        table.data.copy_(before)
     return float(best[0] - best[1]), moved
 
 
@@ -71,8 +80,8 @@ def check_greedy(path: Path, fmt: str | None, act: str | None, count: int) -> No
     if list(found.tokens) != expected:
         assert act is not None, "without rounded activations nothing can flip"
         agreed = next(i for i, pair in enumerate(zip(found.tokens, expected, strict=False)) if pair[0] != pair[1])
-        margin, noise = margin_and_noise(model, [*ids, *expected], len(ids) + agreed)
-        assert margin <= 4 * noise
+        margin, noise = margin_and_noise(model, [*ids, *expected[:agreed]])
+        assert margin <= 2 * noise  # each of the two best may move
         return
     assert found.text == tokenizer.decode(expected, skip_special_tokens=True)
     assert found.prompt_tokens == len(ids) and found.prefill_seconds > 0 and found.decode_seconds > 0
