@@ -65,7 +65,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": POSITIONS,
     },
 }
-_SIZES["mistral"] = _SIZES["llama"]
+_SIZES["mistral"] = _SIZES["qwen2"] = _SIZES["llama"]
 _SIZES["qwen3"] = _SIZES["llama"] | {"head_dim": 16}
 _SIZES["gemma"] = _SIZES["llama"] | {"head_dim": 16, "pad_token_id": 258}
 _SIZES["gemma3_text"] = _SIZES["gemma"] | {"query_pre_attn_scalar": 16, "sliding_window": 32}

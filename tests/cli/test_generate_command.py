@@ -9,6 +9,7 @@ import torch
 
 import microscale
 from command_line import fail, microscale_command, succeed
+from microscale.kernels.cpu import native
 from small_models import BOS, LLAMA_6M, POSITIONS, save_random_model
 
 
@@ -34,6 +35,17 @@ def test_the_json_answer(quantized: Path) -> None:
     assert found["text"] == expected_text(quantized, "The sea", 12)
     assert (found["prompt"], found["model"]) == ("The sea", str(quantized))
     assert 1 <= found["tokens"] <= 12 and found["seconds"] > 0
+    assert found["prompt_tokens"] == 8 and found["prefill_tokens_per_second"] > 0 and found["start_seconds"] > 0
+    assert found["threads"] == torch.get_num_threads() and found["level"] == native.level_name()
+    if native.NATIVE is not None:
+        assert (found["runtime"], found["why_not_decoder"]) == ("decoder", None)
+
+
+def test_where_the_decoder_does_not_run_it_says_why(quantized: Path) -> None:
+    found = succeed("generate", quantized, "The sea", "-n", "3", "--dtype", "bfloat16", "--json").json
+    assert found["runtime"] == "transformers" and "bfloat16" in found["why_not_decoder"]
+    outcome = succeed("generate", quantized, "The sea", "-n", "3", "--dtype", "bfloat16")
+    assert "not the decoder runtime: it computes in float32" in outcome.stdout
 
 
 def test_the_text_answer(quantized: Path) -> None:

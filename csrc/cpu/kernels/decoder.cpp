@@ -199,11 +199,24 @@ void store_heads(const HeadsCall& call, int threads) {
 
 // ---------------------------------------------------------------------------------------------------- attention
 
+// What a single query will read next: the keys of the next span and the values of this one. The pattern of accesses is
+// no plain stream, so the memory has to be told.
+struct Ahead {
+  const char* keys;
+  const char* values;
+};
+
 // scores[r][0 .. VECTORS W) = rows[r] . keys of the positions from the block at `keys` on.
 template <int ROWS, int VECTORS, class T>
-void score_tile(const float* const* rows, const T* keys, int64_t dim, float* scores) {
+void score_tile(const float* const* rows, const T* keys, int64_t dim, float* scores, const Ahead* ahead) {
+  constexpr int64_t kBytes = VECTORS * W * sizeof(T);  // of a step over d
   F sums[ROWS][VECTORS] = {};
   for (int64_t d = 0; d < dim; ++d) {
+    if (ahead != nullptr)
+      for (int64_t line = 0; line < kBytes; line += 64) {
+        __builtin_prefetch(ahead->keys + d * kBytes + line);
+        __builtin_prefetch(ahead->values + d * kBytes + line);
+      }
     F key[VECTORS];
     for (int v = 0; v < VECTORS; ++v) key[v] = numbers(keys + v * W / kLane * dim * kLane + v * W % kLane + d * kLane);
     for (int r = 0; r < ROWS; ++r) {
@@ -234,14 +247,19 @@ void value_tile(const float* weights, const T* values, int64_t stride, int64_t c
 }
 
 template <int ROWS, class T>
-void score_rows(const float* const* rows, const T* keys, int64_t dim, int64_t positions, float* scores) {
+void score_rows(const float* const* rows, const T* keys, int64_t dim, int64_t positions, float* scores,
+                const T* values) {
   constexpr int64_t kStep = kTileVectors * W;
   int64_t done = 0;
-  for (; done + kStep <= positions; done += kStep)
-    score_tile<ROWS, kTileVectors>(rows, keys + done * dim, dim, scores + done);
+  const auto run = [&]<int VECTORS>() {
+    const Ahead ahead = {reinterpret_cast<const char*>(keys + (done + kSpan) * dim),
+                         reinterpret_cast<const char*>(values + done * padded(dim))};
+    score_tile<ROWS, VECTORS>(rows, keys + done * dim, dim, scores + done, values == nullptr ? nullptr : &ahead);
+    done += VECTORS * W;
+  };
+  while (done + kStep <= positions) run.template operator()<kTileVectors>();
   if constexpr (kStep > kLane)  // whole blocks of 16 are left over
-    for (; done < positions; done += kLane)
-      score_tile<ROWS, kLane / W>(rows, keys + done * dim, dim, scores + done);
+    while (done < positions) run.template operator()<kLane / W>();
 }
 
 template <int ROWS, class T>
@@ -329,7 +347,8 @@ void attend_piece(const AttentionCall& call, const Piece& piece, float* sums, fl
     const int64_t count = smaller(kSpan, piece.end - from);
     const int64_t span = (count + kLane - 1) / kLane * kLane;
     for_tiles(piece.count, [&]<int ROWS>(int64_t row) {
-      score_rows<ROWS>(piece.rows + row, keys + from * dim, dim, span, scores + row * kSpan);
+      const T* soon = call.rows == 1 && row == 0 ? values + from * stride : nullptr;
+      score_rows<ROWS>(piece.rows + row, keys + from * dim, dim, span, scores + row * kSpan, soon);
     });
     for (int64_t r = 0; r < piece.count; ++r) {
       const int64_t low = call.window > 0 ? piece.last[r] - call.window + 1 - from : 0;

@@ -49,7 +49,7 @@ def bench(
         typer.Option(
             "--activations",
             "-a",
-            help="Round layer inputs to this format, or `none`; int8/32:fp32:amax is fast. Default: as the checkpoint has it.",
+            help="Format of layer inputs, or `none`; int8/32:fp32:amax is the fast one. Default: the checkpoint's.",
         ),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of the prompt.")] = 256,

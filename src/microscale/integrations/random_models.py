@@ -80,7 +80,8 @@ def random_llama(
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        model: Any = LlamaForCausalLM(config)
+    model.eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head" and fmt is not None:
@@ -89,7 +90,8 @@ def random_llama(
             replace_module(model, name, QuantizedLinear.from_tensor(packed, activations=activations))
             continue
         for key, parameter in list(module.named_parameters(recurse=False)):
-            values = torch.ones(parameter.shape) if parameter.ndim < 2 else _random_rows(*parameter.shape, generator)
+            shape = tuple(parameter.shape)
+            values = torch.ones(shape) if len(shape) < 2 else _random_rows(shape[0], shape[1], generator)
             setattr(module, key, nn.Parameter(values.to(torch.bfloat16), requires_grad=False))
     return model
 

@@ -115,7 +115,7 @@ class _Plain:
     def __init__(self, module: nn.Linear) -> None:
         weight = module.weight.detach()
         self._weight = (weight if weight.dtype == torch.bfloat16 else weight.to(torch.float32)).contiguous()
-        bias: Tensor | None = module.bias
+        bias = module.get_parameter("bias") if "bias" in dict(module.named_parameters()) else None
         self._bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
         self.rows_out = module.out_features
         self.num_bytes = self._weight.numel() * self._weight.element_size()
