@@ -7,9 +7,9 @@ It runs in an environment of its own, because microscale does not depend on it:
 
 Every line on standard input is one request, every line on standard output its answer; ``{"do": "facts"}`` says what
 runs. A request names the shape, the type (f32, bf16, q8_0, mxfp4), threads, flash attention and repacking; the model
-file is written into the work folder when it is first asked for. All matrices of the blocks get the type, norms stay f32, and
-the answer to ``load`` lists how many tensors of which type llama.cpp reads. Python is kept out of the way: the calls
-are llama.cpp's own ``llama_decode``, and the time is that of the call and of reading the logits.
+file is written into the work folder when it is first asked for. All matrices of the blocks get the type, norms stay
+f32, and the answer to ``load`` lists how many tensors of which type llama.cpp reads. Python is kept out of the way: the
+calls are llama.cpp's own ``llama_decode``, and the time is that of the call and of reading the logits.
 """
 
 from __future__ import annotations

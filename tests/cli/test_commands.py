@@ -14,6 +14,7 @@ import microscale
 from command_line import fail, microscale_command, succeed
 from microscale.cli.output import console, print_json
 from microscale.formats import NAMED_FORMATS
+from microscale.kernels.cpu import native
 from small_models import REPO_ROOT, save_random_model
 
 COMMANDS = ("formats", "quantize", "inspect", "eval", "generate", "compare")
@@ -34,7 +35,8 @@ def test_the_general_help_lists_every_command() -> None:
         assert command in answer
     assert "microscale quantize MODEL --format mxfp4 -o OUT" in " ".join(answer.split())
     assert microscale_command().code == 2  # without arguments: the same text, but nothing was asked for
-    assert succeed("--version").stdout.strip() == f"microscale {microscale.__version__}"
+    level = native.level_name() if native.UNAVAILABLE is None else "none, the slow reference path is in use"
+    assert succeed("--version").stdout.strip() == f"microscale {microscale.__version__} (CPU kernels: {level})"
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

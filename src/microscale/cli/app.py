@@ -13,8 +13,9 @@ from microscale.cli.eval_command import evaluate
 from microscale.cli.formats_command import formats
 from microscale.cli.generate_command import generate
 from microscale.cli.inspect_command import inspect
-from microscale.cli.output import console
+from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
+from microscale.kernels.cpu import native
 
 app = typer.Typer(
     name="microscale",
@@ -34,14 +35,19 @@ app.command("bench")(bench)
 
 def _show_version(value: bool) -> None:
     if value:
-        console.print(f"microscale {__version__}")
+        level = "none, the slow reference path is in use" if native.NATIVE is None else native.level_name()
+        console.print(f"microscale {__version__} (CPU kernels: {level})")
+        tell_missing_kernels()
         raise typer.Exit
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and which CPU kernels run.", callback=_show_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Language models in microscaling (MX) formats: quantize, compare, inspect, score, generate.

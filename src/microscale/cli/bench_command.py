@@ -19,6 +19,7 @@ from microscale.cli.output import (
     print_json,
     print_table,
     progress_bar,
+    tell_missing_kernels,
 )
 from microscale.cli.runtime import engine_facts, float_weights, runtime_text
 from microscale.errors import DtypeError, ModelError, ShapeError
@@ -68,6 +69,7 @@ def bench(
     from microscale.integrations.engines import make_engine
     from microscale.integrations.loading import parse_dtype
 
+    tell_missing_kernels()
     if threads is not None:
         torch.set_num_threads(threads)
     compute_dtype, cache_dtype = parse_dtype(dtype), parse_dtype(cache)

@@ -14,7 +14,15 @@ from rich.table import Table
 from microscale import __version__
 from microscale.checkpoint import write_text_file
 from microscale.cli.eval_command import BatchOption, TextOption, TokensOption, WindowOption, read_text, text_windows
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
+from microscale.cli.output import (
+    JsonOption,
+    SeedOption,
+    command,
+    console,
+    print_json,
+    progress_bar,
+    tell_missing_kernels,
+)
 from microscale.errors import FormatError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
 from microscale.formats import parse_format
@@ -45,6 +53,7 @@ def compare(
     del seed
     from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 
+    tell_missing_kernels()
     chosen = split_formats(formats)
     content = read_text(text)
     tokenizer = load_tokenizer(model)

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
+from microscale.cli.output import (
+    JsonOption,
+    SeedOption,
+    command,
+    console,
+    print_json,
+    progress_bar,
+    tell_missing_kernels,
+)
 from microscale.errors import TextError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW, make_windows, perplexity
 from microscale.nn import cached_weights, prepare_for_inference
@@ -64,6 +72,7 @@ def evaluate(
     del seed
     from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of, parse_dtype
 
+    tell_missing_kernels()
     content = read_text(text)
     compute_dtype = parse_dtype(dtype)
     tokenizer = load_tokenizer(path)

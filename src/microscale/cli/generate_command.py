@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from microscale.cli.eval_command import DtypeOption
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
+from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, tell_missing_kernels
 from microscale.cli.runtime import engine_facts, float_weights, runtime_text
 
 
@@ -34,6 +34,7 @@ def generate(
     from microscale.integrations.generation import encode_prompt, generate_text
     from microscale.integrations.loading import load_tokenizer, parse_dtype
 
+    tell_missing_kernels()
     compute_dtype = parse_dtype(dtype)
     started = time.perf_counter()
     tokenizer = load_tokenizer(path)

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from microscale.errors import MicroscaleError
+from microscale.kernels.cpu import native
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +44,12 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return value
+
+
+def tell_missing_kernels() -> None:
+    """Say on standard error, in one line, that the slow reference path runs and how to get the compiled kernels."""
+    if native.UNAVAILABLE is not None:
+        error_console.print(f"note: {native.UNAVAILABLE}", style="yellow", markup=False, soft_wrap=True)
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:

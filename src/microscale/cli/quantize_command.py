@@ -12,7 +12,15 @@ import typer
 from microscale import __version__
 from microscale.checkpoint import check_target
 from microscale.cli.inspect_command import group_names
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json, progress_bar
+from microscale.cli.output import (
+    JsonOption,
+    SeedOption,
+    command,
+    console,
+    print_json,
+    progress_bar,
+    tell_missing_kernels,
+)
 from microscale.errors import CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import format_name
 from microscale.planning import Inspection, inspect_checkpoint
@@ -57,6 +65,7 @@ def quantize(
     from microscale.integrations.loading import load_original
     from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
 
+    tell_missing_kernels()
     del seed
     started = time.perf_counter()
     flags = {
