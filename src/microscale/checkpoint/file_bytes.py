@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microscale.errors import CheckpointError
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 """What is cast on the way passes through a buffer of this size."""
 
 

@@ -214,17 +214,18 @@ def _read_blocks(path: Path, entry: GgufEntry) -> tuple[Tensor, Tensor]:
                 piece = buffer[: num_blocks - start]
                 read_into(file, piece)
                 scale[start : start + piece.shape[0]] = piece[:, 0]
-                codes[start : start + piece.shape[0]] = _row_major_codes(piece[:, 1:])
+                _write_row_major(codes[start : start + piece.shape[0]], piece[:, 1:])
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: tensor {entry.name!r} cannot be read: {error}") from None
     grid = (*entry.shape[:-1], entry.shape[-1] // BLOCK_SIZE)
     return codes.reshape(*entry.shape[:-1], entry.shape[-1] // 2), scale.reshape(grid)
 
 
-def _row_major_codes(packed: Tensor) -> Tensor:
-    """Turn [..., 16] with elements j and j + 16 in a byte into [..., 16] with elements 2i and 2i + 1."""
-    codes = torch.cat([packed & 0x0F, packed >> 4], dim=-1)
-    return codes[..., 0::2] | codes[..., 1::2] << 4
+def _write_row_major(codes: Tensor, packed: Tensor) -> None:
+    """Turn [blocks, 16] with elements j and j + 16 in byte j into the same with 2i and 2i + 1 in byte i."""
+    pairs = packed.clone(memory_format=torch.contiguous_format).view(torch.int16)
+    codes[:, : BLOCK_SIZE // 4] = (pairs & 0x0F) | (pairs >> 4 & 0xF0)
+    codes[:, BLOCK_SIZE // 4 :] = (pairs >> 4 & 0x0F) | (pairs >> 8 & 0xF0)
 
 
 def _read_floats(path: Path, entry: GgufEntry, dtype: torch.dtype | None) -> Tensor:
