@@ -13,7 +13,8 @@ import transformers
 import microscale
 from microscale.errors import CheckpointNotFoundError, DtypeError, ModelError, ShapeError
 from microscale.integrations.loading import check_local, check_window, parse_dtype, stored_dtype
-from small_models import edit_config, logits, same_bits, save_random_model
+from microscale.nn import NarrowEmbedding
+from small_models import edit_config, logits, read_config, same_bits, save_random_model
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,37 @@ def test_windows_longer_than_the_model(source: Path) -> None:
     check_window(model, 128)
     with pytest.raises(ShapeError, match="longer than the 128 positions"):
         check_window(model, 129)
+
+
+@pytest.mark.parametrize("layout", ["microscale", "compressed-tensors"])
+def test_an_embedding_keeps_the_dtype_of_its_file(source: Path, tmp_path: Path, layout: str) -> None:
+    """Looked up and cast, it gives the numbers of a table cast as a whole; a second saving writes the same values."""
+    microscale.save(microscale.quantize(source, "mxfp4"), tmp_path / "out", layout=layout)
+    model = microscale.load(tmp_path / "out", dtype=torch.float32)
+    table = model.get_input_embeddings()
+    assert isinstance(table, NarrowEmbedding) and table.weight.dtype == torch.bfloat16
+    assert model.dtype == torch.float32 and model.lm_head.weight.dtype == torch.float32
+    expected = microscale.load(tmp_path / "out").to(torch.float32)
+    assert same_bits(logits(model), logits(expected)) and logits(model).dtype == torch.float32
+    microscale.save(model, tmp_path / "again", layout="microscale")
+    assert "narrow_tables" not in (tmp_path / "again" / "config.json").read_text("utf-8")
+    again = microscale.load(tmp_path / "again", dtype=torch.float32)
+    assert same_bits(logits(again), logits(expected))
+    model.save_pretrained(tmp_path / "direct")
+    assert "narrow_tables" not in (tmp_path / "direct" / "config.json").read_text("utf-8")
+
+
+def test_a_tied_embedding_is_as_wide_as_the_model(tmp_path: Path) -> None:
+    tied = save_random_model(tmp_path / "tied", tie_word_embeddings=True)
+    microscale.save(microscale.quantize(tied, "mxfp4"), tmp_path / "out", layout="microscale")
+    model = microscale.load(tmp_path / "out", dtype=torch.float32)
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_narrow_tables_of_a_hostile_config_count_for_nothing(source: Path, tmp_path: Path) -> None:
+    microscale.save(microscale.quantize(source, "mxfp4"), tmp_path / "out", layout="microscale")
+    config = read_config(tmp_path / "out")["quantization_config"]
+    for value in ({"model.embed_tokens": "float8"}, ["x"], 3):
+        edit_config(tmp_path / "out", quantization_config={**config, "narrow_tables": value})
+        assert isinstance(microscale.load(tmp_path / "out").get_input_embeddings(), torch.nn.Embedding)

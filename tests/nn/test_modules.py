@@ -15,7 +15,14 @@ from torch.nn import functional
 from microscale.errors import ShapeError
 from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
-from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear, cached_weights
+from microscale.nn import (
+    ActivationQuantizer,
+    NarrowEmbedding,
+    PackedModule,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    cached_weights,
+)
 from small_models import same_bits, same_tensors
 
 # Beside the named formats: tiles, channels, whole tensors, second levels, wide scales, ragged blocks.
@@ -232,3 +239,16 @@ def test_wrong_inputs() -> None:
 def test_a_shared_weight_is_replaced_in_a_state_dict_of_another_format() -> None:
     with pytest.raises(RuntimeError, match="weight_index"):
         packed_linear("mxfp4").load_state_dict(packed_linear("mxfp4_plus").state_dict())
+
+
+def test_a_narrow_table_is_the_table_cast_as_a_whole() -> None:
+    table = NarrowEmbedding(ROWS, COLS, dtype=torch.bfloat16, output_dtype=torch.float32)
+    table.weight = weight()
+    for indices in (INDICES, INDICES[0, 0], torch.empty(0, dtype=torch.int64)):
+        assert same_bits(table(indices), functional.embedding(indices, weight().to(torch.float32)))
+    for cast in (torch.float16, torch.float32, torch.bfloat16):
+        table.to(cast)
+        assert table.weight.dtype == torch.bfloat16, "the table stays as it is stored"
+        assert same_bits(table(INDICES), functional.embedding(INDICES, weight()).to(cast))
+    assert list(table.state_dict()) == ["weight"] and not list(table.parameters())
+    assert "bfloat16" in repr(table)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microscale.checkpoint.file_bytes import PIECE_BYTES, read_into, read_tensor
 from microscale.checkpoint.gguf_header import GgufEntry, GgufHeader, read_header
 from microscale.checkpoint.gguf_names import ARCHITECTURES, GgufTensor, place_tensors
 from microscale.checkpoint.schema import StoredLayer
@@ -67,13 +68,19 @@ class GgufModel:
             raise CheckpointError(f"{self.path} has no MXFP4 layer {name!r}")
         source = self.sources[name]
         blocks = [_read_blocks(self.path, entry) for entry in source.entries]
-        scale = source.arrange([part[..., 0] for part in blocks])
-        codes = source.arrange([_row_major_codes(part[..., 1:]) for part in blocks])
+        codes = source.arrange([part[0] for part in blocks])
+        scale = source.arrange([part[1] for part in blocks])
         parts = {"codes": codes.flatten(0, -2), "scale": scale.flatten(0, -2).contiguous()}
         return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
 
-    def load_tensor(self, name: str) -> Tensor:
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """Return the float type of a tensor in the file (float32 for what gguf-py dequantizes)."""
+        return _FLOAT_TYPES.get(self.tensors[name].entries[0].type_id, torch.float32)
+
+    def load_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Read a tensor: float32, float16 and bfloat16 as they are, other types dequantized to float32 by gguf-py.
+
+        With ``dtype`` the first three are cast on the way.
 
         Raises:
             CheckpointError: there is no such tensor, or its type cannot be dequantized.
@@ -82,7 +89,7 @@ class GgufModel:
         source = self.tensors.get(name)
         if source is None:
             raise CheckpointError(f"{self.path} has no tensor {name!r} beside its MXFP4 layers")
-        values = source.arrange([_read_floats(self.path, entry) for entry in source.entries])
+        values = source.arrange([_read_floats(self.path, entry, dtype) for entry in source.entries])
         return values.reshape(source.stored_shape).permute(source.axes).contiguous()
 
     def stored_type(self, name: str) -> tuple[str, int]:
@@ -187,34 +194,44 @@ def _library(entry: GgufEntry) -> Any:
     return gguf
 
 
-def _read_bytes(path: Path, entry: GgufEntry) -> Tensor:
-    buffer = bytearray(_entry_bytes(path, entry))
+def _read(path: Path, entry: GgufEntry, dtype: torch.dtype, shape: tuple[int, ...], as_dtype: Any = None) -> Tensor:
     try:
-        with path.open("rb") as file:
-            file.seek(entry.offset)
-            count = file.readinto(buffer)
-    except OSError as error:
+        return read_tensor(path, entry.offset, dtype, shape, as_dtype=as_dtype)
+    except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{path}: tensor {entry.name!r} cannot be read: {error}") from None
-    if count != len(buffer):
-        raise CheckpointError(f"{path}: tensor {entry.name!r} ends after {count} of {len(buffer)} bytes")
-    return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
-def _read_blocks(path: Path, entry: GgufEntry) -> Tensor:
-    """Return the MXFP4 blocks of a tensor as [..., column blocks, 17]."""
-    return _read_bytes(path, entry).reshape(*entry.shape[:-1], entry.shape[-1] // BLOCK_SIZE, BLOCK_BYTES)
+def _read_blocks(path: Path, entry: GgufEntry) -> tuple[Tensor, Tensor]:
+    """Return the row_major codes [..., cols / 2] and the scales [..., column blocks] of an MXFP4 tensor."""
+    num_blocks = math.prod(entry.shape) // BLOCK_SIZE
+    codes = torch.empty(num_blocks, BLOCK_SIZE // 2, dtype=torch.uint8)
+    scale = torch.empty(num_blocks, dtype=torch.uint8)
+    buffer = torch.empty(min(num_blocks, PIECE_BYTES // BLOCK_BYTES), BLOCK_BYTES, dtype=torch.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(entry.offset)
+            for start in range(0, num_blocks, max(1, buffer.shape[0])):
+                piece = buffer[: num_blocks - start]
+                read_into(file, piece)
+                scale[start : start + piece.shape[0]] = piece[:, 0]
+                _write_row_major(codes[start : start + piece.shape[0]], piece[:, 1:])
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{path}: tensor {entry.name!r} cannot be read: {error}") from None
+    grid = (*entry.shape[:-1], entry.shape[-1] // BLOCK_SIZE)
+    return codes.reshape(*entry.shape[:-1], entry.shape[-1] // 2), scale.reshape(grid)
 
 
-def _row_major_codes(packed: Tensor) -> Tensor:
-    """Turn [..., column blocks, 16] with elements j and j + 16 in a byte into [..., cols / 2] with 2i and 2i + 1."""
-    codes = torch.cat([packed & 0x0F, packed >> 4], dim=-1)
-    return (codes[..., 0::2] | codes[..., 1::2] << 4).flatten(-2)
+def _write_row_major(codes: Tensor, packed: Tensor) -> None:
+    """Turn [blocks, 16] with elements j and j + 16 in byte j into the same with 2i and 2i + 1 in byte i."""
+    pairs = packed.clone(memory_format=torch.contiguous_format).view(torch.int16)
+    codes[:, : BLOCK_SIZE // 4] = (pairs & 0x0F) | (pairs >> 4 & 0xF0)
+    codes[:, BLOCK_SIZE // 4 :] = (pairs >> 4 & 0x0F) | (pairs >> 8 & 0xF0)
 
 
-def _read_floats(path: Path, entry: GgufEntry) -> Tensor:
-    raw = _read_bytes(path, entry)
+def _read_floats(path: Path, entry: GgufEntry, dtype: torch.dtype | None) -> Tensor:
     if entry.type_id in _FLOAT_TYPES:
-        return raw.view(_FLOAT_TYPES[entry.type_id]).reshape(entry.shape)
+        return _read(path, entry, _FLOAT_TYPES[entry.type_id], entry.shape, dtype)
+    raw = _read(path, entry, torch.uint8, (_entry_bytes(path, entry),))
     gguf = _library(entry)
     rows = math.prod(entry.shape[:-1])
     try:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from microscale.checkpoint.file_bytes import read_tensor
 from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, CheckpointNotFoundError
 
@@ -62,6 +63,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
+def _data_offsets(file: Path) -> dict[str, int]:
+    """Return where each tensor's bytes begin in a safetensors file whose header safetensors has accepted."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = cast("dict[str, Any]", json.loads(handle.read(length)))
+    return {
+        name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items() if name != "__metadata__"
+    }
+
+
 class CheckpointReader:
     """The tensors and the config of one checkpoint directory; tensors are read only when asked for.
 
@@ -76,6 +87,7 @@ class CheckpointReader:
             raise CheckpointNotFoundError(f"{self.path} is not a directory; give the directory of a Hugging Face model")
         self.config = read_json(self.path / CONFIG_NAME)
         self._file_of: dict[str, Path] = {}
+        self._offset_of: dict[str, int] = {}
         self.infos: dict[str, TensorInfo] = {}
         for file in self._files():
             self._read_header(file)
@@ -117,6 +129,7 @@ class CheckpointReader:
                         raise CheckpointError(f"{file}: tensor {name!r} has the unknown dtype {view.get_dtype()}")
                     self._file_of[name] = file
                     self.infos[name] = TensorInfo(dtype=dtype, shape=tuple(view.get_shape()))
+            self._offset_of.update(_data_offsets(file))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file} is not a whole safetensors file ({error}); it is truncated or damaged: copy it again"
@@ -133,8 +146,8 @@ class CheckpointReader:
                 f"{index_path} promises {len(absent)} tensor(s) that are not there, e.g. {absent[0]!r}"
             )
 
-    def load(self, name: str) -> Tensor:
-        """Read one tensor.
+    def load(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Read one tensor into memory of its own, cast to ``dtype`` on the way where one is given.
 
         Raises:
             CheckpointError: there is no tensor of this name, or its data cannot be read.
@@ -142,10 +155,10 @@ class CheckpointReader:
         file = self._file_of.get(name)
         if file is None:
             raise CheckpointError(f"{self.path} has no tensor {name!r}; the checkpoint is incomplete")
+        info = self.infos[name]
         try:
-            with safe_open(str(file), framework="pt") as handle:
-                return handle.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+            return read_tensor(file, self._offset_of[name], info.dtype, info.shape, as_dtype=dtype)
+        except (CheckpointError, OSError) as error:
             raise CheckpointError(f"{file}: tensor {name!r} cannot be read ({error})") from None
 
     @property

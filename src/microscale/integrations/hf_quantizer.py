@@ -25,7 +25,8 @@ from microscale.checkpoint import StoredLayer
 from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
-from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.integrations.pending import PendingTensor
+from microscale.nn import ActivationQuantizer, NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.apply import replace_module, untie
 from microscale.recipes.plan import is_transposed
 
@@ -39,6 +40,7 @@ class MicroscaleConfig(QuantizationConfigMixin):
         schemes: list[dict[str, Any]] | None = None,
         layers: dict[str, Any] | None = None,
         unquantized: list[str] | None = None,
+        narrow_tables: Mapping[str, torch.dtype] | None = None,
         **others: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD  # pyright: ignore[reportAttributeAccessIssue]
@@ -46,6 +48,9 @@ class MicroscaleConfig(QuantizationConfigMixin):
         self.schemes = schemes or []
         self.layers = layers or {}
         self.unquantized = unquantized or []
+        # Embeddings that keep a narrower dtype than the model's: said by our loader alone, never read from a file.
+        tables = narrow_tables if isinstance(narrow_tables, Mapping) else {}
+        self.narrow_tables = {name: dtype for name, dtype in tables.items() if isinstance(dtype, torch.dtype)}
         self.others = {key: value for key, value in others.items() if key not in ("quant_method", "others")}
 
     @classmethod
@@ -89,6 +94,8 @@ class MicroscaleQuantizer(HfQuantizer):
             module = empty_module(model.get_submodule(name), layer, cast(torch.dtype, model.config.dtype))
             replace_module(model, name, module)
         untie(model, set(layers))
+        for name, stored in config.narrow_tables.items():
+            keep_narrow(model, name, stored)
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> Any:
         """Never cast a packed part or a range: their dtypes belong to the format."""
@@ -97,7 +104,10 @@ class MicroscaleQuantizer(HfQuantizer):
         leaf = name.rpartition(".")[2]
         if leaf.startswith("weight_") or name.endswith("activations.amax"):
             return None
-        return cast(Any, super()).get_new_dtype(converter, param, dtype)
+        wanted = cast(Any, super()).get_new_dtype(converter, param, dtype)
+        if isinstance(param, PendingTensor):
+            param.wanted = wanted
+        return wanted
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, module in model.named_modules():
@@ -167,6 +177,22 @@ def empty_module(old: nn.Module, layer: StoredLayer, dtype: torch.dtype) -> Pack
     for part in module.modules():
         part.__dict__["_is_hf_initialized"] = True
     return module
+
+
+def keep_narrow(model: Any, name: str, stored: torch.dtype) -> None:
+    """Replace a plain embedding that is tied to nothing by one that keeps the dtype of the file."""
+    old = dict(model.named_modules()).get(name)
+    if type(old) is not nn.Embedding or model.config.get_text_config().tie_word_embeddings:
+        return
+    module = NarrowEmbedding(
+        old.num_embeddings,
+        old.embedding_dim,
+        dtype=stored,
+        output_dtype=cast(torch.dtype, model.config.dtype),
+        device=old.weight.device,
+    )
+    module.__dict__["_is_hf_initialized"] = True
+    replace_module(model, name, module)
 
 
 def check_loaded(name: str, module: PackedModule) -> None:

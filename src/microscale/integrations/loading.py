@@ -34,7 +34,9 @@ from microscale.errors import (
 )
 from microscale.formats import RangeKind
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
+from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
+from microscale.kernels.reference.quantize import FLOAT_DTYPES
 from microscale.tensor import QuantizedTensor
 
 LIBRARY_ERRORS = (
@@ -86,8 +88,9 @@ def check_not_missing(path: str | Path) -> None:
         )
 
 
-def _from_pretrained(path: str | Path | None, **options: Any) -> Any:
-    """Call transformers, quietly, and turn what it raises into our classes."""
+def _from_pretrained(path: str | Path | None, label: str | Path = "the model", **options: Any) -> Any:
+    """Call transformers, quietly, and turn what it raises into our classes; ``label`` names a model without a path."""
+    label = path or label
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     bar_enabled = transformers_logging.is_progress_bar_enabled()
@@ -100,7 +103,7 @@ def _from_pretrained(path: str | Path | None, **options: Any) -> Any:
     except MicroscaleError:
         raise
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{path or 'the model'} cannot be loaded: {error}") from error
+        raise ModelError(f"{label} cannot be loaded: {error}") from error
     finally:
         transformers_logging.set_verbosity(level)
         if bar_enabled:
@@ -108,13 +111,13 @@ def _from_pretrained(path: str | Path | None, **options: Any) -> Any:
     missing = sorted(str(name) for name in info.get("missing_keys", ()))
     if missing:
         raise ModelError(
-            f"{path or 'the checkpoint'} lacks {len(missing)} tensor(s) of the model, e.g. {missing[0]!r};"
+            f"{label} lacks {len(missing)} tensor(s) of the model, e.g. {missing[0]!r};"
             " they would be random numbers. The checkpoint is incomplete or of another architecture"
         )
     unused = sorted(str(name) for name in info.get("unexpected_keys", ()))
     if unused:
         warnings.warn(
-            f"{path or 'the checkpoint'} holds {len(unused)} tensor(s) that the model has no place for, e.g."
+            f"{label} holds {len(unused)} tensor(s) that the model has no place for, e.g."
             f" {unused[0]!r}; they were left out",
             stacklevel=4,
         )
@@ -152,9 +155,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     if reader is None or reader.quantization_config is None:
         return _from_pretrained(path, dtype=dtype or "auto")
     layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
-    if isinstance(layout, NativeLayout):
-        return _from_pretrained(path, dtype=dtype or "auto")
-    model = _load_foreign(_file_source(reader, layout, layers), dtype or reader.dtype)
+    source = _file_source(reader, layout, layers)
+    own = source.config.quantization_config if isinstance(layout, NativeLayout) else None
+    model = _load_packed(source, dtype or reader.dtype, own)
     note = getattr(model.config, "microscale", None)
     if isinstance(note, dict):  # save_pretrained will write our layout
         model.config.microscale = {**cast("dict[str, Any]", note), "layout": NativeLayout.name}
@@ -168,26 +171,30 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A checkpoint of another tool: its quantized layers, its other tensors, and the model's config."""
+    """A quantized checkpoint: where it is, its quantized layers, its other tensors, and the model's config."""
 
+    path: Path
     config: Any
     layers: dict[str, StoredLayer]
     load_layer: Callable[[StoredLayer], QuantizedTensor]
-    others: dict[str, Callable[[], Tensor]]
+    others: dict[str, PendingTensor]
 
 
 def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str, StoredLayer]) -> _Source:
     consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
-    others: dict[str, Callable[[], Tensor]] = {}
+    others: dict[str, PendingTensor] = {}
     for name, layer in layers.items():
         static = range_name(layer)
-        if static is not None and layer.activations is not None and layer.activations.range is RangeKind.STATIC:
+        is_static = layer.activations is not None and layer.activations.range is RangeKind.STATIC
+        if static is not None and is_static and not isinstance(layout, NativeLayout):
             consumed.add(f"{name}.input_global_scale")
-            others[static] = functools.partial(_static_range, reader, f"{name}.input_global_scale")
-    for name in reader.infos:
+            load = functools.partial(_static_range, reader, f"{name}.input_global_scale")
+            others[static] = PendingTensor(dtype=torch.float32, load=load)
+    for name, info in reader.infos.items():
         if name not in consumed:
-            others[name] = functools.partial(reader.load, name)
+            others[name] = PendingTensor(dtype=info.dtype, load=functools.partial(reader.load, name))
     return _Source(
+        path=reader.path,
         config=_read_config(reader.path),
         layers=layers,
         load_layer=lambda layer: layout.unpack(layer, reader.load),
@@ -207,7 +214,8 @@ def _read_config(path: str | Path) -> Any:
         raise ModelError(f"{path} has no config that can be read: {error}") from error
 
 
-def _static_range(reader: CheckpointReader, name: str) -> Tensor:
+def _static_range(reader: CheckpointReader, name: str, dtype: torch.dtype | None) -> Tensor:
+    del dtype  # a range is float32 in every model
     scale = reader.load(name).to(torch.float32)
     if scale.numel() != 1 or not (bool(torch.isfinite(scale).all()) and bool((scale > 0).all())):
         raise CheckpointError(f"tensor {name!r} must be one finite and positive number, got {scale.tolist()}")
@@ -231,18 +239,25 @@ def _load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
             stacklevel=3,
         )
     source = _Source(
+        path=path,
         config=config,
         layers=dict(found.layers),
         load_layer=lambda layer: found.load_layer(layer.name),
-        others={name: functools.partial(found.load_tensor, name) for name in found.tensors},
+        others={
+            name: PendingTensor(dtype=found.stored_dtype(name), load=functools.partial(found.load_tensor, name))
+            for name in found.tensors
+        },
     )
-    return _load_foreign(source, dtype or torch.bfloat16)
+    return _load_packed(source, dtype or torch.bfloat16, None)
 
 
-def _load_foreign(source: _Source, dtype: torch.dtype) -> Any:
-    """Build the model from a state dict in the names of our layout."""
+def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None) -> Any:
+    """Build the model from a state dict in the names of our layout; ``own`` is the config of a file in our layout.
+
+    Packed parts are read into the memory where they stay; all other tensors are read when the model takes them.
+    """
     native = NativeLayout()
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor | PendingTensor] = {}
     packed: dict[str, StoredLayer] = {}
     is_transposed = getattr(source.config, "model_type", "") == "gpt_oss"
     for name, layer in source.layers.items():
@@ -258,17 +273,24 @@ def _load_foreign(source: _Source, dtype: torch.dtype) -> Any:
         warnings.warn(
             f"{num_expanded} expert tensors were expanded to floats: packed experts do not run yet", stacklevel=4
         )
-    state.update({name: load() for name, load in source.others.items()})
+    state.update(source.others)
     config = source.config
-    _settle_tying(config, packed, state)
+    if own is None:
+        _settle_tying(config, packed, state)
     if packed:
-        config.quantization_config = MicroscaleConfig.from_layers(packed, []).to_dict()
+        narrow = {
+            name.removesuffix(".weight"): pending.dtype
+            for name, pending in source.others.items()
+            if name.endswith(".weight") and pending.dtype in FLOAT_DTYPES and pending.dtype.itemsize < dtype.itemsize
+        }
+        described = MicroscaleConfig.from_layers(packed, []).to_dict() if own is None else own
+        config.quantization_config = {**described, "narrow_tables": narrow}
     elif hasattr(config, "quantization_config"):
         del config.quantization_config
-    return _from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    return _from_pretrained(None, label=source.path, config=config, state_dict=state, dtype=dtype)
 
 
-def _settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Tensor]) -> None:
+def _settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Tensor | PendingTensor]) -> None:
     """Give a head that is tied to a packed embedding its own packed copy; a packed head is never tied."""
     heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
     embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]

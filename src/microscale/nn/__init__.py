@@ -1,13 +1,14 @@
 """Modules that hold packed weights and call the kernels."""
 
 from microscale.nn.activation import ActivationQuantizer, observe_activations
-from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 
 __all__ = [
     "ActivationQuantizer",
+    "NarrowEmbedding",
     "PackedModule",
     "QuantizedEmbedding",
     "QuantizedLinear",

@@ -1,4 +1,4 @@
-"""QuantizedEmbedding: a look-up table with packed rows."""
+"""Look-up tables that are narrower in memory than in use: QuantizedEmbedding (packed rows) and NarrowEmbedding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from microscale.formats import Format
@@ -52,3 +52,42 @@ class QuantizedEmbedding(PackedModule):
                 return dequantize(chosen, self.output_dtype).reshape(*indices.shape, self.embedding_dim)
             cached = dequantize(self.tensor, self.output_dtype)
         return functional.embedding(indices, cached)
+
+
+class NarrowEmbedding(nn.Module):
+    """A float table that stays in the dtype of its file, beside a model that computes in a wider one.
+
+    Rows are cast when they are looked up, which is exact, so the results are those of a table cast as a whole. The
+    table is a buffer, and casting the module (``to(dtype)``, ``half()``) changes :attr:`output_dtype` alone.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        dtype: torch.dtype,
+        output_dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.output_dtype = output_dtype
+        self.register_buffer("weight", torch.empty(num_embeddings, embedding_dim, dtype=dtype, device=device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NarrowEmbedding:
+        before = self.weight
+        super()._apply(fn, recurse)
+        if self.weight.dtype != before.dtype:
+            self.weight = before.to(self.weight.device)
+        self.output_dtype = fn(torch.empty(0, dtype=self.output_dtype)).dtype
+        return self
+
+    def forward(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... embedding_dim"]:
+        """Look rows up; the result has the float dtype of the model (:attr:`output_dtype`)."""
+        return functional.embedding(indices, self.weight).to(self.output_dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}x{self.embedding_dim}, {self.weight.dtype}"

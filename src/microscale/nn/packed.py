@@ -23,9 +23,10 @@ class PackedModule(nn.Module):
     """A module with one packed weight; its bytes are those of the checkpoint, until :meth:`set_layout` moves them.
 
     The state dict holds the parts of row_major in any layout. A move to another device brings row_major back: the
-    other layouts belong to kernels of the CPU. Casting the module (``to(dtype)``, ``half()``) never touches the packed parts: their dtypes belong to the
-    format. ``method`` records how the codes were found, ``kind`` what the module stands for in the model:
-    ``linear``, ``conv1d`` (a linear layer whose float weight the model keeps as [in, out]) or ``embedding``.
+    other layouts belong to kernels of the CPU. Casting the module (``to(dtype)``, ``half()``) never touches the packed
+    parts: their dtypes belong to the format. ``method`` records how the codes were found, ``kind`` what the module
+    stands for in the model: ``linear``, ``conv1d`` (a linear layer whose float weight the model keeps as [in, out])
+    or ``embedding``.
     """
 
     def __init__(

@@ -1,0 +1,87 @@
+"""How much resident memory grows while a packed checkpoint is loaded and laid out: mapped file pages count too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import microscale
+from small_models import save_random_model
+
+SAMPLER = """
+import json, sys, threading, time
+import torch
+import microscale
+from microscale.integrations.loading import load_model
+from microscale.nn import lay_out
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def measure(path, dtype):
+    before, peak, done = resident(), [0], threading.Event()
+    def sample():
+        while not done.is_set():
+            peak[0] = max(peak[0], resident())
+            time.sleep(0.002)
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    model = load_model(path, dtype=dtype)
+    loaded = max(peak[0], resident())
+    lay_out(model, "rows16")
+    done.set()
+    sampler.join()
+    return loaded - before, max(peak[0], resident()) - before
+
+torch.set_num_threads(1)
+small, path, dtype = sys.argv[1:]
+measure(small, None)  # whatever is imported or set up at the first use
+print(json.dumps(measure(path, getattr(torch, dtype))))
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    microscale.save(microscale.quantize(save_random_model(folder / "source"), "mxfp4"), folder / "packed")
+    return folder / "packed"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 110 million parameters, the embedding and the head unquantized as usual."""
+    folder = tmp_path_factory.mktemp("large")
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 7, "vocab_size": 2048}
+    model = microscale.quantize(save_random_model(folder / "source", **shape), "mxfp4")
+    for layout in ("microscale", "compressed-tensors"):
+        microscale.save(model, folder / layout, layout=layout)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("layout", ["microscale", "compressed-tensors"])
+def test_loading_takes_little_more_than_the_file(small: Path, large: Path, layout: str, dtype: str) -> None:
+    """Twice the file, as mapping and copying takes, cannot pass; float32 widens the head, which is in the bound."""
+    path = large / layout
+    result = subprocess.run(
+        [sys.executable, "-c", SAMPLER, str(small), str(path), dtype],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    loaded, laid_out = json.loads(result.stdout)
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    head = 2048 * 1024 * (torch.float32.itemsize - torch.bfloat16.itemsize) if dtype == "float32" else 0
+    slack = 5_000_000
+    assert loaded <= 1.05 * size + head + slack
+    assert laid_out <= 1.15 * size + head + slack
