@@ -39,6 +39,10 @@ class Request:
     device: torch.device
     dtype: torch.dtype
     layout: str
+    activations: Format | None = None
+    """``linear``: the format that the inputs are rounded to on the fly."""
+    records_gradient: bool = False
+    """Whether autograd must see the operation."""
 
     def __str__(self) -> str:
         return (
@@ -77,6 +81,10 @@ def _cpu_refusal(request: Request) -> str | None:
         return f"runs on the CPU only, not on {request.device}"
     if request.dtype not in CPU_DTYPES:
         return f"takes float32, bfloat16 and float16 only, not {request.dtype}"
+    if request.operation is Operation.LINEAR:
+        if request.records_gradient:
+            return "does not record gradients"
+        return cpu.linear_refusal(request.layout, request.activations)
     if request.layout != ROW_MAJOR:
         return f"reads the layout row_major only, not {request.layout}"
     if request.operation is Operation.DEQUANTIZE:
@@ -90,6 +98,7 @@ CPU = Backend(
         Operation.QUANTIZE: cpu.quantize,
         Operation.DEQUANTIZE: cpu.dequantize,
         Operation.FAKE_QUANTIZE: cpu.fake_quantize,
+        Operation.LINEAR: cpu.linear,
     },
     why_not=_cpu_refusal,
 )

@@ -88,15 +88,35 @@ def fake_quantize(
 
 
 def linear(
-    inputs: Float[Tensor, "... cols"], weight: QuantizedTensor, bias: Float[Tensor, "rows"] | None = None
+    inputs: Float[Tensor, "... cols"],
+    weight: QuantizedTensor,
+    bias: Float[Tensor, "rows"] | None = None,
+    *,
+    activations: Format | str | None = None,
 ) -> Float[Tensor, "... rows"]:
-    """Return inputs @ dequantize(weight).T + bias in the dtype of the inputs.
+    """Return x @ dequantize(weight).T + bias in the dtype of the inputs, x = fake_quantize(inputs, activations).
 
-    The weight is [rows, cols]; its values are cast to the dtype of the inputs before the product.
+    The weight is [rows, cols]. ``activations`` is the format that the inputs are rounded to on the fly, exactly; None
+    keeps them as they are.
+
+    Exactness: every product is of exact factors. With e the unit roundoff of float32 (2^-24), s = sum |x_i w_i| + |bias|
+    and n = cols + 4 * blocks of a row + 4, a float32 result differs from the exact one by at most n * e * s plus cols *
+    2^-100 * max |w|; bfloat16 and float16 results by one rounding to that dtype more. (A block's sum is rounded at most
+    3 times more, and subnormal factors may count as 0.) A backend may also cast weights and rounded activations to the
+    dtype of the inputs before the product, as the reference does: one rounding more for each. The result does not
+    depend on the number of threads, nor on the other rows of the inputs (but for a format with a scale of the whole
+    tensor, and for which of the kernels for one row and for many is taken).
+
+    Special values: NaN or Inf in a row of inputs, or a NaN scale of the weight, make the outputs that they enter NaN or
+    Inf; no rows give no outputs.
 
     Raises:
         ShapeError: shapes that do not fit together.
+        DtypeError: inputs that are not a float tensor.
     """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DtypeError(f"linear takes a float tensor as inputs, got {found}; cast it first")
     if len(weight.shape) != 2 or inputs.dim() == 0 or inputs.shape[-1] != weight.cols:
         raise ShapeError(
             "linear takes inputs [..., cols] and a weight [rows, cols], got"
@@ -104,8 +124,19 @@ def linear(
         )
     if bias is not None and tuple(bias.shape) != (weight.rows,):
         raise ShapeError(f"the bias of a weight {list(weight.shape)} is [{weight.rows}], got {list(bias.shape)}")
-    request = _tensor_request(Operation.LINEAR, weight, inputs.dtype)
-    return choose(request).implementations[Operation.LINEAR](inputs, weight, bias)
+    if torch.compiler.is_compiling():
+        return torch_ops.traced_linear(inputs, weight, bias, activations)
+    record = None if activations is None else parse_format(activations)
+    request = Request(
+        operation=Operation.LINEAR,
+        format=weight.format,
+        device=inputs.device,
+        dtype=inputs.dtype,
+        layout=weight.layout,
+        activations=record,
+        records_gradient=torch.is_grad_enabled() and inputs.requires_grad,
+    )
+    return choose(request).implementations[Operation.LINEAR](inputs, weight, bias, record)
 
 
 def _check_tensor(values: object, name: str) -> None:

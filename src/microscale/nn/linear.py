@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microscale.formats import ActivationSpec, Format
+from microscale.formats import ActivationSpec, Format, RangeKind
 from microscale.kernels import linear
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.packed import PackedModule
@@ -67,10 +67,14 @@ class QuantizedLinear(PackedModule):
 
     def forward(self, inputs: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
         """Apply the layer to inputs of any float dtype that the bias has too."""
-        if self.activations is not None:
-            inputs = self.activations(inputs)
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         cached = self.float_weight(inputs.dtype)
+        rounding = None
+        if self.activations is not None:
+            if cached is None and self.activations.spec.range is RangeKind.DYNAMIC and inputs.numel():
+                rounding = self.activations.spec.format
+            else:
+                inputs = self.activations(inputs)
         if cached is not None:
             return functional.linear(inputs, cached, bias)
-        return linear(inputs, self.tensor, bias)
+        return linear(inputs, self.tensor, bias, activations=rounding)

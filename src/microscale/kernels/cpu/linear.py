@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -21,6 +22,7 @@ from microscale.formats import Format
 from microscale.kernels.cpu.activations import activation_refusal, plan_activations
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
+from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.tensor import QuantizedTensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -131,6 +133,14 @@ def prepare_linear(
     )
 
 
+def linear_refusal(layout: str, activations: Format | None) -> str | None:
+    """Return why :func:`linear` cannot multiply by a weight, or None where it can."""
+    if layout != ROWS16:
+        return f"reads weights in the layout {ROWS16} only, not {layout}"
+    refusal = activation_refusal(activations)
+    return None if refusal is None else f"cannot round its input on the fly: {refusal}"
+
+
 def _check_group(packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], combine: Combine) -> None:
     shapes = [(weight.rows, weight.cols) for weight in packed]
     if not packed or len(packed) != len(biases) or len({cols for _, cols in shapes}) != 1:
@@ -140,3 +150,53 @@ def _check_group(packed: Sequence[PackedWeight], biases: Sequence[Tensor | None]
     for bias, (rows, _) in zip(biases, shapes, strict=True):
         if bias is not None and tuple(bias.shape) != (rows,):
             raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
+
+
+CACHED_CALLS = 4096
+"""How many prepared calls :func:`linear` remembers: enough for every layer of a large model."""
+
+_calls: OrderedDict[Hashable, LinearCall] = OrderedDict()
+
+
+def linear(
+    inputs: Float[Tensor, "... cols"],
+    weight: QuantizedTensor,
+    bias: Float[Tensor, "rows"] | None,
+    activations: Format | None,
+) -> Float[Tensor, "... rows"]:
+    """Return inputs @ weight.T + bias; see :func:`microscale.kernels.ops.linear` for the contract.
+
+    The prepared call is remembered by the addresses of the weight's parts and by all else that it is made of.
+    """
+    matrix = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    out = torch.empty(matrix.shape[0], weight.rows, dtype=inputs.dtype)
+    if matrix.shape[0]:
+        _remembered(weight, activations, inputs.dtype).run(matrix, out)
+    if bias is not None:
+        out += bias
+    return out.reshape(*inputs.shape[:-1], weight.rows)
+
+
+def _remembered(weight: QuantizedTensor, activations: Format | None, dtype: torch.dtype) -> LinearCall:
+    parts = weight.parts
+    if any(name.startswith("sparse_") for name in parts) or not all(part.is_contiguous() for part in parts.values()):
+        return prepare_linear([weight], [None], activations, dtype=dtype)  # holds copies of what may change
+    level_of_tensor = parts.get("tensor_inv_scale")
+    key = (
+        weight.format,
+        weight.shape,
+        dtype,
+        activations,
+        tuple(part.data_ptr() for part in parts.values()),
+        None if level_of_tensor is None else float(level_of_tensor),
+    )
+    found = _calls.get(key)
+    if found is None:
+        made = prepare_linear([weight], [None], activations, dtype=dtype)
+        # Without the tensors: the addresses are the key, so that a call is right whenever it is found.
+        plan, packed = made.kept[:2]
+        found = replace(made, kept=(plan, replace(packed, kept=())))
+        _calls[key] = found
+        if len(_calls) > CACHED_CALLS:
+            _calls.popitem(last=False)
+    return found

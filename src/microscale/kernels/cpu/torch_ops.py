@@ -1,7 +1,7 @@
 """torch.library operators, so that torch.compile and torch.export see one node instead of our Python.
 
-``microscale::fake_quantize`` and ``microscale::dequantize`` run the operation of the same name through the dispatcher,
-on any device. Formats travel as their spec, packed tensors as a list of parts with their names. Eager code does not
+``microscale::fake_quantize``, ``microscale::dequantize`` and ``microscale::linear`` run the operation of the same name
+through the dispatcher, on any device. Formats travel as their spec, packed tensors as a list of parts with their names. Eager code does not
 pass here: the operators cost more than a small kernel.
 """
 
@@ -64,6 +64,58 @@ def _(
     return parts[0].new_empty(tuple(shape), dtype=dtype)
 
 
+@torch.library.custom_op(
+    "microscale::linear",
+    mutates_args=(),
+    schema=(
+        "(Tensor inputs, Tensor[] parts, str[] names, str format, SymInt rows, ScalarType dtype, str layout,"
+        " Tensor? bias, str? activations) -> Tensor"
+    ),
+)
+def linear_operator(
+    inputs: Tensor,
+    parts: Sequence[Tensor],
+    names: Sequence[str],
+    format: str,
+    rows: int,
+    dtype: torch.dtype,
+    layout: str,
+    bias: Tensor | None,
+    activations: str | None,
+) -> Tensor:
+    """Run linear on the named parts of a weight [rows, cols]."""
+    shape = (rows, inputs.shape[-1])
+    record = parse_format(format)
+    weight = QuantizedTensor(
+        format=record, shape=shape, dtype=dtype, parts=dict(zip(names, parts, strict=True)), layout=layout
+    )
+    rounding = None if activations is None else parse_format(activations)
+    request = Request(
+        operation=Operation.LINEAR,
+        format=record,
+        device=inputs.device,
+        dtype=inputs.dtype,
+        layout=layout,
+        activations=rounding,
+    )
+    return choose(request).implementations[Operation.LINEAR](inputs, weight, bias, rounding)
+
+
+@linear_operator.register_fake
+def _(
+    inputs: Tensor,
+    parts: Sequence[Tensor],
+    names: Sequence[str],
+    format: str,
+    rows: int,
+    dtype: torch.dtype,
+    layout: str,
+    bias: Tensor | None,
+    activations: str | None,
+) -> Tensor:
+    return inputs.new_empty((*inputs.shape[:-1], rows))
+
+
 @torch.compiler.assume_constant_result
 def spec_of(fmt: Format | str) -> str:
     """Return the spec of a format; a constant for the compiler, which need not read our records."""
@@ -86,4 +138,24 @@ def traced_dequantize(tensor: QuantizedTensor, dtype: torch.dtype) -> Float[Tens
         list(tensor.shape),
         dtype,
         tensor.layout,
+    )
+
+
+def traced_linear(
+    inputs: Float[Tensor, "... cols"],
+    weight: QuantizedTensor,
+    bias: Float[Tensor, "rows"] | None,
+    activations: Format | str | None,
+) -> Float[Tensor, "... rows"]:
+    """Put linear into the graph that is being traced."""
+    return torch.ops.microscale.linear(
+        inputs,
+        list(weight.parts.values()),
+        list(weight.parts),
+        spec_of(weight.format),
+        weight.shape[0],
+        weight.dtype,
+        weight.layout,
+        bias,
+        None if activations is None else spec_of(activations),
     )

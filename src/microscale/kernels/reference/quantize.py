@@ -146,9 +146,14 @@ def join_rows(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def linear(
-    inputs: Float[Tensor, "... cols"], weight: QuantizedTensor, bias: Float[Tensor, "rows"] | None
+    inputs: Float[Tensor, "... cols"],
+    weight: QuantizedTensor,
+    bias: Float[Tensor, "rows"] | None,
+    activations: Format | None = None,
 ) -> Float[Tensor, "... rows"]:
     """Return inputs @ dequantize(weight).T + bias, computed in the dtype of the inputs."""
+    if activations is not None and inputs.numel():
+        inputs = fake_quantize(inputs, activations, name="the inputs of linear")
     return functional.linear(inputs, dequantize(weight, inputs.dtype), bias)
 
 

@@ -268,5 +268,3 @@ def encode_zero_point(zero: Float[Tensor, "..."], fmt: BlockFormat) -> Shaped[Te
         assert isinstance(fmt.element, IntElement)
         return zero.clamp(0, fmt.element.max_code).to(torch.uint8)
     return encode_scale(zero, zero_point_element(fmt))
-
-
