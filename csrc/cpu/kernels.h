@@ -22,7 +22,8 @@ constexpr int kNumLevels = 4;
   X(ActivationKernels, activation)   \
   X(QuantizeKernels, quantize)       \
   X(DequantizeKernels, dequantize)   \
-  X(DecoderKernels, decoder)
+  X(DecoderKernels, decoder)         \
+  X(FusedKernels, fused)
 
 #define MS_FORWARD(type, member) struct type;
 #define MS_MEMBER(type, member) const type* member;
@@ -91,6 +92,32 @@ struct DequantizeArgs {
 
 struct DequantizeKernels {
   void (*dequantize)(const DequantizeArgs& args);
+};
+
+// ------------------------------------------------------------------------------------------ fused
+
+enum class FusedOperation : int32_t { rms_norm = 0, silu_mul = 1, gather = 2, hadamard = 3 };
+
+struct FusedArgs {
+  FusedOperation operation;
+  Dtype dtype;  // of values and result
+  const void* values;
+  int64_t rows, cols;      // of the result
+  int64_t source_cols;     // gather: of the values
+  const void* other;       // RMSNorm: weight [cols]; SiLU: up [rows, cols]
+  Dtype other_dtype;       // of RMSNorm's weight
+  const int64_t* columns;  // gather: [cols]
+  const float* signs;      // Hadamard: [cols] or null
+  int64_t size;            // Hadamard: 16 to 128
+  float eps;
+  void* result;  // or null: quantize
+  int threads;
+};
+
+struct FusedKernels {
+  // Fills `result`, or the parts of `out` (format, codes, scale, index, zero_point) with the counts of quantize.
+  // Returns how many columns of a gather lie outside of the values; then nothing is read or written.
+  int64_t (*fused)(const FusedArgs& args, const QuantizeArgs& out, int64_t* counts);
 };
 
 }  // namespace ms

@@ -62,3 +62,86 @@ def check_amax(amax: Tensor | None, fmt: Format, rows: int, cols: int, name: str
 def _fits(shape: tuple[int, ...], grid: tuple[int, int]) -> bool:
     padded = (1,) * (2 - len(shape)) + tuple(shape)
     return len(padded) == 2 and all(size in (1, wanted) for size, wanted in zip(padded, grid, strict=True))
+
+
+HADAMARD_SIZES = (16, 32, 64, 128)
+"""Block lengths of the Walsh-Hadamard transform."""
+
+
+def check_float(values: Tensor, name: str) -> None:
+    """Refuse what is not a float32, bfloat16 or float16 tensor with at least one axis.
+
+    Raises:
+        DtypeError: another dtype.
+        ShapeError: a scalar.
+    """
+    if values.dtype not in FLOAT_DTYPES:
+        raise DtypeError(f"{name} must be float32, bfloat16 or float16, got {values.dtype}; cast it first")
+    if values.dim() == 0:
+        raise ShapeError(f"{name} needs at least one axis, got a scalar; reshape it to [1]")
+
+
+def check_rms_norm(values: Tensor, weight: Tensor) -> None:
+    """Check that a weight belongs to the last axis.
+
+    Raises:
+        DtypeError: not a float.
+        ShapeError: another length.
+    """
+    check_float(values, "the input of rms_norm")
+    check_float(weight, "the weight of rms_norm")
+    if tuple(weight.shape) != (values.shape[-1],):
+        raise ShapeError(f"the weight of rms_norm must be [{values.shape[-1]}], got {list(weight.shape)}")
+
+
+def check_silu_mul(gate: Tensor, up: Tensor) -> None:
+    """Check that gate and up belong together.
+
+    Raises:
+        DtypeError: not a float, or two dtypes.
+        ShapeError: two shapes.
+    """
+    check_float(gate, "the gate of silu_mul")
+    check_float(up, "the up of silu_mul")
+    if up.dtype != gate.dtype:
+        raise DtypeError(f"gate and up of silu_mul must have one dtype, got {gate.dtype} and {up.dtype}")
+    if up.shape != gate.shape:
+        raise ShapeError(f"gate and up of silu_mul must have one shape, got {list(gate.shape)} and {list(up.shape)}")
+
+
+def check_gather(values: Tensor, columns: Tensor) -> None:
+    """Check the columns of a gather; their range is checked by who reads them.
+
+    Raises:
+        DtypeError: values that are no floats, or columns that are not int64.
+        ShapeError: columns with more or fewer than one axis.
+    """
+    check_float(values, "the input of gather_quantize")
+    if columns.dtype != torch.int64:
+        raise DtypeError(f"the columns of gather_quantize must be int64, got {columns.dtype}")
+    if columns.dim() != 1:
+        raise ShapeError(f"the columns of gather_quantize must have one axis, got {list(columns.shape)}")
+
+
+def outside_message(columns: Tensor, cols: int) -> str:
+    """Return what every backend says of columns that do not exist."""
+    wrong = int(((columns < 0) | (columns >= cols)).sum())
+    return f"the columns of gather_quantize must be from 0 to {cols - 1}, but {wrong} of {columns.numel()} are not"
+
+
+def check_hadamard(values: Tensor, size: int, signs: Tensor | None) -> None:
+    """Check that blocks of ``size`` fill the last axis.
+
+    Raises:
+        DtypeError: values that are no floats, or signs that are not float32.
+        ShapeError: a size that is not possible, an axis that it does not divide, signs of another length.
+    """
+    check_float(values, "the input of hadamard")
+    if size not in HADAMARD_SIZES:
+        raise ShapeError(f"the size of hadamard is one of {', '.join(map(str, HADAMARD_SIZES))}, got {size}")
+    if values.shape[-1] % size:
+        raise ShapeError(f"hadamard needs a last axis that {size} divides, got {values.shape[-1]}")
+    if signs is not None and signs.dtype != torch.float32:
+        raise DtypeError(f"the signs of hadamard must be float32, got {signs.dtype}")
+    if signs is not None and tuple(signs.shape) != (values.shape[-1],):
+        raise ShapeError(f"the signs of hadamard must be [{values.shape[-1]}], got {list(signs.shape)}")

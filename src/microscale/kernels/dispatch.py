@@ -28,14 +28,21 @@ class Operation(Enum):
     DEQUANTIZE = "dequantize"
     FAKE_QUANTIZE = "fake_quantize"
     LINEAR = "linear"
+    RMS_NORM = "rms_norm"
+    SILU_MUL = "silu_mul"
+    HADAMARD = "hadamard"
+    RMS_NORM_QUANTIZE = "rms_norm_quantize"
+    SILU_MUL_QUANTIZE = "silu_mul_quantize"
+    GATHER_QUANTIZE = "gather_quantize"
+    HADAMARD_QUANTIZE = "hadamard_quantize"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a backend is asked to do: the facts that decide whether it can."""
+    """What a backend is asked to do: the facts that decide whether it can (``format``: None where there is none)."""
 
     operation: Operation
-    format: Format
+    format: Format | None
     device: torch.device
     dtype: torch.dtype
     layout: str
@@ -45,9 +52,8 @@ class Request:
     """Whether autograd must see the operation."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.operation.value} of {format_name(self.format)} ({self.dtype}, {self.device}, layout {self.layout})"
-        )
+        subject = "" if self.format is None else f" of {format_name(self.format)}"
+        return f"{self.operation.value}{subject} ({self.dtype}, {self.device}, layout {self.layout})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,8 @@ def _cpu_refusal(request: Request) -> str | None:
         return cpu.linear_refusal(request.layout, request.activations)
     if request.layout != ROW_MAJOR:
         return f"reads the layout row_major only, not {request.layout}"
+    if request.format is None:
+        return None
     if request.operation is Operation.DEQUANTIZE:
         return cpu.dequantize_refusal(request.format)
     return cpu.quantize_refusal(request.format)
@@ -99,6 +107,13 @@ CPU = Backend(
         Operation.DEQUANTIZE: cpu.dequantize,
         Operation.FAKE_QUANTIZE: cpu.fake_quantize,
         Operation.LINEAR: cpu.linear,
+        Operation.RMS_NORM: cpu.rms_norm,
+        Operation.SILU_MUL: cpu.silu_mul,
+        Operation.HADAMARD: cpu.hadamard,
+        Operation.RMS_NORM_QUANTIZE: cpu.rms_norm_quantize,
+        Operation.SILU_MUL_QUANTIZE: cpu.silu_mul_quantize,
+        Operation.GATHER_QUANTIZE: cpu.gather_quantize,
+        Operation.HADAMARD_QUANTIZE: cpu.hadamard_quantize,
     },
     why_not=_cpu_refusal,
 )
@@ -110,6 +125,13 @@ REFERENCE = Backend(
         Operation.DEQUANTIZE: reference.dequantize,
         Operation.FAKE_QUANTIZE: reference.fake_quantize,
         Operation.LINEAR: reference.linear,
+        Operation.RMS_NORM: reference.rms_norm,
+        Operation.SILU_MUL: reference.silu_mul,
+        Operation.HADAMARD: reference.hadamard,
+        Operation.RMS_NORM_QUANTIZE: reference.rms_norm_quantize,
+        Operation.SILU_MUL_QUANTIZE: reference.silu_mul_quantize,
+        Operation.GATHER_QUANTIZE: reference.gather_quantize,
+        Operation.HADAMARD_QUANTIZE: reference.hadamard_quantize,
     },
     why_not=_reference_refusal,
 )

@@ -3,12 +3,18 @@
 Exactness: ``quantize``, ``dequantize`` and ``fake_quantize`` are defined bit for bit by the reference backend, and
 every other backend must give the same bits. ``linear`` is a float sum whose order is free: a backend must stay
 within the bound that its tests derive from the dtype and the length of the sum.
+
+``rms_norm``, ``silu_mul`` and ``hadamard`` compute in float32 and round once to the dtype of the input. ``hadamard``
+is bit for bit the same everywhere; the other two stay within the bounds stated with them. A fused ``*_quantize``
+gives bit for bit what ``quantize`` makes of its backend's own result, for any number of threads.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
@@ -99,8 +105,8 @@ def linear(
     The weight is [rows, cols]. ``activations`` is the format that the inputs are rounded to on the fly, exactly; None
     keeps them as they are.
 
-    Exactness: every product is of exact factors. With e the unit roundoff of float32 (2^-24), s = sum |x_i w_i| + |bias|
-    and n = cols + 4 * blocks of a row + 4, a float32 result differs from the exact one by at most n * e * s plus cols *
+    Exactness: every product is of exact factors. With e the unit roundoff of float32 (2^-24), s = sum |x_i w_i| +
+    |bias| and n = cols + 4 * blocks of a row + 4, a float32 result differs from the exact one by at most n * e * s plus cols *
     2^-100 * max |w|; bfloat16 and float16 results by one rounding to that dtype more. (A block's sum is rounded at most
     3 times more, and subnormal factors may count as 0.) A backend may also cast weights and rounded activations to the
     dtype of the inputs before the product, as the reference does: one rounding more for each. The result does not
@@ -137,6 +143,97 @@ def linear(
         records_gradient=torch.is_grad_enabled() and inputs.requires_grad,
     )
     return choose(request).implementations[Operation.LINEAR](inputs, weight, bias, record)
+
+
+def rms_norm(values: Float[Tensor, "... cols"], weight: Float[Tensor, "cols"], eps: float) -> Float[Tensor, "... cols"]:
+    """Return values / sqrt(mean(values^2) + eps) * weight along the last axis.
+
+    Exactness: the order of the sum is free. Every number is within (cols / 2 + 8) * 2^-24 of the exact one,
+    relatively, before the rounding to the dtype of the input: a sum of squares is off by cols * 2^-24 at most, and its
+    root by half of that. This takes a mean + eps that is a normal float32.
+
+    Special values: NaN makes its row NaN; beside an Inf, which becomes NaN, finite numbers become 0; a sum of squares
+    past float32 is Inf, so that such a row becomes 0.
+
+    Raises:
+        ShapeError: a weight that does not belong to the last axis.
+        DtypeError: not one of the three float types.
+    """
+    return _run(Operation.RMS_NORM, values, None, weight, eps)
+
+
+def silu_mul(gate: Float[Tensor, "..."], up: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return gate / (1 + exp(-gate)) * up.
+
+    Exactness: every number is within 8 * 2^-24 of the exact one, relatively, before the rounding to the dtype of the
+    input; where exp(-gate) leaves float32 (gate below -88) or the result is subnormal, within 2^-118 * |up|.
+
+    Special values: NaN stays NaN; a gate of -Inf is NaN, of Inf it is Inf * up.
+
+    Raises:
+        ShapeError, DtypeError: gate and up do not belong together.
+    """
+    return _run(Operation.SILU_MUL, gate, None, up)
+
+
+def hadamard(
+    values: Float[Tensor, "... cols"], size: int, signs: Float[Tensor, "cols"] | None = None
+) -> Float[Tensor, "... cols"]:
+    """Return the normalised Walsh-Hadamard transform of every ``size`` (16, 32, 64 or 128) numbers of the last axis.
+
+    Formula: values times ``signs`` where they are given; then for distance d = 1, 2, 4, … below ``size`` every pair
+    (a, b) of numbers d apart, whose place has bit d clear in a, becomes (a + b, a - b); then times
+    1 / float32(sqrt(size)) in float32.
+
+    Exactness: bit for bit, for the order of the sums is part of the definition.
+
+    Special values: NaN and Inf spread over their block.
+
+    Raises:
+        ShapeError: a size that is not possible or does not divide the last axis.
+        DtypeError: not one of the three float types; signs that are not float32.
+    """
+    return _run(Operation.HADAMARD, values, None, size, signs)
+
+
+def rms_norm_quantize(
+    values: Float[Tensor, "... cols"], weight: Float[Tensor, "cols"], eps: float, fmt: Format | str
+) -> QuantizedTensor:
+    """Return quantize(rms_norm(values, weight, eps), fmt), bit for bit, without storing the normalised numbers."""
+    record = parse_format(fmt)
+    return _run(Operation.RMS_NORM_QUANTIZE, values, record, weight, eps, record)
+
+
+def silu_mul_quantize(gate: Float[Tensor, "..."], up: Float[Tensor, "..."], fmt: Format | str) -> QuantizedTensor:
+    """Return quantize(silu_mul(gate, up), fmt), bit for bit, without storing the product."""
+    record = parse_format(fmt)
+    return _run(Operation.SILU_MUL_QUANTIZE, gate, record, up, record)
+
+
+def gather_quantize(values: Float[Tensor, "... cols"], columns: Int[Tensor, "n"], fmt: Format | str) -> QuantizedTensor:
+    """Return quantize(values[..., columns], fmt), bit for bit: channels in another order, or some of them.
+
+    Raises:
+        ShapeError: a column that does not exist.
+        DtypeError: columns that are not int64.
+    """
+    record = parse_format(fmt)
+    return _run(Operation.GATHER_QUANTIZE, values, record, columns, record)
+
+
+def hadamard_quantize(
+    values: Float[Tensor, "... cols"], size: int, fmt: Format | str, signs: Float[Tensor, "cols"] | None = None
+) -> QuantizedTensor:
+    """Return quantize(hadamard(values, size, signs), fmt), bit for bit."""
+    record = parse_format(fmt)
+    return _run(Operation.HADAMARD_QUANTIZE, values, record, size, record, signs)
+
+
+def _run(operation: Operation, values: Tensor, fmt: Format | None, *arguments: object) -> Any:
+    """Run an operation on a float tensor with the arguments that follow it."""
+    _check_tensor(values, f"the input of {operation.value}")
+    request = Request(operation=operation, format=fmt, device=values.device, dtype=values.dtype, layout=ROW_MAJOR)
+    return choose(request).implementations[operation](values, *arguments)
 
 
 def _check_tensor(values: object, name: str) -> None:

@@ -1,5 +1,14 @@
 """The compiled CPU kernels: C++ over AVX2, AVX-512 or portable vectors, called with raw pointers."""
 
+from microscale.kernels.cpu.fused import (
+    gather_quantize,
+    hadamard,
+    hadamard_quantize,
+    rms_norm,
+    rms_norm_quantize,
+    silu_mul,
+    silu_mul_quantize,
+)
 from microscale.kernels.cpu.linear import linear, linear_refusal
 from microscale.kernels.cpu.quantize import (
     dequantize,
@@ -13,8 +22,15 @@ __all__ = [
     "dequantize",
     "dequantize_refusal",
     "fake_quantize",
+    "gather_quantize",
+    "hadamard",
+    "hadamard_quantize",
     "linear",
     "linear_refusal",
     "quantize",
     "quantize_refusal",
+    "rms_norm",
+    "rms_norm_quantize",
+    "silu_mul",
+    "silu_mul_quantize",
 ]

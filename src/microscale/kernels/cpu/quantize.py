@@ -55,7 +55,7 @@ def quantize(
     """Quantize a tensor along its last axis; see :func:`microscale.kernels.ops.quantize` for the contract."""
     rows, cols = check_values(values, name)
     check_amax(amax, fmt, rows, cols, name)
-    _check_device(values, name)
+    check_device(values, name)
     matrix = values.detach()
     try:
         if isinstance(fmt, PairFormat) or fmt.sparse is not None:
@@ -75,7 +75,7 @@ def fake_quantize(
         return dequantize(quantize(values, fmt, amax=amax, name=name))
     rows, cols = check_values(values, name)
     check_amax(amax, fmt, rows, cols, name)
-    _check_device(values, name)
+    check_device(values, name)
     try:
         return _restore_blocks(values.detach(), fmt, rows, cols, amax, name)
     except _UndecidedError:
@@ -89,7 +89,7 @@ def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Flo
     if wanted not in DTYPES:
         raise KernelError(f"the CPU kernels write float32, bfloat16 or float16, not {wanted}")
     for name, part in tensor.parts.items():
-        _check_device(part, f"part {name!r}")
+        check_device(part, f"part {name!r}")
     if isinstance(fmt, BlockFormat) and fmt.sparse is None:
         return _decode(tensor.parts, fmt, rows, cols, wanted).view(tensor.shape)
     if isinstance(fmt, PairFormat):
@@ -101,7 +101,12 @@ def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Flo
     return matrix.reshape(tensor.shape).to(wanted)
 
 
-def _check_device(tensor: Tensor, name: str) -> None:
+def check_device(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor that is not on the CPU.
+
+    Raises:
+        KernelError: with its name and device.
+    """
     if tensor.device.type != "cpu":
         raise KernelError(f"the CPU kernels take tensors on the CPU, but {name} is on {tensor.device}; move it there")
 
@@ -167,22 +172,32 @@ def _encode(
         values.data_ptr(),
         rows,
         cols,
-        _address(blocks_amax),
-        _address(tensor_amax),
-        _address(parts.get("codes")),
-        _address(parts.get("scale")),
-        _address(parts.get("tensor_inv_scale")),
-        _address(parts.get("index")),
-        _address(parts.get("zero_point")),
-        _address(restored),
+        address(blocks_amax),
+        address(tensor_amax),
+        address(parts.get("codes")),
+        address(parts.get("scale")),
+        address(parts.get("tensor_inv_scale")),
+        address(parts.get("index")),
+        address(parts.get("zero_point")),
+        address(restored),
         native.num_threads(),
     )
-    if fmt.nan_policy is NaNPolicy.RAISE:
-        num_bad = num_nan if fmt.inf_policy is InfPolicy.SATURATE else num_nan + num_inf
-        if num_bad:
-            raise NonFiniteError(nonfinite_message(name, num_bad, rows * cols))
+    check_counts(fmt, name, rows * cols, num_nan, num_inf)
     if num_undecided:
         raise _UndecidedError
+
+
+def check_counts(fmt: BlockFormat, name: str, count: int, num_nan: int, num_inf: int) -> None:
+    """Refuse the NaN and Inf that a kernel has counted, under the policy ``nan_raise``.
+
+    Raises:
+        NonFiniteError: with the name and the count.
+    """
+    if fmt.nan_policy is not NaNPolicy.RAISE:
+        return
+    num_bad = num_nan if fmt.inf_policy is InfPolicy.SATURATE else num_nan + num_inf
+    if num_bad:
+        raise NonFiniteError(nonfinite_message(name, num_bad, count))
 
 
 def _given_amax(fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -194,7 +209,8 @@ def _given_amax(fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None) -> 
     return amax.to("cpu", torch.float32).expand(grid_shape(fmt.block, rows, cols)).contiguous(), None
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Return the pointer of a tensor, 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -211,11 +227,11 @@ def _decode(
         DTYPES[dtype],
         rows,
         cols,
-        _address(own["codes"]),
-        _address(own["scale"]),
-        _address(own.get("tensor_inv_scale")),
-        _address(own.get("index")),
-        _address(own.get("zero_point")),
+        address(own["codes"]),
+        address(own["scale"]),
+        address(own.get("tensor_inv_scale")),
+        address(own.get("index")),
+        address(own.get("zero_point")),
         result.data_ptr(),
         native.num_threads(),
     )

@@ -1,8 +1,8 @@
 """torch.library operators, so that torch.compile and torch.export see one node instead of our Python.
 
 ``microscale::fake_quantize``, ``microscale::dequantize`` and ``microscale::linear`` run the operation of the same name
-through the dispatcher, on any device. Formats travel as their spec, packed tensors as a list of parts with their names. Eager code does not
-pass here: the operators cost more than a small kernel.
+through the dispatcher, on any device. Formats travel as their spec, packed tensors as a list of parts with their
+names. Eager code does not pass here: the operators cost more than a small kernel.
 """
 
 from __future__ import annotations
