@@ -106,12 +106,12 @@ def linear(
     keeps them as they are.
 
     Exactness: every product is of exact factors. With e the unit roundoff of float32 (2^-24), s = sum |x_i w_i| +
-    |bias| and n = cols + 4 * blocks of a row + 4, a float32 result differs from the exact one by at most n * e * s plus cols *
-    2^-100 * max |w|; bfloat16 and float16 results by one rounding to that dtype more. (A block's sum is rounded at most
-    3 times more, and subnormal factors may count as 0.) A backend may also cast weights and rounded activations to the
-    dtype of the inputs before the product, as the reference does: one rounding more for each. The result does not
-    depend on the number of threads, nor on the other rows of the inputs (but for a format with a scale of the whole
-    tensor, and for which of the kernels for one row and for many is taken).
+    |bias| and n = cols + 4 * blocks of a row + 4, a float32 result differs from the exact one by at most n * e * s
+    plus cols * 2^-100 * max |w|; bfloat16 and float16 results by one rounding to that dtype more. (A block's sum is
+    rounded at most 3 times more, and subnormal factors may count as 0.) A backend may also cast weights and rounded
+    activations to the dtype of the inputs before the product, as the reference does: one rounding more for each. The
+    result does not depend on the number of threads, nor on the other rows of the inputs (but for a format with a
+    scale of the whole tensor, and for which of the kernels for one row and for many is taken).
 
     Special values: NaN or Inf in a row of inputs, or a NaN scale of the weight, make the outputs that they enter NaN or
     Inf; no rows give no outputs.
