@@ -70,7 +70,7 @@ def _module_refusal(model: Any, family: DecoderFamily) -> str | None:
 def make_decoder(
     model: Any, *, positions: int, cache_dtype: torch.dtype = torch.float32, chunk: int = DEFAULT_CHUNK
 ) -> Decoder:
-    """Build the decoder of a model; it shares the model's plain weights and holds packed ones in a layout of its own.
+    """Build the decoder of a model; it shares the model's weights, and lays packed ones out anew in their modules.
 
     Raises:
         ModelError: a model that the runtime cannot run, with the reason.
