@@ -36,7 +36,7 @@ from microscale.formats import RangeKind
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
-from microscale.kernels.reference.quantize import FLOAT_DTYPES
+from microscale.kernels.checks import FLOAT_DTYPES
 from microscale.tensor import QuantizedTensor
 
 LIBRARY_ERRORS = (

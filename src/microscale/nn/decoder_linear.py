@@ -1,8 +1,8 @@
 """The linear layers of a decoder as prepared steps: packed weights by the CPU kernels, plain ones as they are.
 
 A group is one linear layer, or several that share their input. Packed layers whose inputs are rounded alike become one
-native call, in which the kernels round to 8-bit blocks on the fly; every other activation format is rounded by the
-layer's own quantizer first, bit for bit as the module does it. A format that the kernels refuse runs as its module.
+native call, which rounds them on the fly. Activation formats that the kernels refuse, and ranges with a memory, are
+rounded by the layer's own quantizer first, bit for bit the same. A weight format that they refuse runs as its module.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from microscale.errors import KernelError, LayoutError
 from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rounding, VectorBlock
+from microscale.kernels.cpu.activations import activation_refusal
 from microscale.kernels.cpu.decoder import Gate, Step, StepKind, prepare_dense_linear, prepare_gate
-from microscale.kernels.cpu.linear import ActRule, Combine, LinearCall, activation_rule, prepare_linear
+from microscale.kernels.cpu.linear import Combine, LinearCall, prepare_linear
 from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.linear import QuantizedLinear
@@ -34,7 +35,7 @@ class Execution(Enum):
     """How a linear layer runs."""
 
     PACKED = "packed kernel"
-    PACKED_INT8 = "packed kernel, inputs rounded to 8-bit blocks inside"
+    PACKED_ROUNDING = "packed kernel that rounds its inputs"
     PACKED_ROUNDED = "packed kernel, inputs rounded before"
     PLAIN = "plain weights"
     MODULE = "module"
@@ -187,8 +188,7 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
     fmt: Format | None = None
     if quantizer is not None and quantizer.spec.range is RangeKind.DYNAMIC:
         asked = quantizer.spec.format
-        is_on_the_fly = activation_rule(asked) not in (None, ActRule.KEEP)
-        fmt, quantizer = (asked, None) if is_on_the_fly else (None, quantizer)
+        fmt, quantizer = (asked, None) if activation_refusal(asked) is None else (None, quantizer)
     before = [module.layout for module in modules]
     try:
         for module in modules:
@@ -199,4 +199,4 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
             module.set_layout(layout)
         return None
     rounds = Execution.PACKED if quantizer is None else Execution.PACKED_ROUNDED
-    return _Packed(call, quantizer, rounds if fmt is None else Execution.PACKED_INT8, len(modules))
+    return _Packed(call, quantizer, rounds if fmt is None else Execution.PACKED_ROUNDING, len(modules))
