@@ -87,7 +87,7 @@ def bench(
     executed = _model_facts(model)
     vocabulary = int(model.config.vocab_size)
     engine = make_engine(model, positions=positions, compute_dtype=compute_dtype, cache_dtype=cache_dtype)
-    del model  # the decoder holds the weights in a layout of its own
+    del model  # the decoder holds what it needs
     start_seconds = time.perf_counter() - started
     with progress_bar("measuring") as advance, float_weights(engine):
         result = measure_speed(

@@ -41,7 +41,7 @@ def generate(
     model = load_for_decoding(path, compute_dtype)
     ids = encode_prompt(tokenizer, prompt, model.config, max_new_tokens)
     engine = make_engine(model, positions=len(ids) + max_new_tokens, compute_dtype=compute_dtype)
-    del model  # the decoder holds the weights in a layout of its own
+    del model  # the decoder holds what it needs
     start_seconds = time.perf_counter() - started
 
     pending = [prompt]  # printed with the first piece, so that an error stands alone

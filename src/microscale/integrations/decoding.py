@@ -11,7 +11,7 @@ from microscale.errors import ModelError
 from microscale.families import DECODER_FAMILIES, DecoderFamily
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.decoder import Gate
-from microscale.nn import QuantizedEmbedding, QuantizedLinear
+from microscale.nn import NarrowEmbedding, QuantizedEmbedding, QuantizedLinear
 from microscale.nn.decoder import DEFAULT_CHUNK, Decoder, DecoderParts, LayerParts, Norm
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -45,7 +45,7 @@ def _module_refusal(model: Any, family: DecoderFamily) -> str | None:
         if module._forward_hooks or module._forward_pre_hooks:
             return f"the module {name or 'of the model'} has hooks, which it would not call"
     expected: dict[str, type | tuple[type, ...]] = {
-        family.embedding: (nn.Embedding, QuantizedEmbedding),
+        family.embedding: (nn.Embedding, NarrowEmbedding, QuantizedEmbedding),
         family.head: (nn.Linear, QuantizedLinear),
     }
     layers: list[nn.Module] = list(model.get_submodule(family.layers))
@@ -70,7 +70,7 @@ def _module_refusal(model: Any, family: DecoderFamily) -> str | None:
 def make_decoder(
     model: Any, *, positions: int, cache_dtype: torch.dtype = torch.float32, chunk: int = DEFAULT_CHUNK
 ) -> Decoder:
-    """Build the decoder of a model; it shares the model's plain weights and holds packed ones in a layout of its own.
+    """Build the decoder of a model; it shares the model's weights, and lays packed ones out anew in their modules.
 
     Raises:
         ModelError: a model that the runtime cannot run, with the reason.

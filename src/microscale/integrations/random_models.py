@@ -90,8 +90,8 @@ def random_llama(
             replace_module(model, name, QuantizedLinear.from_tensor(packed, activations=activations))
             continue
         for key, parameter in list(module.named_parameters(recurse=False)):
-            shape = tuple(parameter.shape)
-            values = torch.ones(shape) if len(shape) < 2 else _random_rows(shape[0], shape[1], generator)
+            size = tuple(parameter.shape)
+            values = torch.ones(size) if len(size) < 2 else _random_rows(size[0], size[1], generator)
             setattr(module, key, nn.Parameter(values.to(torch.bfloat16), requires_grad=False))
     return model
 

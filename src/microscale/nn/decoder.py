@@ -30,7 +30,7 @@ from microscale.kernels.cpu.decoder import (
     prepare_norm,
 )
 from microscale.nn.decoder_linear import Execution, LinearGroup, rows_stand_alone
-from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
 
 DEFAULT_CHUNK = 512
@@ -320,4 +320,4 @@ def _can_cut(parts: DecoderParts) -> bool:
 
 
 def _float_table(embedding: nn.Module) -> Tensor | None:
-    return embedding.weight.detach() if isinstance(embedding, nn.Embedding) else None
+    return embedding.weight.detach() if isinstance(embedding, nn.Embedding | NarrowEmbedding) else None

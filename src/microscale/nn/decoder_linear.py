@@ -1,8 +1,8 @@
 """The linear layers of a decoder as prepared steps: packed weights by the CPU kernels, plain ones as they are.
 
 A group is one linear layer, or several that share their input. Packed layers whose inputs are rounded alike become one
-native call, in which the kernels round to 8-bit blocks on the fly; every other activation format is rounded by the
-layer's own quantizer first, bit for bit as the module does it. A format that the kernels refuse runs as its module.
+native call, which rounds them on the fly. Activation formats that the kernels refuse, and ranges with a memory, are
+rounded by the layer's own quantizer first, bit for bit the same. A weight format that they refuse runs as its module.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from microscale.errors import KernelError, LayoutError
 from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rounding, VectorBlock
-from microscale.kernels import to_layout
+from microscale.kernels.cpu.activations import activation_refusal
 from microscale.kernels.cpu.decoder import Gate, Step, StepKind, prepare_dense_linear, prepare_gate
-from microscale.kernels.cpu.linear import ActRule, Combine, LinearCall, activation_rule, prepare_linear
+from microscale.kernels.cpu.linear import Combine, LinearCall, prepare_linear
 from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.linear import QuantizedLinear
@@ -35,7 +35,7 @@ class Execution(Enum):
     """How a linear layer runs."""
 
     PACKED = "packed kernel"
-    PACKED_INT8 = "packed kernel, inputs rounded to 8-bit blocks inside"
+    PACKED_ROUNDING = "packed kernel that rounds its inputs"
     PACKED_ROUNDED = "packed kernel, inputs rounded before"
     PLAIN = "plain weights"
     MODULE = "module"
@@ -180,17 +180,23 @@ def _share_rounding(modules: Sequence[QuantizedLinear]) -> bool:
 
 
 def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | None:
-    """Prepare the call, or return None where the kernels refuse a format."""
+    """Prepare the call, or return None where the kernels refuse a format.
+
+    The modules are laid out anew in place: no weight is held twice.
+    """
     quantizer = modules[0].activations
     fmt: Format | None = None
     if quantizer is not None and quantizer.spec.range is RangeKind.DYNAMIC:
         asked = quantizer.spec.format
-        is_on_the_fly = activation_rule(asked) not in (None, ActRule.KEEP)
-        fmt, quantizer = (asked, None) if is_on_the_fly else (None, quantizer)
+        fmt, quantizer = (asked, None) if activation_refusal(asked) is None else (None, quantizer)
+    before = [module.layout for module in modules]
     try:
-        weights = [to_layout(module.tensor, ROWS16) for module in modules]
-        call = prepare_linear(weights, [module.bias for module in modules], fmt, combine)
+        for module in modules:
+            module.set_layout(ROWS16)
+        call = prepare_linear([m.tensor for m in modules], [m.bias for m in modules], fmt, combine)
     except (KernelError, LayoutError):
+        for module, layout in zip(modules, before, strict=True):
+            module.set_layout(layout)
         return None
     rounds = Execution.PACKED if quantizer is None else Execution.PACKED_ROUNDED
-    return _Packed(call, quantizer, rounds if fmt is None else Execution.PACKED_INT8, len(modules))
+    return _Packed(call, quantizer, rounds if fmt is None else Execution.PACKED_ROUNDING, len(modules))
