@@ -23,7 +23,11 @@ constexpr int kNumLevels = 4;
   X(QuantizeKernels, quantize)       \
   X(DequantizeKernels, dequantize)   \
   X(DecoderKernels, decoder)         \
+<<<<<<< HEAD
   X(FusedKernels, fused)
+=======
+  X(LayoutKernels, layout)
+>>>>>>> layout
 
 #define MS_FORWARD(type, member) struct type;
 #define MS_MEMBER(type, member) const type* member;
@@ -94,6 +98,7 @@ struct DequantizeKernels {
   void (*dequantize)(const DequantizeArgs& args);
 };
 
+<<<<<<< HEAD
 // ------------------------------------------------------------------------------------------ fused
 
 enum class FusedOperation : int32_t { rms_norm = 0, silu_mul = 1, gather = 2, hadamard = 3 };
@@ -118,6 +123,32 @@ struct FusedKernels {
   // Fills `result`, or the parts of `out` (format, codes, scale, index, zero_point) with the counts of quantize.
   // Returns how many columns of a gather lie outside of the values; then nothing is read or written.
   int64_t (*fused)(const FusedArgs& args, const QuantizeArgs& out, int64_t* counts);
+=======
+// ------------------------------------------------------------------------------------------------------- layout
+
+// The codes of a matrix in row_major, to those of the layout rows16 (layouts/rows16.py).
+struct LayoutArgs {
+  int bits;
+  int64_t rows, cols, row_bytes;
+  const uint8_t* codes;
+  uint8_t* packed;
+  // 8-bit floats: a flag for each tile, where (code & magnitude_mask) is in 1 .. num_mantissas - 1; else null.
+  uint8_t* subnormals;
+  int magnitude_mask, num_mantissas;
+  // MX+ and MX++ (else null): the place of the largest element of each block [rows, grid_cols], `zero_block` where all
+  // codes are cleared, and any other number past the block where they are left alone.
+  const uint8_t* place;
+  int64_t grid_cols, block_size;
+  int zero_block;
+  uint8_t* side;  // [rows, grid_cols]: the low bits with the sign above them, or the whole code
+  bool is_compact, is_int;
+  int low_bits, magnitude_bits, first_code;
+};
+
+struct LayoutKernels {
+  // One group of 16 rows; false where there was no memory.
+  bool (*pack_rows16)(const LayoutArgs& args, int64_t group);
+>>>>>>> layout
 };
 
 }  // namespace ms

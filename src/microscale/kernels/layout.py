@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 
 from microscale.kernels import reference
+from microscale.kernels.cpu import native
+from microscale.kernels.cpu.layout import pack_rows16
 from microscale.kernels.dispatch import REFERENCE, Operation, Request, choose
 from microscale.layouts import LAYOUTS
 from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.tensor import QuantizedTensor
 
 
@@ -20,6 +23,9 @@ def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
     Raises:
         LayoutError: there is no such layout, or it has no place for the tensor's format.
     """
+    from_to = (tensor.layout, name)
+    if from_to == (ROW_MAJOR, ROWS16) and native.NATIVE is not None and tensor.device.type == "cpu":
+        return pack_rows16(tensor)
     return reference.to_layout(tensor, name)
 
 

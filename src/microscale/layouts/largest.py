@@ -78,16 +78,21 @@ def _is_extended(scale: Tensor, fmt: BlockFormat) -> Bool[Tensor, "rows grid_col
     return scale != 0 if fmt.scale.is_power_of_two else ~is_plain_block(scale, fmt.scale)
 
 
-def split_largest(codes: Tensor, parts: Mapping[str, Tensor], fmt: BlockFormat) -> tuple[Tensor, dict[str, Tensor]]:
-    """Take the largest elements out of row_major codes; returns the codes in place and the grids of both bytes."""
-    scale = parts["scale"]
+def read_index(parts: Mapping[str, Tensor], fmt: BlockFormat) -> tuple[UInt8[Tensor, "rows grid_cols"], Tensor]:
+    """Return the index byte of every block (0 where it has no largest element apart), and whether it has one."""
     assert isinstance(fmt.block, VectorBlock)
-    size = fmt.block.size
-    blocks = codes.unflatten(1, (scale.shape[1], size))
+    scale = parts["scale"]
     is_extended = _is_extended(scale, fmt)
     index = torch.where(is_extended, unpack_bits(parts["index"], fmt.index_bits, scale.shape[1]), 0)
-    if fmt.extension is Extension.PLUS:
-        index = index & (size - 1)
+    return index & (fmt.block.size - 1) if fmt.extension is Extension.PLUS else index, is_extended
+
+
+def split_largest(codes: Tensor, parts: Mapping[str, Tensor], fmt: BlockFormat) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take the largest elements out of row_major codes; returns the codes in place and the grids of both bytes."""
+    assert isinstance(fmt.block, VectorBlock)
+    size = fmt.block.size
+    index, is_extended = read_index(parts, fmt)
+    blocks = codes.unflatten(1, (index.shape[1], size))
     if fmt.scale.is_power_of_two and not bool(is_extended.all()):
         blocks = torch.where(is_extended.unsqueeze(-1), blocks, 0)
     place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)

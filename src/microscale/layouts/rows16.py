@@ -103,7 +103,7 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
     Raises:
         LayoutError: the format has no such layout; see :func:`refusal`.
     """
-    fmt = _accepted(fmt, shape)
+    fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     groups, chunks = -(-rows // ROWS), -(-cols // CHUNK)
     side = (groups, _scale_cols(fmt, cols), ROWS)
@@ -120,7 +120,7 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
     if _has_subnormals(fmt):
         specs["subnormals"] = PartSpec(torch.uint8, (groups, chunks))
     for name, spec in row_major.part_specs(fmt, shape).items():
-        if _is_shared(name):
+        if is_shared(name):
             specs[name] = spec
     return specs
 
@@ -131,15 +131,15 @@ def pack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]
     Raises:
         LayoutError: the format has no such layout.
     """
-    fmt = _accepted(fmt, shape)
+    fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     device = parts["codes"].device
     packed = {
-        name: parts[name] if _is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        name: parts[name] if is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
         for name, spec in part_specs(fmt, shape).items()
     }
     for start, stop in _pieces(rows, cols):
-        own = {name: part[start:stop] for name, part in parts.items() if not _is_shared(name)}
+        own = {name: part[start:stop] for name, part in parts.items() if not is_shared(name)}
         for name, value in _pack_rows(own, fmt, cols).items():
             packed[name][start // ROWS : -(-stop // ROWS)] = value
     return packed
@@ -151,29 +151,34 @@ def unpack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tenso
     Raises:
         LayoutError: the format has no such layout.
     """
-    fmt = _accepted(fmt, shape)
+    fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     device = parts["codes"].device
     unpacked = {
-        name: parts[name] if _is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        name: parts[name] if is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
         for name, spec in row_major.part_specs(fmt, shape).items()
     }
     for start, stop in _pieces(rows, cols):
         groups = slice(start // ROWS, -(-stop // ROWS))
-        own = {name: part[groups] for name, part in parts.items() if not _is_shared(name)}
+        own = {name: part[groups] for name, part in parts.items() if not is_shared(name)}
         for name, value in _unpack_rows(own, fmt, stop - start, cols).items():
             unpacked[name][start:stop] = value
     return unpacked
 
 
-def _accepted(fmt: Format, shape: tuple[int, ...]) -> BlockFormat:
+def accepted(fmt: Format, shape: tuple[int, ...]) -> BlockFormat:
+    """Return the format as one that this layout holds.
+
+    Raises:
+        LayoutError: it does not; see :func:`refusal`.
+    """
     reason = refusal(fmt, shape)
     if reason is not None or isinstance(fmt, PairFormat):
         raise LayoutError(f"{format_name(fmt)} cannot be laid out as {NAME}: {reason}; keep it in {row_major.NAME}")
     return fmt
 
 
-def _is_shared(name: str) -> bool:
+def is_shared(name: str) -> bool:
     """Whether a part is the same in both layouts."""
     return name == "tensor_inv_scale" or name.startswith("sparse_")
 
@@ -198,12 +203,7 @@ def _pieces(rows: int, cols: int) -> Iterator[tuple[int, int]]:
 def _pack_rows(parts: Parts, fmt: BlockFormat, cols: int) -> dict[str, Tensor]:
     """Pack consecutive rows of which the first begins a group."""
     bits = fmt.element.bits
-    side = _scale_cols(fmt, cols)
-    sides = {"scale": parts["scale"]}
-    if fmt.zero_point is not None:
-        sides["zero_point"] = parts["zero_point"]
-        if fmt.zero_point is not ZeroPoint.FP16:
-            sides["zero_point"] = unpack_bits(parts["zero_point"], fmt.zero_point_bits, parts["scale"].shape[1])
+    sides = side_grids(parts, fmt)
     packed: dict[str, Tensor] = {}
     if _keeps_dwords(fmt, cols):
         packed["codes"] = _interleave_dwords(parts["codes"])
@@ -216,7 +216,17 @@ def _pack_rows(parts: Parts, fmt: BlockFormat, cols: int) -> dict[str, Tensor]:
         packed["codes"] = _to_planes(codes, bits)
         if _has_subnormals(fmt):
             packed["subnormals"] = _find_subnormals(packed["codes"], fmt)
-    return packed | {name: _interleave(grid, side) for name, grid in sides.items()}
+    return packed | {name: interleave(grid, fmt, cols) for name, grid in sides.items()}
+
+
+def side_grids(parts: Parts, fmt: BlockFormat) -> dict[str, Tensor]:
+    """Return what stands beside the codes of row_major, one number for each block [rows, grid_cols], index excepted."""
+    sides = {"scale": parts["scale"]}
+    if fmt.zero_point is not None:
+        sides["zero_point"] = parts["zero_point"]
+        if fmt.zero_point is not ZeroPoint.FP16:
+            sides["zero_point"] = unpack_bits(parts["zero_point"], fmt.zero_point_bits, parts["scale"].shape[1])
+    return sides
 
 
 def _unpack_rows(parts: Parts, fmt: BlockFormat, rows: int, cols: int) -> dict[str, Tensor]:
@@ -258,8 +268,11 @@ def _pad(matrix: Tensor, row_step: int, col_step: int) -> Tensor:
     return functional.pad(matrix, (0, -cols % col_step, 0, -rows % row_step)).contiguous()
 
 
-def _interleave(grid: Shaped[Tensor, "rows grid_cols"], side: int) -> Shaped[Tensor, "groups side 16"]:
-    padded = functional.pad(grid, (0, side - grid.shape[1], 0, -grid.shape[0] % ROWS))
+def interleave(
+    grid: Shaped[Tensor, "rows grid_cols"], fmt: BlockFormat, cols: int
+) -> Shaped[Tensor, "groups side_cols 16"]:
+    """Return one number for each block as this layout has them: of 16 rows beside each other, padded with zeros."""
+    padded = functional.pad(grid, (0, _scale_cols(fmt, cols) - grid.shape[1], 0, -grid.shape[0] % ROWS))
     return padded.unflatten(0, (-1, ROWS)).transpose(1, 2)
 
 
