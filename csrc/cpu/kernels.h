@@ -23,11 +23,8 @@ constexpr int kNumLevels = 4;
   X(QuantizeKernels, quantize)       \
   X(DequantizeKernels, dequantize)   \
   X(DecoderKernels, decoder)         \
-<<<<<<< HEAD
-  X(FusedKernels, fused)
-=======
+  X(FusedKernels, fused)             \
   X(LayoutKernels, layout)
->>>>>>> layout
 
 #define MS_FORWARD(type, member) struct type;
 #define MS_MEMBER(type, member) const type* member;
@@ -98,7 +95,6 @@ struct DequantizeKernels {
   void (*dequantize)(const DequantizeArgs& args);
 };
 
-<<<<<<< HEAD
 // ------------------------------------------------------------------------------------------ fused
 
 enum class FusedOperation : int32_t { rms_norm = 0, silu_mul = 1, gather = 2, hadamard = 3 };
@@ -123,7 +119,8 @@ struct FusedKernels {
   // Fills `result`, or the parts of `out` (format, codes, scale, index, zero_point) with the counts of quantize.
   // Returns how many columns of a gather lie outside of the values; then nothing is read or written.
   int64_t (*fused)(const FusedArgs& args, const QuantizeArgs& out, int64_t* counts);
-=======
+};
+
 // ------------------------------------------------------------------------------------------------------- layout
 
 // The codes of a matrix in row_major, to those of the layout rows16 (layouts/rows16.py).
@@ -148,7 +145,6 @@ struct LayoutArgs {
 struct LayoutKernels {
   // One group of 16 rows; false where there was no memory.
   bool (*pack_rows16)(const LayoutArgs& args, int64_t group);
->>>>>>> layout
 };
 
 }  // namespace ms

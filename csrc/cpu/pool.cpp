@@ -19,6 +19,7 @@ namespace {
 constexpr int kSpins = 2000;  // about 50 microseconds of waiting before a thread goes to sleep
 constexpr int kHelperBits = 8;  // low bits of the state: how many helpers the job wants; above them the job's number
 constexpr uint32_t kHelperMask = (1u << kHelperBits) - 1;
+constexpr uint32_t kClosed = 0;  // no job has no helpers
 constexpr int kMaxThreads = 1 << kHelperBits;
 
 void pause() {
@@ -42,12 +43,14 @@ class Pool {
     grow(helpers);
     job_ = {body, context, chunks};
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(helpers, std::memory_order_relaxed);
     const uint32_t number = (state_.load(std::memory_order_relaxed) >> kHelperBits) + 1;
-    state_.store(number << kHelperBits | static_cast<uint32_t>(helpers), std::memory_order_seq_cst);
+    const uint32_t state = number << kHelperBits | static_cast<uint32_t>(helpers);
+    open_.store(state, std::memory_order_seq_cst);
+    state_.store(state, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) state_.notify_all();
     work();
-    for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin) {
+    open_.store(kClosed, std::memory_order_seq_cst);  // a helper that was not scheduled in time need not be waited for
+    for (int spin = 0; active_.load(std::memory_order_seq_cst) != 0; ++spin) {
       pause();
       if (spin > 20 * kSpins) std::this_thread::yield();
     }
@@ -86,15 +89,18 @@ class Pool {
       }
       seen = now;
       if (index >= static_cast<int>(now & kHelperMask)) continue;
-      work();
-      busy_.fetch_sub(1, std::memory_order_acq_rel);
+      // Join, then look whether the job is still open: the caller closes it, then looks whether anybody has joined.
+      active_.fetch_add(1, std::memory_order_seq_cst);
+      if (open_.load(std::memory_order_seq_cst) == now) work();
+      active_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
 
   std::vector<std::thread> threads_;
   Job job_{};
   std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<int> active_{0};
+  std::atomic<uint32_t> open_{kClosed};
   std::atomic<uint32_t> state_{0};
   std::atomic<int> sleepers_{0};
 };

@@ -17,6 +17,14 @@
 
 #define MS_INLINE inline __attribute__((always_inline))
 
+// Loops whose counts are known are unrolled where registers are many; the portable level stays small instead.
+#define MS_PRAGMA(text) _Pragma(#text)
+#if defined(MS_LEVEL_PORTABLE)
+#define MS_UNROLL(count)
+#else
+#define MS_UNROLL(count) MS_PRAGMA(GCC unroll count)
+#endif
+
 namespace ms::MS_LEVEL {
 
 #if defined(MS_LEVEL_AVX512) || defined(MS_LEVEL_AVX512_BF16)

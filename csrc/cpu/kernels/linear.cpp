@@ -22,7 +22,7 @@ constexpr int64_t kAhead = 4096, kNear = 1024;
 
 template <int BITS>
 MS_INLINE void fetch(const uint8_t* chunk) {
-#pragma GCC unroll 8
+MS_UNROLL(8)
   for (int line = 0; line < BITS; ++line) {
     __builtin_prefetch(chunk + kAhead + 64 * line, 0, 2);
     __builtin_prefetch(chunk + kNear + 64 * line, 0, 3);
@@ -65,13 +65,13 @@ void row_integer(const Weight& w, const Act& act, int64_t group, float* accumula
     for (int64_t c = 0; c < w.chunks; ++c, chunk += 64 * BITS) {
       fetch<BITS>(chunk);
       const uint32_t* a = act.packed + c * 8;
-#pragma GCC unroll 2
+MS_UNROLL(2)
       for (int part = 0; part < SUB; ++part) {
         const int64_t at = c * SUB + part;
         const int sum = act.sums[at];
         I dot = set1i(-w.int_offset[0] * sum), odd = I{};
         I high = set1i(PLANES == 2 ? -w.int_offset[1] * sum : 0);
-#pragma GCC unroll 8
+MS_UNROLL(8)
         for (int d = part * 8 / SUB; d < (part + 1) * 8 / SUB; ++d) {
           const U codes = code_bytes<BITS>(chunk, d >> 1, d & 1);
           const I value = set1i(static_cast<int32_t>(a[d]));
@@ -101,7 +101,7 @@ void row_integer(const Weight& w, const Act& act, int64_t group, float* accumula
 template <ElementKind KIND, int BITS, Extra EXTRA, int SUB>
 MS_INLINE F chunk_dot(const FloatDecoder<KIND, BITS>& decoder, const uint8_t* chunk, const float* a, int part, F zero) {
   F dot[4] = {};
-#pragma GCC unroll 32
+MS_UNROLL(32)
   for (int k = part * kChunk / SUB; k < (part + 1) * kChunk / SUB; ++k) {
     F value = decoder.decode(chunk, k);
     if constexpr (EXTRA == Extra::zero_point) value -= zero;
@@ -155,15 +155,15 @@ void row_bytes(const Weight& w, const Act& act, int64_t group, float* accumulato
     for (int64_t c = 0; c < w.chunks; ++c, chunk += 64 * BITS) {
       fetch<BITS>(chunk);
       const float* a = act.plain + c * kChunk;
-#pragma GCC unroll 2
+MS_UNROLL(2)
       for (int part = 0; part < SUB; ++part) {
         const int64_t column = scale_column(w, c * kChunk + part * (kChunk / SUB));
         F dot[4] = {};
-#pragma GCC unroll 8
+MS_UNROLL(8)
         for (int d = part * 8 / SUB; d < (part + 1) * 8 / SUB; ++d) {
           const U codes = code_bytes<BITS>(chunk, d >> 1, d & 1);
           const U bytes = BITS == 8 ? codes : table.look_up(codes);
-#pragma GCC unroll 4
+MS_UNROLL(4)
           for (int b = 0; b < 4; ++b)
             dot[b] = fma(to_float(top_byte(bytes, b)), set1(a[8 * (d >> 1) + 2 * b + (d & 1)]), dot[b]);
         }
@@ -259,7 +259,7 @@ template <int BITS, int PARTS, int O, int J>
 MS_INLINE void add_pair(const PairDecoder<BITS>& decoder, const uint8_t* chunk, const uint32_t* a, int64_t stride,
                         __m512* sums) {
   const __m512i pair = decoder.template pair<O, J>(chunk);
-#pragma GCC unroll 3
+MS_UNROLL(3)
   for (int part = 0; part < PARTS; ++part)
     sums[part == 0 ? (J & 1) : 1 + part] =
         dot_pairs(sums[part == 0 ? (J & 1) : 1 + part], pair, a + part * stride + 4 * O + J);
@@ -281,9 +281,9 @@ MS_INLINE void add_small_octet(const PairDecoder<8>& decoder, const uint8_t* chu
                             decoder.small_pair<O, 1>(chunk, exponent_mask, mantissas),
                             decoder.small_pair<O, 2>(chunk, exponent_mask, mantissas),
                             decoder.small_pair<O, 3>(chunk, exponent_mask, mantissas)};
-#pragma GCC unroll 4
+MS_UNROLL(4)
   for (int j = 0; j < 4; ++j)
-#pragma GCC unroll 3
+MS_UNROLL(3)
     for (int part = 0; part < PARTS; ++part)
       sums[part] = dot_pairs(sums[part], pairs[j], a + part * stride + 4 * O + j);
 }
@@ -328,7 +328,7 @@ void row_bf16(const Weight& w, const Act& act, int64_t group, float* accumulator
   for (int64_t c = 0; c < w.chunks; ++c, chunk += 64 * BITS) {
     fetch<BITS>(chunk);
     const uint32_t* a = act.packed + c * 16;
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int part = 0; part < SUB; ++part) {
       const int64_t column = scale_column(w, c * kChunk + part * (kChunk / SUB));
       F dot;
@@ -408,7 +408,7 @@ void fill_integer(const Weight& w, int64_t group, int64_t c0, int64_t chunks, in
     for (int64_t c = 0; c < chunks; ++c) {
       const uint8_t* chunk = w.codes + (group * w.chunks + c0 + c) * 64 * BITS + slice * 4 * W;
       if (is_there) fetch<BITS>(chunk);
-#pragma GCC unroll 8
+MS_UNROLL(8)
       for (int d = 0; d < 8; ++d) {
         U codes = is_there ? code_bytes<BITS>(chunk, d >> 1, d & 1) : U{};
         store(panel.bytes + ((c * 8 + d) * kPanel + lane) * 4, BITS == 8 ? codes ^ flip : table0.look_up(codes));
@@ -448,38 +448,38 @@ MS_INLINE void micro_integer(const Weight& w, const Act& act, const IntegerPanel
                              int64_t row_block, int first_lane, float* accumulator, int64_t stride) {
   constexpr int R = kRowsInteger;
   F total[R][kVectors];
-#pragma GCC unroll 8
+MS_UNROLL(8)
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) total[r][v] = F{};
   const int64_t base = row_block * act.chunks + c0;
   const F step = set1(w.int_step);
   for (int64_t c = 0; c < chunks; ++c) {
     const uint32_t* a = act.packed + (base + c) * 8 * R;
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int part = 0; part < SUB; ++part) {
       const int64_t at = ((base + c) * SUB + part) * R;
       I dot[R][kVectors], high[PLANES == 2 ? R : 1][kVectors];
-#pragma GCC unroll 8
+MS_UNROLL(8)
       for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
+MS_UNROLL(2)
         for (int v = 0; v < kVectors; ++v) {
           dot[r][v] = set1i(-w.int_offset[0] * act.sums[at + r]);
           if constexpr (PLANES == 2) high[r][v] = set1i(-w.int_offset[1] * act.sums[at + r]);
         }
-#pragma GCC unroll 8
+MS_UNROLL(8)
       for (int d = part * 8 / SUB; d < (part + 1) * 8 / SUB; ++d) {
         U bytes[kVectors], more[kVectors];
-#pragma GCC unroll 2
+MS_UNROLL(2)
         for (int v = 0; v < kVectors; ++v) {
           bytes[v] = load<U>(panel.bytes + ((c * 8 + d) * kPanel + first_lane + v * W) * 4);
           if constexpr (PLANES == 2)
             more[v] = load<U>(panel.bytes + (((kChunksInteger + c) * 8 + d) * kPanel + first_lane + v * W) * 4);
         }
-#pragma GCC unroll 8
+MS_UNROLL(8)
         for (int r = 0; r < R; ++r) {
           const I value = set1i(static_cast<int32_t>(a[d * R + r]));
-#pragma GCC unroll 2
+MS_UNROLL(2)
           for (int v = 0; v < kVectors; ++v) {
             dot[r][v] = dot4<BITS>(dot[r][v], bytes[v], value);
             if constexpr (PLANES == 2) high[r][v] = dot4<BITS>(high[r][v], more[v], value);
@@ -487,13 +487,13 @@ MS_INLINE void micro_integer(const Weight& w, const Act& act, const IntegerPanel
         }
       }
       F scale[kVectors];
-#pragma GCC unroll 2
+MS_UNROLL(2)
       for (int v = 0; v < kVectors; ++v)
         scale[v] = load<F>(panel.scale + (c * SUB + part) * kPanel + first_lane + v * W);
-#pragma GCC unroll 8
+MS_UNROLL(8)
       for (int r = 0; r < R; ++r) {
         const F factor = set1(act.scale[at + r]) * step;
-#pragma GCC unroll 2
+MS_UNROLL(2)
         for (int v = 0; v < kVectors; ++v) {
           const int64_t lane = (c * SUB + part) * kPanel + first_lane + v * W;
           if constexpr (PLANES == 2) dot[r][v] += high[r][v] << 4;
@@ -511,11 +511,11 @@ MS_INLINE void micro_integer(const Weight& w, const Act& act, const IntegerPanel
       }
     }
   }
-#pragma GCC unroll 8
+MS_UNROLL(8)
   for (int r = 0; r < R; ++r) {
     const int64_t row = row_block * R + r;
     if (row >= act.rows) break;
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) {
       float* to = accumulator + row * stride + first_lane + v * W;
       store(to, load<F>(to) + total[r][v]);
@@ -604,27 +604,27 @@ template <int ROWS>
 MS_INLINE void micro_f32(const Act& act, const float* panel, int64_t k0, int64_t count, int64_t row_block,
                          float* accumulator, int64_t stride) {
   F total[ROWS][kVectors];
-#pragma GCC unroll 16
+MS_UNROLL(16)
   for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) total[r][v] = F{};
   const float* a = reinterpret_cast<const float*>(act.packed) + (row_block * act.chunks * kChunk + k0) * kRowsF32;
   for (int64_t k = 0; k < count; ++k, a += kRowsF32, panel += kPanel) {
     F weight[kVectors];
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) weight[v] = load<F>(panel + v * W);
-#pragma GCC unroll 16
+MS_UNROLL(16)
     for (int r = 0; r < ROWS; ++r) {
       const F value = set1(a[r]);
-#pragma GCC unroll 2
+MS_UNROLL(2)
       for (int v = 0; v < kVectors; ++v) total[r][v] = fma(value, weight[v], total[r][v]);
     }
   }
-#pragma GCC unroll 16
+MS_UNROLL(16)
   for (int r = 0; r < ROWS; ++r) {
     const int64_t row = row_block * kRowsF32 + r;
     if (row >= act.rows) break;
-#pragma GCC unroll 2
+MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) {
       float* to = accumulator + row * stride + v * W;
       store(to, load<F>(to) + total[r][v]);

@@ -135,10 +135,10 @@ def _element_kind(fmt: BlockFormat) -> ElementKind:
     element = fmt.element
     if element.bits == 8 and isinstance(element, IntElement):
         return ElementKind.INTEGER
-    if element.bits == 8 and isinstance(element, FloatElement) and element.signed:
-        # The fields are read as a normal float32: the smallest normal value must be one.
-        if 1 <= element.mantissa_bits <= 6 and -100 <= element.bias <= 100:
-            return ElementKind.FLOAT8
+    # The fields of an 8-bit float are read as a normal float32: the smallest normal value must be one.
+    is_signed_float = element.bits == 8 and isinstance(element, FloatElement) and element.signed
+    if is_signed_float and 1 <= element.mantissa_bits <= 6 and -100 <= element.bias <= 100:
+        return ElementKind.FLOAT8
     return ElementKind.TABLE
 
 
