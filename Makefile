@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK  := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
-.PHONY: help venv demo test test-slow test-gpu check format bench clean
+.PHONY: help venv demo test test-slow test-gpu sanitize check format bench bench-cpu clean
 
 help: ## list the targets
 	@echo "microscale: make <target>"
@@ -32,6 +32,7 @@ $(STAMP): requirements.txt pyproject.toml $(KERNELS)
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --requirement requirements.txt
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(PY) -m microscale --version
 	@touch $@
 
 demo: $(STAMP) ## run examples/demo.py
@@ -51,6 +52,10 @@ test-gpu: $(STAMP) ## run the GPU tests; fails where there is no GPU or no such 
 	@MICROSCALE_REQUIRE_GPU=1 $(PY) -m pytest -m gpu || { status=$$?; \
 	  if [ $$status -eq 5 ]; then echo "test-gpu: no GPU test was collected, so nothing was tested"; fi; exit $$status; }
 
+sanitize: $(STAMP) ## run kernel tests under the address and undefined-behaviour sanitizers (TESTS="tests/kernels")
+	@echo "sanitize: .ci/sanitize $(TESTS)"
+	@WORKERS=$(WORKERS) .ci/sanitize $(TESTS)
+
 check: $(STAMP) ## check format, lint and types, changing nothing
 	@echo "check: ruff format --check"
 	@$(PY) -m ruff format --check .
@@ -67,6 +72,10 @@ format: $(STAMP) ## format the code and apply ruff's safe fixes
 bench: $(STAMP) ## measure the reference kernels on this machine
 	@echo "bench: $(PY) benchmarks/reference_speed.py"
 	@$(PY) benchmarks/reference_speed.py
+
+bench-cpu: $(STAMP) ## measure the CPU kernels against the machine and peers (BENCH="--quick --peer-python PEER/bin/python")
+	@echo "bench-cpu: $(PY) -m benchmarks.cpu $(BENCH)"
+	@$(PY) -m benchmarks.cpu $(BENCH)
 
 clean: ## remove caches and build outputs (.venv stays; remove it by hand for a fresh install)
 	@echo "clean: removing caches and build outputs"

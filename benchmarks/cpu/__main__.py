@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def main() -> int:
     for name in options.only:
         everything += run_part(name, parts[name], loops, options)
     counts = {verdict: sum(figure.verdict is verdict for figure in everything) for verdict in Verdict}
-    CONSOLE.print(f"goals met: {counts[Verdict.MET]}, missed: {counts[Verdict.MISSED]}")
+    CONSOLE.print(
+        f"goals met: {counts[Verdict.MET]}, missed: {counts[Verdict.MISSED]}, unclear: {counts[Verdict.NOISY]}"
+    )
     return 0
 
 
@@ -67,18 +70,19 @@ def run_part(
     figures, facts = measure(limits)
     _, end = measure_limits(loops, options.rounds)
     cores = load.cores()
+    is_noisy = cores is not None and cores > NOISY_CORES
+    figures = [replace(figure, is_noisy=is_noisy and name != "memory") for figure in figures]
     limit_rows = [*begin, *(Figure(case=f"{row.case}, at the end", unit=row.unit, median=row.median) for row in end)]
     show(f"{name}: limits of the machine", limit_rows)
     if figures:
         show(f"{name}, {options.threads} threads", figures)
     noise = "unknown" if cores is None else f"{cores:.2f} cores busy with other things"
-    is_noisy = cores is not None and cores > NOISY_CORES
     CONSOLE.print(f"{name}: {noise}" + (": NOISY, measure again" if is_noisy else ""), style="red" if is_noisy else "")
     for text in [*facts.get("refused", []), *facts.get("failures", [])]:
         CONSOLE.print(f"  not measured: {text}", style="yellow", markup=False)
     facts |= {"foreign_cores": cores, "foreign_cores_before": waited, "rounds": options.rounds}
     if not options.no_json:
-        path = write("limits" if name == "limits" else name, [*limit_rows, *figures], facts)
+        path = write(name, [*limit_rows, *figures], facts)
         CONSOLE.print(f"written: {path}")
     return figures
 

@@ -22,6 +22,7 @@ class Verdict(Enum):
 
     MET = "met"
     MISSED = "missed"
+    NOISY = "too noisy to say"
     NO_GOAL = ""
 
 
@@ -38,6 +39,7 @@ class Figure:
     ratio: float | None = None
     goal: float | None = None
     goal_is_at_most: bool = False
+    is_noisy: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,6 +47,8 @@ class Figure:
         """Compare ratio and goal."""
         if self.goal is None or self.ratio is None:
             return Verdict.NO_GOAL
+        if self.is_noisy:
+            return Verdict.NOISY
         is_met = self.ratio <= self.goal if self.goal_is_at_most else self.ratio >= self.goal
         return Verdict.MET if is_met else Verdict.MISSED
 
@@ -54,7 +58,7 @@ def show(title: str, figures: Sequence[Figure]) -> None:
     table = Table(title=title, title_justify="left")
     for name in ("case", "median", "quartiles", "unit", "ratio", "of", "goal", "verdict"):
         table.add_column(name, justify="right" if name in ("median", "ratio", "goal") else "left", no_wrap=True)
-    colours = {Verdict.MET: "green", Verdict.MISSED: "red", Verdict.NO_GOAL: ""}
+    colours = {Verdict.MET: "green", Verdict.MISSED: "red", Verdict.NOISY: "yellow", Verdict.NO_GOAL: ""}
     for figure in figures:
         quartiles = "" if figure.q1 is None or figure.q3 is None else f"{_number(figure.q1)} – {_number(figure.q3)}"
         sign = "≤" if figure.goal_is_at_most else "≥"
