@@ -32,11 +32,17 @@ struct BlockInfo {
 
 // ------------------------------------------------------------------------------------------ statistics of a block
 
+constexpr int64_t kPrefetchElements = 1024;  // 4 KiB ahead: the hardware alone gave 5 instead of 8 GB/s for a thread
+
 // Bits of the largest magnitude; at least those of Inf where there is NaN or Inf.
+template <bool kAhead = false>  // whether what follows in memory will be read next
 MS_INLINE uint32_t amax_bits(const float* x, int64_t size) {
   I best = {};
   int64_t i = 0;
-  for (; i + W <= size; i += W) best = max(best, load<I>(x + i) & 0x7FFFFFFF);
+  for (; i + W <= size; i += W) {
+    if constexpr (kAhead) __builtin_prefetch(x + i + kPrefetchElements);
+    best = max(best, load<I>(x + i) & 0x7FFFFFFF);
+  }
   int32_t result = largest_int(best);
   for (; i < size; ++i) {
     const int32_t bits = static_cast<int32_t>(scalar_bits(x[i]) & 0x7FFFFFFFu);
@@ -209,6 +215,12 @@ inline void put_info(const Format& f, const BlockInfo& info, int64_t block, cons
   }
 }
 
+// Fetch what lies some blocks further on; past the end of the numbers a prefetch does nothing.
+MS_INLINE void prefetch_ahead(const float* from, int64_t width) {
+  const char* ahead = reinterpret_cast<const char*>(from) + 4 * kPrefetchElements;
+  for (int64_t line = 0; line < 4 * width; line += 64) __builtin_prefetch(ahead + line);
+}
+
 // The common case in one loop: a power-of-two scale by exponent and mantissa of amax, no extension.
 template <class Encoder, int kSize>
 inline void encode_row_by_exponent(const Format& f, const float* x, int64_t blocks, int64_t size, uint64_t place,
@@ -219,6 +231,7 @@ inline void encode_row_by_exponent(const Format& f, const float* x, int64_t bloc
   for (int64_t block = 0; block < blocks; ++block) {
     const float* from = x + block * width;
     uint8_t* codes = out.codes + block * width;
+    prefetch_ahead(from, width);
     I best = {};
     for (int64_t i = 0; i < width; i += W) best = max(best, load<I>(from + i) & 0x7FFFFFFF);
     const uint32_t amax = static_cast<uint32_t>(largest_int(best));
@@ -248,6 +261,7 @@ inline void encode_row_with(const Span& span, const Format& f, const float* x, i
                             float tensor_inv, const float* given, uint64_t place, const RowOutput& out, Notes& notes) {
   for (int64_t block = 0; block < blocks; ++block) {
     BlockInfo info;
+    prefetch_ahead(x + block * size, size);
     encode_block(span, f, x + block * size, size, tensor_inv, given ? given + block : nullptr,
                  place + static_cast<uint64_t>(block * size), out.codes + block * size, info, notes);
     put_info(f, info, block, out);

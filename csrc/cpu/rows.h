@@ -103,7 +103,10 @@ inline void load_floats(Dtype dtype, const void* values, int64_t at, int64_t val
   } else {
     const uint16_t* from = static_cast<const uint16_t*>(values) + at;
     const bool is_half = dtype == Dtype::f16;
-    for (; i + W <= valid; i += W) store(to + i, is_half ? load_f16(from + i) : load_bf16(from + i));
+    for (; i + W <= valid; i += W) {
+      __builtin_prefetch(from + i + 2 * kPrefetchElements);
+      store(to + i, is_half ? load_f16(from + i) : load_bf16(from + i));
+    }
     for (; i < valid; ++i) to[i] = is_half ? half_to_float(from[i]) : scalar_f32(static_cast<uint32_t>(from[i]) << 16);
   }
   for (; i < padded; ++i) to[i] = 0;

@@ -36,7 +36,7 @@ float largest_of_block(const Format& f, const float* x, int64_t size, float* cle
 
 float largest_of_unit(const Format& f, const float* x, int64_t count, int64_t size, float* clean) {
   if (!f.tensor_by_raw) {
-    const uint32_t amax = amax_bits(x, count * size);
+    const uint32_t amax = amax_bits<true>(x, count * size);
     if (amax < kInfBits) return scalar_f32(amax);
   }
   float largest = 0;
