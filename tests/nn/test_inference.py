@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import microscale
+from bounds import exact_linear, linear_bound
 from microscale.errors import LayoutError
 from microscale.kernels import dispatch, preferred_layout, quantize
 from microscale.kernels.dispatch import REFERENCE, Backend, Operation, Request
@@ -65,7 +66,11 @@ def test_a_module_in_another_layout_is_the_same_layer(spec: str) -> None:
     layer.set_layout("rows16")
     assert layer.layout == layer.tensor.layout == "rows16"
     assert same_bits(layer.weight, before.weight)
-    assert same_bits(layer(numbers(2)), before(numbers(2)))
+    inputs, weight, bias = numbers(2), before.weight, before.bias
+    assert bias is not None
+    bound = linear_bound(inputs, weight, layer.format, bias)
+    for each in (layer, before):
+        assert bool(((each(inputs) - exact_linear(inputs, weight, bias)).abs() <= bound).all())
     held = {name.removeprefix("weight_") for name, _ in layer.named_buffers() if name.startswith("weight_")}
     assert held == set(layer.tensor.parts), "the old parts are gone"
     assert same_tensors(dict(layer.state_dict()), dict(before.state_dict())) == []
@@ -133,7 +138,8 @@ def test_lay_out_takes_what_the_layout_holds() -> None:
     assert lay_out(model, "rows16") == ["1", "4"]
     assert layouts(model) == ["row_major", "rows16", "row_major", "rows16"]
     assert lay_out(model, "rows16") == []
-    assert same_bits(model(torch.tensor([[3, 1]])), expected)
+    close = 2.0**-16 * expected.abs().amax()  # four layers of float32 sums in another order
+    assert bool(((model(torch.tensor([[3, 1]])) - expected).abs() <= close).all())
     with row_major_weights(model):
         assert layouts(model) == ["row_major"] * 4
     assert layouts(model) == ["row_major", "rows16", "row_major", "rows16"]

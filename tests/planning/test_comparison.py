@@ -56,7 +56,8 @@ def test_rows_are_those_of_separate_runs(tied: bool, tmp_path: Path) -> None:
     for row in rows[1:]:
         activations = row.format if row.mode == "w+a" else None
         quantized = microscale.quantize(source, row.format, activations=activations).float()
-        assert row.perplexity == pytest.approx(perplexity(language_model(quantized), WINDOWS).perplexity, rel=1e-9)
+        alone = perplexity(language_model(quantized), WINDOWS).perplexity
+        assert row.perplexity == pytest.approx(alone, rel=2.0**-20), "float32 sums in the order of another kernel"
         num_linear = 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 96)
         num_all = sum(parameter.numel() for parameter in model.parameters())
         assert row.bits_per_weight == pytest.approx(4.25 if row.format == "mxfp4" else 4.5, abs=0.01)

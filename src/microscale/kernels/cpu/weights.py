@@ -135,11 +135,14 @@ def _element_kind(fmt: BlockFormat) -> ElementKind:
     element = fmt.element
     if element.bits == 8 and isinstance(element, IntElement):
         return ElementKind.INTEGER
-    # The fields of an 8-bit float are read as a normal float32: the smallest normal value must be one.
-    is_signed_float = element.bits == 8 and isinstance(element, FloatElement) and element.signed
-    if is_signed_float and 1 <= element.mantissa_bits <= 6 and -100 <= element.bias <= 100:
+    if isinstance(element, FloatElement) and element.bits == 8 and _has_plain_fields(element):
         return ElementKind.FLOAT8
     return ElementKind.TABLE
+
+
+def _has_plain_fields(element: FloatElement) -> bool:
+    """Whether the fields of an 8-bit float can be read as those of a float32: its smallest normal value is one."""
+    return element.signed and 1 <= element.mantissa_bits <= 6 and -100 <= element.bias <= 100
 
 
 def _special_code(fmt: BlockFormat) -> int:
