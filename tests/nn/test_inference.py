@@ -27,6 +27,12 @@ from microscale.nn import (
 from small_models import logits, read_tensors, same_bits, same_tensors, save_random_model
 
 
+@pytest.fixture(autouse=True)
+def only_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layout changes no number: seen on the reference path, which sums in one order whatever the layout."""
+    monkeypatch.setattr(dispatch, "BACKENDS", [REFERENCE])
+
+
 def numbers(rows: int = 40, cols: int = 96) -> torch.Tensor:
     return torch.randn(rows, cols, generator=torch.Generator().manual_seed(3))
 
@@ -77,6 +83,17 @@ def test_a_module_in_another_layout_is_the_same_layer(spec: str) -> None:
     layer.set_layout("row_major")
     assert same_tensors(dict(layer.state_dict()), dict(before.state_dict())) == []
     assert list(layer.state_dict()) == list(before.state_dict())
+
+
+@pytest.mark.parametrize("spec", ["mxfp4", "mxfp8_plus", "mxfp4_plusplus", "int4_asym", "nvfp4_plus", "mxfp4_sparse"])
+def test_the_backends_at_hand_stay_within_rounding(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sums of the same products in float32 differ by at most 2 k eps times the sum of their magnitudes."""
+    layer = packed_linear(spec)
+    expected, size = layer(numbers(5)), numbers(5).abs() @ layer.weight.abs().T + numbers(1, 40).abs()
+    monkeypatch.undo()
+    prepare_for_inference(layer)
+    bound = 2 * (96 + 2) * torch.finfo(torch.float32).eps * size
+    assert bool(((layer(numbers(5)) - expected).abs() <= bound).all())
 
 
 def test_a_refused_format_leaves_the_module_as_it_was() -> None:
@@ -157,7 +174,6 @@ def test_row_major_weights_come_back_after_an_error() -> None:
 
 
 def test_inference_takes_the_layout_of_a_backend_that_is_willing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "BACKENDS", [REFERENCE])
     model = small_stack()
     assert prepare_for_inference(model) == [] and set(layouts(model)) == {"row_major"}
     monkeypatch.setattr(dispatch, "BACKENDS", [cpu_backend("not today"), REFERENCE])
