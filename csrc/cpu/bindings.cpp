@@ -288,12 +288,12 @@ NB_MODULE(_native, m) {
         "dtype"_a, "input_stride"_a, "output_stride"_a);
   m.def(
       "linear",
-      [](int level, const ms::LinearCall& call, Pointer x, int64_t rows, Pointer out, int threads) {
+      [](int level, const ms::LinearCall& call, Pointer x, int64_t rows, Pointer out, Pointer bias, int threads) {
         const ms::Kernels& kernels = kernels_at(level);
         nb::gil_scoped_release release;
-        ms::linear(call, kernels, reinterpret_cast<const void*>(x), rows, reinterpret_cast<void*>(out), threads);
+        ms::linear(call, kernels, at<const void>(x), rows, at<void>(out), at<const float>(bias), threads);
       },
-      "level"_a, "call"_a, "x"_a, "rows"_a, "out"_a, "threads"_a);
+      "level"_a, "call"_a, "x"_a, "rows"_a, "out"_a, "bias"_a, "threads"_a);
 
   // ------------------------------------------------------------------------------------------------ quantize
   // Pointers that are 0 are absent; see QuantizeArgs and DequantizeArgs in kernels.h.
@@ -371,6 +371,7 @@ NB_MODULE(_native, m) {
         args.packed = at<uint8_t>(get<Pointer>(from, "packed"));
         args.subnormals = at<uint8_t>(get<Pointer>(from, "subnormals"));
         args.magnitude_mask = get<int>(from, "magnitude_mask"), args.num_mantissas = get<int>(from, "num_mantissas");
+        args.max_code = get<int>(from, "max_code");
         args.place = at<const uint8_t>(get<Pointer>(from, "place"));
         args.side = at<uint8_t>(get<Pointer>(from, "side"));
         args.grid_cols = get<int64_t>(from, "grid_cols"), args.block_size = get<int64_t>(from, "block_size");

@@ -129,9 +129,10 @@ struct LayoutArgs {
   int64_t rows, cols, row_bytes;
   const uint8_t* codes;
   uint8_t* packed;
-  // 8-bit floats: a flag for each tile, where (code & magnitude_mask) is in 1 .. num_mantissas - 1; else null.
+  // 8-bit floats: flags for each tile, 1 where (code & magnitude_mask) is in 1 .. num_mantissas - 1, 2 where it is past
+  // max_code; else null.
   uint8_t* subnormals;
-  int magnitude_mask, num_mantissas;
+  int magnitude_mask, num_mantissas, max_code;
   // MX+ and MX++ (else null): the place of the largest element of each block [rows, grid_cols], `zero_block` where all
   // codes are cleared, and any other number past the block where they are left alone.
   const uint8_t* place;

@@ -74,8 +74,8 @@ void store_row(const float* from, int64_t count, const float* bias, Dtype dtype,
 
 class Run {
  public:
-  Run(const LinearCall& call, const Kernels& kernels, int threads)
-      : call_(call), linear_(*kernels.linear), prepare_(*kernels.activation), quantize_(*kernels.quantize), threads_(std::max(threads, 1)) {}
+  Run(const LinearCall& call, const Kernels& kernels, const float* bias, int threads)
+      : call_(call), bias_(bias), linear_(*kernels.linear), prepare_(*kernels.activation), quantize_(*kernels.quantize), threads_(std::max(threads, 1)) {}
 
   void rows(const char* x, int64_t count, char* out) {
     const int64_t size = call_.dtype == Dtype::f32 ? 4 : 2;
@@ -426,8 +426,9 @@ class Run {
     float* sums = scratch(0, rows_ * stride);
     accumulate(output, group, count, sums);
     const int64_t first = group * kLanes, width = std::min(stride, output.rows - first);
+    const float* bias = bias_ ? bias_ : output.bias;
     for (int64_t m = 0; m < rows_; ++m)
-      store_row(sums + m * stride, width, output.bias ? output.bias + first : nullptr, call_.dtype, out_,
+      store_row(sums + m * stride, width, bias ? bias + first : nullptr, call_.dtype, out_,
                 m * call_.output_stride + output.first_column + first);
   }
 
@@ -449,6 +450,7 @@ class Run {
   }
 
   const LinearCall& call_;
+  const float* bias_;
   const LinearKernels& linear_;
   const ActivationKernels& prepare_;
   const QuantizeKernels& quantize_;
@@ -462,8 +464,9 @@ class Run {
 
 }  // namespace
 
-void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, int threads) {
-  Run(call, kernels, threads).rows(static_cast<const char*>(x), rows, static_cast<char*>(out));
+void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, const float* bias,
+            int threads) {
+  Run(call, kernels, bias, threads).rows(static_cast<const char*>(x), rows, static_cast<char*>(out));
 }
 
 }  // namespace ms

@@ -36,7 +36,7 @@ struct Weight {
   const uint8_t* index;
   const uint8_t* largest;
   const void* zero;
-  const uint8_t* flags;  // float8: tiles with subnormal or special codes
+  const uint8_t* flags;  // float8: 1 for tiles with subnormals, 2 for tiles with codes that are no numbers
 
   float values[256];          // value of every element code
   float scale_values[256];    // factor of every 8-bit scale code, multipliers and second levels included
@@ -159,8 +159,9 @@ struct LinearCall {
   int64_t input_stride = 0, output_stride = 0;
 };
 
-// out[rows, output_stride] = x[rows, input_stride] times the weights.
-void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, int threads);
+// out[rows, output_stride] = x[rows, input_stride] times the weights; `bias` stands for that of a call's only output.
+void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, const float* bias,
+            int threads);
 
 inline uint16_t to_bf16(float value) {
   uint32_t bits;

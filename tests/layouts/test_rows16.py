@@ -251,6 +251,8 @@ def test_subnormal_flags_are_those_of_the_decoded_values(spec: str) -> None:
     width = padded_cols(fmt.block, 130)
     values = decode(unpack_bits(tensor.parts["codes"], 8, width), fmt.element)[:, :130].abs()
     is_subnormal = (values > 0) & (values < fmt.element.min_normal)
+    tensor.parts["codes"][69, 3] = 0xFF if fmt.element.nan_code is not None else 0
+    assert int(to_layout(tensor, "rows16").parts["subnormals"][4, 0]) == (2 if fmt.element.nan_code is not None else 0)
     flags = laid.parts["subnormals"]
     assert tuple(flags.shape) == (5, 5) and int(flags.sum()) == 4
     for group in range(5):

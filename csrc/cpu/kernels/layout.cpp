@@ -130,14 +130,15 @@ void pack_group(const LayoutArgs& args, int64_t group, uint8_t* scratch) {
     write_chunk<BITS>(scratch + chunk * kChunk, stride, planes);
     __builtin_memcpy(to + chunk * sizeof planes, planes, sizeof planes);
     if (BITS == 8 && args.subnormals != nullptr) {
-      U found = {};
+      U found = {}, special = {};
       for (int part = 0; part < kRows * BITS; part += W) {
         const B codes = as<B>(load<U>(planes + part)) & static_cast<uint8_t>(args.magnitude_mask);
         found |= as<U>((codes - 1) < static_cast<uint8_t>(args.num_mantissas - 1));  // 0 wraps around: no subnormal
+        special |= as<U>(codes > static_cast<uint8_t>(args.max_code));
       }
-      uint32_t any = 0;
-      for (int lane = 0; lane < W; ++lane) any |= found[lane];
-      args.subnormals[group * chunks + chunk] = any != 0;
+      uint32_t any = 0, any_special = 0;
+      for (int lane = 0; lane < W; ++lane) any |= found[lane], any_special |= special[lane];
+      args.subnormals[group * chunks + chunk] = static_cast<uint8_t>((any != 0) | (any_special != 0) << 1);
     }
   }
 }

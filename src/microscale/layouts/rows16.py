@@ -11,7 +11,8 @@ scale            [R, G, 16]                 as in row_major; G blocks side by si
 index            uint8 [R, G, 16]           MX+, MX++: place of the largest element in bits 0-4; bits 5-7 see below
 largest          uint8 [R, G, 16]           MX++, and MX+ that is not compact: code of the largest element
 zero_point       [R, G, 16]                 uint8 (integers, fp8) or float16
-subnormals       uint8 [R, C]               8-bit floats: 1 where the 16 x 32 tile holds a subnormal (derived)
+subnormals       uint8 [R, C]               8-bit floats: bit 0 where the 16 x 32 tile holds a subnormal, bit 1 where it
+                                            holds NaN or Inf (derived)
 tensor_inv_scale as in row_major            and so the parts of a sparse table
 ================ ========================== ==========================================================================
 
@@ -38,7 +39,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -334,6 +335,11 @@ def _from_planes(packed: UInt8[Tensor, "groups chunks bytes"], bits: int) -> UIn
 def _find_subnormals(codes: UInt8[Tensor, "groups chunks 512"], fmt: BlockFormat) -> UInt8[Tensor, "groups chunks"]:
     assert isinstance(fmt.element, FloatElement)
     magnitude_bits = fmt.element.exponent_bits + fmt.element.mantissa_bits
-    below = (codes & (2**magnitude_bits - 1)) - 1  # 0 becomes 255 and is no subnormal
-    is_subnormal = below < 2**fmt.element.mantissa_bits - 1
-    return (is_subnormal.view(torch.int64).sum(-1) != 0).to(torch.uint8)  # 64 words of eight times 0 or 1
+    magnitudes = codes & (2**magnitude_bits - 1)
+    is_subnormal = magnitudes - 1 < 2**fmt.element.mantissa_bits - 1  # 0 becomes 255 and is no subnormal
+    flags = _any_of_tile(is_subnormal)
+    return flags if fmt.element.nan_code is None else flags | _any_of_tile(magnitudes > fmt.element.max_code) << 1
+
+
+def _any_of_tile(flags: Bool[Tensor, "groups chunks 512"]) -> UInt8[Tensor, "groups chunks"]:
+    return (flags.view(torch.int64).sum(-1) != 0).to(torch.uint8)  # 64 words of eight times 0 or 1

@@ -83,6 +83,7 @@ def _arguments(codes: Tensor, packed: dict[str, Tensor], fmt: BlockFormat, rows:
         "subnormals": 0 if subnormals is None else subnormals.data_ptr(),
         "magnitude_mask": 2**magnitude_bits - 1,
         "num_mantissas": 2**element.mantissa_bits if is_float else 0,
+        "max_code": element.max_code,
     }
 
 

@@ -62,10 +62,13 @@ class LinearCall:
             raise ShapeError(f"inputs have {inputs.shape[0]} rows and out has {out.shape[0]}; they must be equal")
         self.run_pointers(inputs.data_ptr(), inputs.shape[0], out.data_ptr())
 
-    def run_pointers(self, inputs: int, rows: int, out: int) -> None:
-        """The same on raw addresses, unchecked: [rows, cols] and [rows, rows_out]."""
+    def run_pointers(self, inputs: int, rows: int, out: int, bias: int = 0) -> None:
+        """The same on raw addresses, unchecked: [rows, cols] and [rows, rows_out].
+
+        ``bias`` is the address of float32 numbers that stand for the bias of the only output, where it is not 0.
+        """
         assert NATIVE is not None
-        NATIVE.linear(level(), self.handle, inputs, rows, out, num_threads())
+        NATIVE.linear(level(), self.handle, inputs, rows, out, bias, num_threads())
 
 
 def _check(name: str, tensor: Tensor, cols: int, dtype: torch.dtype) -> None:
@@ -171,9 +174,11 @@ def linear(
     matrix = inputs.reshape(-1, inputs.shape[-1]).contiguous()
     out = torch.empty(matrix.shape[0], weight.rows, dtype=inputs.dtype)
     if matrix.shape[0]:
-        _remembered(weight, activations, inputs.dtype).run(matrix, out)
-    if bias is not None:
-        out += bias
+        call = _remembered(weight, activations, inputs.dtype)
+        added = None if bias is None else bias.detach().to(torch.float32).contiguous()
+        call.run_pointers(
+            matrix.data_ptr(), matrix.shape[0], out.data_ptr(), 0 if added is None else added.data_ptr()
+        )
     return out.reshape(*inputs.shape[:-1], weight.rows)
 
 
