@@ -13,7 +13,7 @@ from torch import Tensor
 from bounds import exact_linear, linear_bound
 from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
-from microscale.kernels import dequantize, dispatch, fake_quantize, linear, quantize, to_layout
+from microscale.kernels import dequantize, dispatch, fake_quantize, linear, linear_mixed, quantize, to_layout
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.activations import ActRule, plan_activations
 from microscale.kernels.cpu.linear import Combine, prepare_linear
@@ -251,6 +251,35 @@ def test_shared_inputs_and_silu() -> None:
         g = (linear(inputs, gate) + bias).double()
         expected = torch.nn.functional.silu(g) * linear(inputs, up)
         assert bool(((out - expected).abs() <= 16 * 2.0**-24 * expected.abs() + 2.0**-90).all())
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_mixed_segments(level: str, count: int) -> None:
+    """Channels in 4, 6 and 8 bits, and any other list of formats, add up in one call."""
+    for specs in (["mxfp4", "mxfp6_e3m2", "mxfp8"], ["int2_asym", "mxfp4_plus", "nvfp4", "mxint8"]):
+        weights = [packed(spec, 40, cols) for spec, cols in zip(specs, (128, 64, 33, 32), strict=False)]
+        cols = sum(weight.cols for weight in weights)
+        inputs, bias = numbers(count, cols), torch.linspace(-1, 1, 40)
+        for rounding in (None, "mxfp4", "own"):
+            activations = [spec if rounding == "own" and "asym" not in spec else rounding for spec in specs]
+            activations = [None if each == "own" else each for each in activations]
+            got = linear_mixed(inputs, weights, activations, bias)
+            exact, bound = bias.double().expand(count, -1).clone(), torch.zeros(count, 40, dtype=torch.float64)
+            start = 0
+            for weight, fmt in zip(weights, activations, strict=True):
+                part = inputs[:, start : start + weight.cols].contiguous()
+                used = part if fmt is None else fake_quantize(part, fmt)
+                exact += exact_linear(used, dequantize(weight))
+                bound += linear_bound(used, dequantize(weight), weight.format, bias)
+                start += weight.cols
+            bound *= 1 + (len(weights) + 1) / 32  # a rounding for each segment; each bound has at least 32 of them
+            assert bool(((got - exact).abs() <= bound).all())
+            rows = [to_layout(weight, "row_major") for weight in weights]
+            assert torch.allclose(linear_mixed(inputs, rows, activations, bias), got, rtol=1e-4, atol=1e-2)
+    with pytest.raises(ShapeError, match="fill"):
+        linear_mixed(inputs[:, 1:], weights, [None] * 4)
+    with pytest.raises(ShapeError, match="equal rows"):
+        linear_mixed(numbers(1, 128), [packed("mxfp4", 8, 64), packed("mxfp4", 9, 64)], [None, None])
 
 
 def test_errors_before_any_pointer_is_touched() -> None:

@@ -6,7 +6,7 @@ backend of :data:`BACKENDS` without a refusal is taken; the reference backend st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -28,6 +28,7 @@ class Operation(Enum):
     DEQUANTIZE = "dequantize"
     FAKE_QUANTIZE = "fake_quantize"
     LINEAR = "linear"
+    LINEAR_MIXED = "linear_mixed"
     RMS_NORM = "rms_norm"
     SILU_MUL = "silu_mul"
     HADAMARD = "hadamard"
@@ -87,7 +88,7 @@ def _cpu_refusal(request: Request) -> str | None:
         return f"runs on the CPU only, not on {request.device}"
     if request.dtype not in CPU_DTYPES:
         return f"takes float32, bfloat16 and float16 only, not {request.dtype}"
-    if request.operation is Operation.LINEAR:
+    if request.operation in (Operation.LINEAR, Operation.LINEAR_MIXED):
         if request.records_gradient:
             return "does not record gradients"
         return cpu.linear_refusal(request.layout, request.activations)
@@ -107,6 +108,7 @@ CPU = Backend(
         Operation.DEQUANTIZE: cpu.dequantize,
         Operation.FAKE_QUANTIZE: cpu.fake_quantize,
         Operation.LINEAR: cpu.linear,
+        Operation.LINEAR_MIXED: cpu.linear_mixed,
         Operation.RMS_NORM: cpu.rms_norm,
         Operation.SILU_MUL: cpu.silu_mul,
         Operation.HADAMARD: cpu.hadamard,
@@ -125,6 +127,7 @@ REFERENCE = Backend(
         Operation.DEQUANTIZE: reference.dequantize,
         Operation.FAKE_QUANTIZE: reference.fake_quantize,
         Operation.LINEAR: reference.linear,
+        Operation.LINEAR_MIXED: reference.linear_mixed,
         Operation.RMS_NORM: reference.rms_norm,
         Operation.SILU_MUL: reference.silu_mul,
         Operation.HADAMARD: reference.hadamard,
@@ -143,6 +146,18 @@ BACKENDS: list[Backend] = [CPU, REFERENCE]
 def why_not(request: Request) -> dict[str, str | None]:
     """Return every backend's reason for refusing the request (None: it can run it)."""
     return {backend.name: backend.refusal(request) for backend in BACKENDS}
+
+
+def choose_for_all(requests: Sequence[Request]) -> Backend:
+    """Return the first backend that can run every one of the requests of one call.
+
+    Raises:
+        KernelError: none can; as :func:`choose` for the first request that stands in the way.
+    """
+    for backend in BACKENDS:
+        if all(backend.refusal(request) is None for request in requests):
+            return backend
+    return next(choose(request) for request in requests if BACKENDS[-1].refusal(request) is not None)
 
 
 def choose(request: Request) -> Backend:

@@ -11,6 +11,7 @@ gives bit for bit what ``quantize`` makes of its backend's own result, for any n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from microscale.errors import DtypeError, ShapeError
 from microscale.formats import Format, parse_format
 from microscale.kernels.cpu import torch_ops
-from microscale.kernels.dispatch import Operation, Request, choose
+from microscale.kernels.dispatch import Operation, Request, choose, choose_for_all
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
@@ -234,6 +235,49 @@ def _run(operation: Operation, values: Tensor, fmt: Format | None, *arguments: o
     _check_tensor(values, f"the input of {operation.value}")
     request = Request(operation=operation, format=fmt, device=values.device, dtype=values.dtype, layout=ROW_MAJOR)
     return choose(request).implementations[operation](values, *arguments)
+
+
+def linear_mixed(
+    inputs: Float[Tensor, "... cols"],
+    weights: Sequence[QuantizedTensor],
+    activations: Sequence[Format | str | None],
+    bias: Float[Tensor, "rows"] | None = None,
+) -> Float[Tensor, "... rows"]:
+    """Return the sum over segments of x_i @ dequantize(weights[i]).T, plus bias, in the dtype of the inputs.
+
+    The weights [rows, cols_i] take consecutive segments of the columns; x_i is that segment of the inputs, rounded to
+    ``activations[i]`` as a tensor of its own (None: kept). So channels of one layer may have different formats.
+
+    Exactness: the bound of :func:`linear`, summed over the segments, plus one rounding for each segment.
+
+    Raises:
+        ShapeError: segments of different heights, or that do not fill the inputs.
+
+    Source: the mixed channels of arXiv 2508.02343.
+    """
+    widths = [weight.cols for weight in weights]
+    if not weights or len(activations) != len(weights) or inputs.shape[-1] != sum(widths):
+        raise ShapeError(
+            f"linear_mixed takes inputs [..., cols] whose columns the weights fill, with a format (or None) each; got"
+            f" {list(inputs.shape)}, widths {widths} and {len(activations)} formats"
+        )
+    if len({weight.rows for weight in weights}) != 1:
+        raise ShapeError(f"the segments of one layer have equal rows, got {[weight.rows for weight in weights]}")
+    records = [None if fmt is None else parse_format(fmt) for fmt in activations]
+    requests = [
+        Request(
+            operation=Operation.LINEAR_MIXED,
+            format=weight.format,
+            device=inputs.device,
+            dtype=inputs.dtype,
+            layout=weight.layout,
+            activations=record,
+            records_gradient=torch.is_grad_enabled() and inputs.requires_grad,
+        )
+        for weight, record in zip(weights, records, strict=True)
+    ]
+    backend = choose_for_all(requests)
+    return backend.implementations[Operation.LINEAR_MIXED](inputs, weights, records, bias)
 
 
 def _check_tensor(values: object, name: str) -> None:

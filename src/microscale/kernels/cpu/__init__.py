@@ -9,7 +9,7 @@ from microscale.kernels.cpu.fused import (
     silu_mul,
     silu_mul_quantize,
 )
-from microscale.kernels.cpu.linear import linear, linear_refusal
+from microscale.kernels.cpu.linear import linear, linear_mixed, linear_refusal
 from microscale.kernels.cpu.quantize import (
     dequantize,
     dequantize_refusal,
@@ -26,6 +26,7 @@ __all__ = [
     "hadamard",
     "hadamard_quantize",
     "linear",
+    "linear_mixed",
     "linear_refusal",
     "quantize",
     "quantize_refusal",

@@ -136,6 +136,80 @@ def prepare_linear(
     )
 
 
+def prepare_linear_mixed(
+    weights: Sequence[QuantizedTensor],
+    activations: Sequence[Format | None],
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> LinearCall:
+    """Prepare sum_i round_i(inputs[:, segment i]) @ weights[i].T + bias in one call.
+
+    The weights [rows, cols_i] take consecutive segments of the columns, each with an activation format of its own, and
+    add up into one output [rows]: channels of one layer in different formats (arXiv 2508.02343). A segment is rounded
+    as a tensor of its own.
+
+    Raises:
+        KernelError, ShapeError, DtypeError: as :func:`prepare_linear`.
+    """
+    if NATIVE is None:
+        raise KernelError(UNAVAILABLE or "")
+    refusal = next((reason for fmt in activations if (reason := activation_refusal(fmt))), None)
+    if refusal is not None:
+        raise KernelError(f"the CPU kernels cannot round their input on the fly: {refusal}; quantize it beforehand")
+    if dtype not in DTYPES:
+        raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
+    packed = [pack_weight(weight) for weight in weights]
+    shapes = [(weight.rows, weight.cols) for weight in packed]
+    if not packed or len(packed) != len(activations) or len({rows for rows, _ in shapes}) != 1:
+        raise ShapeError(f"segments need one number of rows and an activation format (or None) each, got {shapes}")
+    if bias is not None and tuple(bias.shape) != (packed[0].rows,):
+        raise ShapeError(
+            f"the bias of a weight with {packed[0].rows} rows is [{packed[0].rows}], got {list(bias.shape)}"
+        )
+    kept_bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
+    plans = [plan_activations(fmt) for fmt in activations]
+    inputs: list[tuple[int, int, int, int, Any]] = []
+    column = 0
+    for weight, plan in zip(packed, plans, strict=True):
+        inputs.append((column, weight.cols, int(plan.rule), _TERMS[dtype], plan.handle))
+        column += weight.cols
+    rows = packed[0].rows
+    handle = NATIVE.make_linear_call(
+        inputs,
+        [weight.handle for weight in packed],
+        list(range(len(packed))),
+        [(rows, 0, 0, len(packed), 0 if kept_bias is None else kept_bias.data_ptr())],
+        int(Combine.CONCATENATE),
+        DTYPES[dtype],
+        column,
+        rows,
+    )
+    return LinearCall(
+        handle=handle,
+        cols=column,
+        rows_out=rows,
+        dtype=dtype,
+        num_bytes=sum(weight.num_bytes for weight in packed),
+        kept=(*plans, *packed, kept_bias),
+    )
+
+
+def linear_mixed(
+    inputs: Float[Tensor, "... cols"],
+    weights: Sequence[QuantizedTensor],
+    activations: Sequence[Format | None],
+    bias: Float[Tensor, "rows"] | None,
+) -> Float[Tensor, "... rows"]:
+    """Sum the products of all segments; see :func:`microscale.kernels.ops.linear_mixed` for the contract."""
+    call = prepare_linear_mixed(weights, activations, bias, dtype=inputs.dtype)
+    matrix = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    out = torch.empty(matrix.shape[0], call.rows_out, dtype=inputs.dtype)
+    if matrix.shape[0]:
+        call.run(matrix, out)
+    return out.reshape(*inputs.shape[:-1], call.rows_out)
+
+
 def linear_refusal(layout: str, activations: Format | None) -> str | None:
     """Return why :func:`linear` cannot multiply by a weight, or None where it can."""
     if layout != ROWS16:
@@ -176,9 +250,7 @@ def linear(
     if matrix.shape[0]:
         call = _remembered(weight, activations, inputs.dtype)
         added = None if bias is None else bias.detach().to(torch.float32).contiguous()
-        call.run_pointers(
-            matrix.data_ptr(), matrix.shape[0], out.data_ptr(), 0 if added is None else added.data_ptr()
-        )
+        call.run_pointers(matrix.data_ptr(), matrix.shape[0], out.data_ptr(), 0 if added is None else added.data_ptr())
     return out.reshape(*inputs.shape[:-1], weight.rows)
 
 

@@ -10,7 +10,7 @@ from microscale.kernels.reference.fused import (
     silu_mul_quantize,
 )
 from microscale.kernels.reference.layout import to_layout
-from microscale.kernels.reference.quantize import dequantize, fake_quantize, linear, quantize
+from microscale.kernels.reference.quantize import dequantize, fake_quantize, linear, linear_mixed, quantize
 
 __all__ = [
     "dequantize",
@@ -19,6 +19,7 @@ __all__ = [
     "hadamard",
     "hadamard_quantize",
     "linear",
+    "linear_mixed",
     "quantize",
     "rms_norm",
     "rms_norm_quantize",

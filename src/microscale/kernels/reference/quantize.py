@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -155,6 +155,18 @@ def linear(
     if activations is not None and inputs.numel():
         inputs = fake_quantize(inputs, activations, name="the inputs of linear")
     return functional.linear(inputs, dequantize(weight, inputs.dtype), bias)
+
+
+def linear_mixed(
+    inputs: Float[Tensor, "... cols"],
+    weights: Sequence[QuantizedTensor],
+    activations: Sequence[Format | None],
+    bias: Float[Tensor, "rows"] | None,
+) -> Float[Tensor, "... rows"]:
+    """Return the sum of linear over consecutive segments of the columns, computed in the dtype of the inputs."""
+    segments = inputs.split([weight.cols for weight in weights], dim=-1)
+    products = [linear(*each[:2], None, each[2]) for each in zip(segments, weights, activations, strict=True)]
+    return sum(products[1:], products[0]) if bias is None else sum(products, bias.to(inputs.dtype))
 
 
 def _as_matrix(values: Tensor, fmt: Format, name: str) -> Float[Tensor, "rows cols"]:
