@@ -3,7 +3,7 @@
 // The twin of kernels/reference/encode.py, bit for bit.
 #pragma once
 
-#include "spans.h"
+#include "sums.h"
 
 namespace ms::MS_LEVEL {
 
@@ -77,6 +77,14 @@ inline float statistic_of(const Format& f, const float* x, int64_t size, uint32_
   return f.statistic == Statistic::percentile ? magnitude_of_rank(x, size, f.percentile_rank) : scalar_f32(amax);
 }
 
+// The scale of a finite block; `given` (null: measured) stands for its amax.
+MS_INLINE Scale scale_of_block(const Format& f, const float* x, int64_t size, uint32_t amax, const float* given,
+                               float tensor_inv) {
+  const bool is_given = given != nullptr && !f.has_tensor_scale && f.statistic == Statistic::amax;
+  if (is_summing(f)) return scale_by_sums(f, x, size, is_given ? *given : scalar_f32(amax), tensor_inv);
+  return scale_of(f, is_given ? *given : statistic_of(f, x, size, amax), tensor_inv);
+}
+
 // ------------------------------------------------------------------------------------------ MX+ and MX++
 
 inline int32_t exponent_difference(const Format& f, uint32_t others, uint32_t stored) {
@@ -142,8 +150,7 @@ inline void encode_finite_block(const Span& span, const Format& f, const float* 
     span.run(f, x, size, {scale.factor, 0, zero.value, place}, codes);
     return;
   }
-  const bool is_given = given != nullptr && !f.has_tensor_scale && f.statistic == Statistic::amax;
-  const Scale scale = scale_of(f, is_given ? *given : statistic_of(f, x, size, amax), tensor_inv);
+  const Scale scale = scale_of_block(f, x, size, amax, given, tensor_inv);
   info.stored = scale.stored, info.factor = scale.factor;
   if (f.extension != Extension::none) {
     encode_extended(span, f, x, size, amax, place, codes, info);

@@ -12,11 +12,13 @@ enum class Rounding : int32_t { nearest_even = 0, nearest_away = 1, toward_zero 
 // How a scale lies in memory.
 enum class Storage : int32_t { code8 = 0, f16 = 1, bf16 = 2, f32 = 3 };
 // Which number of the block a rule looks at.
-enum class Statistic : int32_t { amax = 0, percentile = 1, range = 2 };
-// What the rule makes of it: a power of two by exponent and mantissa, or a quotient rounded to nearest or up.
-enum class Rule : int32_t { exponent = 0, nearest = 1, up = 2 };
+enum class Statistic : int32_t { amax = 0, percentile = 1, range = 2, deviation = 3 };
+// What the rule makes of it: a power of two by exponent and mantissa, or a quotient rounded to nearest or up; or the
+// start of a search for the least squared error: among powers of two, or among quotients fitted to their codes.
+enum class Rule : int32_t { exponent = 0, nearest = 1, up = 2, search = 3, fit = 4 };
 enum class Extension : int32_t { none = 0, plus = 1, plusplus = 2 };
 enum class ZeroPoint : int32_t { none = 0, integer = 1, number = 2 };
+constexpr int kFitSteps = 16;
 // How codes of an element become float32 in vectors.
 enum class Decoding : int32_t { table = 0, table16 = 1, small_float = 2, integer = 3 };
 
@@ -59,6 +61,10 @@ struct Format {
   Rule rule;
   int32_t exponent_base;   // Rule::exponent: floor(log2 a) + base + (mantissa field of a > limit)
   int32_t mantissa_limit;
+  uint32_t deviation_factor[2];  // the bits of the float64 that multiplies a deviation, low word first
+  int32_t search_low;            // Rule::search: offsets to the exponent of Rule::exponent
+  int32_t search_high;
+  float fit_factors[kFitSteps];  // Rule::fit: what multiplies the quotient at each start
   int32_t is_power_of_two;     // the scale
   int32_t has_exact_inverse;   // every factor is a power of two whose inverse is a float32
   float divisor;               // other rules: a / divisor

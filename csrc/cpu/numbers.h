@@ -113,6 +113,14 @@ inline int32_t floor_log2(uint32_t magnitude_bits, int32_t& mantissa) {
   return top - 149;
 }
 
+// The same of a positive float64, without the mantissa.
+inline int32_t floor_log2(double value) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const int32_t field = static_cast<int32_t>(bits >> 52);
+  return field ? field - 1023 : 63 - __builtin_clzll(bits) - 1074;
+}
+
 inline float power_of_two(int32_t exponent) {  // -149 to 127
   return exponent >= -126 ? scalar_f32(static_cast<uint32_t>(exponent + 127) << 23)
                           : scalar_f32(1u << (exponent + 149));

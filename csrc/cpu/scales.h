@@ -1,6 +1,6 @@
 // The scale of one block: from its statistic to what is stored and the factor that it stands for, and back.
 //
-// The twin of kernels/reference/scales.py, for the rules whose result does not depend on the order of a sum.
+// The twin of kernels/reference/scales.py; the rules that sum over a block stand in sums.h.
 #pragma once
 
 #include "numbers.h"
@@ -49,13 +49,18 @@ inline void store_stored(void* scales, Storage storage, int64_t index, uint32_t 
     static_cast<uint16_t*>(scales)[index] = static_cast<uint16_t>(stored);
 }
 
+// The stored code of 2^exponent, saturating at both ends.
+MS_INLINE uint32_t code_of_exponent(const Format& f, int32_t exponent) {
+  const int32_t code = exponent + f.scale.bias;
+  return static_cast<uint32_t>(code < 0 ? 0 : code > f.scale.max_code ? f.scale.max_code : code);
+}
+
 // Rule::exponent: the stored code of the power of two that belongs to a statistic.
 MS_INLINE uint32_t exponent_code(const Format& f, uint32_t magnitude_bits) {
   if (magnitude_bits == 0) return 0;
   int32_t mantissa;
   const int32_t exponent = floor_log2(magnitude_bits, mantissa);
-  const int32_t code = exponent + f.exponent_base + (mantissa > f.mantissa_limit) + f.scale.bias;
-  return static_cast<uint32_t>(code < 0 ? 0 : code > f.scale.max_code ? f.scale.max_code : code);
+  return code_of_exponent(f, exponent + f.exponent_base + (mantissa > f.mantissa_limit));
 }
 
 inline float raw_scale(const Format& f, float statistic) { return statistic / f.divisor; }

@@ -216,9 +216,10 @@ def test_the_dispatcher_runs_them() -> None:
         (hadamard_quantize(values, 64, "mxfp4"), hadamard(values, 64)),
     ):
         assert all(same_bits(part, quantize(plain, "mxfp4").parts[name]) for name, part in packed.parts.items())
-    kept = hadamard_quantize(values, 64, "mxfp4:std")
+    kept = hadamard_quantize(values, 64, "e2m1/channel:fp16:percentile(90)")
     assert same_bits(
-        kept.parts["codes"], reference.hadamard_quantize(values, 64, parse_format("mxfp4:std")).parts["codes"]
+        kept.parts["codes"],
+        reference.hadamard_quantize(values, 64, parse_format("e2m1/channel:fp16:percentile(90)")).parts["codes"],
     )
     assert all(operation in BACKENDS[-1].implementations for operation in Operation)
 

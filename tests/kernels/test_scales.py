@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from microscale.formats import BlockFormat, FloatElement, RuleKind, ScaleRule, parse_format
 from microscale.formats.codec import decode_scale
 from microscale.kernels import dequantize, fake_quantize, quantize
+from microscale.kernels.reference.scales import ordered_sum
 from vectors import exact
 from vectors.inputs import FLOAT32_MAX, SUBNORMAL, as_floats, matrices, same_bits, ulp_neighbours
 
@@ -143,6 +144,28 @@ def test_percentile_ranks_of_every_block_size() -> None:
         values = torch.where(torch.arange(size) < rank, 1.0, 64.0).reshape(1, size)
         code = scale_codes(values, block_format(f"e2m1/channel:e8m0:percentile({percent})"))
         assert code == [127 - 2], (size, percent)  # 2^ceil(log2(1 / 6))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 16, 31, 33, 100])
+def test_sums_are_taken_by_halves(size: int) -> None:
+    """The order of docs/formats.md, in plain Python floats."""
+    values = torch.randn(5, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    expected: list[float] = []
+    for row in values.exp().tolist():
+        terms = row + [0.0] * ((1 << max(size - 1, 0).bit_length()) - size)
+        while len(terms) > 1:
+            half = len(terms) // 2
+            terms = [terms[i] + terms[i + half] for i in range(half)]
+        expected.append(terms[0])
+    assert ordered_sum(values.exp()).tolist() == expected
+
+
+def test_a_deviation_past_the_largest_float32_leaves_finite_scales() -> None:
+    values = torch.full((1, 32), 3e38)
+    values[0, ::2] = -3e38
+    packed = quantize(values, "e2m1/16:e4m3+fp32:std(9)")
+    assert bool(torch.isfinite(packed.parts["tensor_inv_scale"]).all()) and packed.parts["tensor_inv_scale"] > 0
+    assert torch.equal(dequantize(packed).sign(), values.sign())
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,6 +16,7 @@ const float* unit_values(const QuantizeArgs& args, const Grid& grid, const Unit&
 // ------------------------------------------------------------------------------------------ the second level
 
 float raw_of_block(const Format& f, const float* x, int64_t size) {
+  if (f.statistic == Statistic::deviation) return deviation_raw(f, x, size);
   if (f.zero_point == ZeroPoint::none) return raw_scale(f, statistic_of(f, x, size, amax_bits(x, size)));
   Range range = range_of(x, size);
   return range_raw(f, range);

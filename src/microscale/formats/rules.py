@@ -184,3 +184,9 @@ DEFAULT_ARGUMENTS: dict[RuleKind, tuple[float, ...]] = {
 """What the bare word stands for in the grammar; ``mse`` on a float scale: (0.5, 1)."""
 
 DEFAULT_MSE_FACTORS = (0.5, 1.0)
+
+
+def mse_factors(rule: ScaleRule) -> list[float]:
+    """Return the factors in [lo, hi] by which ``mse`` multiplies amax / max for its starts over a float scale."""
+    low, high = rule.arguments
+    return [low + (high - low) * step / (MSE_FLOAT_STEPS - 1) for step in range(MSE_FLOAT_STEPS)]

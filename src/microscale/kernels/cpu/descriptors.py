@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import struct
 from enum import IntEnum
 from fractions import Fraction
 
@@ -31,10 +32,13 @@ from microscale.formats import (
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.formats.codec import PLAIN_SCALE_CODES, noise_key, zero_point_element
+from microscale.formats.rules import MSE_FLOAT_STEPS, mse_factors
 
 MAX_BLOCK = 1 << 20
 NEVER = 1 << 23
 """A mantissa field that no float32 exceeds."""
+FARTHEST = 1 << 21
+"""An offset that takes every exponent, that of 0 included, past the end of any scale."""
 
 
 class Statistic(IntEnum):
@@ -43,6 +47,7 @@ class Statistic(IntEnum):
     AMAX = 0
     PERCENTILE = 1
     RANGE = 2
+    DEVIATION = 3
 
 
 class Rule(IntEnum):
@@ -51,6 +56,8 @@ class Rule(IntEnum):
     EXPONENT = 0
     NEAREST = 1
     UP = 2
+    SEARCH = 3
+    FIT = 4
 
 
 class Decoding(IntEnum):
@@ -102,6 +109,10 @@ class FormatStruct(ctypes.Structure):
         ("rule", _I),
         ("exponent_base", _I),
         ("mantissa_limit", _I),
+        ("deviation_factor", _U * 2),
+        ("search_low", _I),
+        ("search_high", _I),
+        ("fit_factors", _F * MSE_FLOAT_STEPS),
         ("is_power_of_two", _I),
         ("has_exact_inverse", _I),
         ("divisor", _F),
@@ -143,8 +154,6 @@ def storage_refusal(fmt: BlockFormat) -> str | None:
 
 def encode_refusal(fmt: BlockFormat) -> str | None:
     """Return why the kernels cannot quantize to a format bit for bit, or None where they can."""
-    if fmt.rule.kind in (RuleKind.STD, RuleKind.MSE):
-        return f"leaves rule {fmt.rule} to the reference: its bits depend on the order of torch's sums"
     if fmt.rule.kind is RuleKind.PERCENTILE and isinstance(fmt.block, ChannelBlock):
         return f"leaves rule {fmt.rule} of whole rows to the reference"
     return storage_refusal(fmt)
@@ -243,9 +252,17 @@ def _fill_rule(result: FormatStruct, fmt: BlockFormat) -> None:
     if rule.kind is RuleKind.PERCENTILE and isinstance(fmt.block, VectorBlock):
         result.statistic = Statistic.PERCENTILE
         result.percentile_rank = max(1, math.ceil(Fraction(repr(rule.arguments[0])) * fmt.block.size / 100))
+    if rule.kind is RuleKind.STD:
+        result.statistic = Statistic.DEVIATION
+        words = struct.unpack("<II", struct.pack("<d", rule.arguments[0] / element.max_value))
+        result.deviation_factor[0], result.deviation_factor[1] = words
     if not fmt.scale.is_power_of_two:
         result.rule = Rule.UP if rule.kind in (RuleKind.RCEIL, RuleKind.PERCENTILE) else Rule.NEAREST
-        result.tensor_by_raw = rule.kind in (RuleKind.PERCENTILE, RuleKind.MINMAX)
+        result.tensor_by_raw = rule.kind in (RuleKind.STD, RuleKind.PERCENTILE, RuleKind.MINMAX)
+        if rule.kind is RuleKind.MSE:
+            result.rule = Rule.FIT
+            for step, factor in enumerate(mse_factors(rule)):
+                result.fit_factors[step] = factor
         divisor = rule.arguments[0] if rule.kind is RuleKind.THRESHOLD else element.max_value
         result.tensor_numerator_amax = fmt.scale.max_value * divisor if fmt.tensor_scale is not None else 1
         by_raw = fmt.scale.max_value if fmt.tensor_scale is not None else 1
@@ -262,6 +279,10 @@ def _fill_rule(result: FormatStruct, fmt: BlockFormat) -> None:
             mantissa, exponent = math.frexp(divisor)
             result.exponent_base = 1 - exponent
             result.mantissa_limit = math.floor(mantissa * 2**24) - 2**23
+        case RuleKind.MSE:
+            result.rule = Rule.SEARCH
+            low, high = (max(-FARTHEST, min(FARTHEST, int(argument))) for argument in rule.arguments)
+            result.search_low, result.search_high = low, high
         case _:
             pass
 

@@ -2,9 +2,9 @@
 
 Bitwise equal to the reference (:mod:`microscale.kernels.reference`). Sparse tables and pairs keep torch for their
 selection and take the kernels for their blocks. Left to the reference, with the reason from :func:`refusal`: tiles,
-sub-group scales, elements of more than 8 bits, and rules whose bits depend on the order of torch's sums. So are
-tensors where the sign of a stored zero depends on the order in which torch looks at +0 and -0; the kernels count
-such blocks of zero-point formats, and the tensor goes to the reference.
+sub-group scales, elements of more than 8 bits, and percentiles of whole rows. So are tensors where the sign of a
+stored zero depends on the order in which torch looks at +0 and -0; the kernels count such blocks of zero-point
+formats, and the tensor goes to the reference.
 """
 
 from __future__ import annotations

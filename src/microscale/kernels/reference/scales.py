@@ -2,7 +2,7 @@
 
 Every power-of-two rule works on the exact exponent and mantissa of amax (frexp), never on a rounded logarithm or
 quotient, so that subnormals and the largest floats are right to the bit. Sums (``std``, ``mse``) are taken in
-float64.
+float64 and in the one order of :func:`ordered_sum`, so that every backend and device gets the same bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from microscale.formats.codec import (
     encode_scale_up,
     zero_point_element,
 )
-from microscale.formats.rules import MSE_FLOAT_STEPS
+from microscale.formats.rules import mse_factors
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
@@ -60,6 +60,23 @@ def scale_factor(
     if fmt.rule.multiplier != 1.0:
         factor = (factor * fmt.rule.multiplier).clamp(max=FLOAT32_MAX)
     return (factor / tensor_inv).clamp(max=FLOAT32_MAX) if tensor_inv is not None else factor
+
+
+def ordered_sum(values: Float[Tensor, "... size"]) -> Float[Tensor, "..."]:
+    """Sum over the last axis by halves: the order of additions, and so the result, is the same on every device.
+
+    Zeros are appended up to a power of two; then, until one number is left, its second half is added to the first:
+    x[i] + x[i + n / 2] for i < n / 2. Each addition is one rounded addition in the type of ``values``.
+
+    Special values: no numbers at all sum to 0; NaN and Inf as addition has them.
+    """
+    size = values.shape[-1]
+    width = 1 << (max(size, 1) - 1).bit_length()
+    values = torch.nn.functional.pad(values, (0, width - size))
+    while width > 1:
+        width //= 2
+        values = values[..., :width] + values[..., width:]
+    return values.squeeze(-1)
 
 
 def block_scales(
@@ -132,9 +149,10 @@ def _ceil_log2_ratio(amax: Tensor, divisor: float) -> Int[Tensor, "..."]:
 
 
 def _std(blocks: Tensor) -> Float[Tensor, "grid_rows grid_cols"]:
-    if not blocks.numel():
-        return blocks.new_zeros(blocks.shape[:-1], dtype=torch.float64)  # torch.std warns about no blocks at all
-    return blocks.to(torch.float64).std(-1, correction=0)
+    """Population standard deviation in float64: the mean, then the mean of the squared deviations, then the root."""
+    wide = blocks.to(torch.float64)
+    deviations = wide - quotient(ordered_sum(wide), wide.shape[-1]).unsqueeze(-1)
+    return quotient(ordered_sum(deviations.square()), wide.shape[-1]).sqrt()
 
 
 def _percentile(blocks: Tensor, percent: float) -> Float[Tensor, "grid_rows grid_cols"]:
@@ -144,7 +162,7 @@ def _percentile(blocks: Tensor, percent: float) -> Float[Tensor, "grid_rows grid
 
 def _squared_error(blocks: Tensor, factor: Tensor, fmt: BlockFormat) -> Float[Tensor, "grid_rows grid_cols"]:
     values = decode(encode(divide(blocks, factor), fmt.element), fmt.element)
-    return (values * factor.unsqueeze(-1) - blocks).to(torch.float64).square().sum(-1)
+    return ordered_sum((values * factor.unsqueeze(-1) - blocks).to(torch.float64).square())
 
 
 def divide(blocks: Float[Tensor, "... size"], factor: Float[Tensor, "..."]) -> Float[Tensor, "... size"]:
@@ -177,7 +195,8 @@ def _raw_scale(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Float[Tensor, 
         case RuleKind.THRESHOLD:
             return quotient(amax, fmt.rule.arguments[0])
         case RuleKind.STD:
-            return (_std(blocks) * (fmt.rule.arguments[0] / fmt.element.max_value)).to(torch.float32)
+            raw = (_std(blocks) * (fmt.rule.arguments[0] / fmt.element.max_value)).to(torch.float32)
+            return raw.clamp(max=FLOAT32_MAX)  # the second level is derived from finite numbers only
         case RuleKind.PERCENTILE:
             return quotient(_percentile(blocks, fmt.rule.arguments[0]), fmt.element.max_value)
         case _:
@@ -207,15 +226,15 @@ def _largest(values: Tensor) -> Float[Tensor, "1"]:
 def _least_squares(blocks: Tensor, amax: Tensor, fmt: BlockFormat, tensor_inv: Tensor | None) -> BlockScales:
     """Try shrunk scales, refit each to its codes by least squares, keep the one with the least squared error."""
     full = quotient(amax, fmt.element.max_value)
-    low, high = fmt.rule.arguments
     best = _from_raw(full, fmt, tensor_inv)
     best_error = _squared_error(blocks, best.factor, fmt)
-    for step in range(MSE_FLOAT_STEPS):
-        start = full * (low + (high - low) * step / (MSE_FLOAT_STEPS - 1))
+    for factor in mse_factors(fmt.rule):
+        start = full * factor
         codes = decode(encode(divide(blocks, start), fmt.element), fmt.element).to(torch.float64)
-        energy = codes.square().sum(-1)
-        fitted = (codes * blocks).sum(-1) / torch.where(energy > 0, energy, 1.0)
-        candidate = _from_raw(fitted.to(torch.float32).clamp(min=0), fmt, tensor_inv)
+        energy = ordered_sum(codes.square())
+        fitted = (ordered_sum(codes * blocks) / torch.where(energy > 0, energy, 1.0)).to(torch.float32)
+        raw = torch.where(fitted > 0, fitted, 0.0).clamp(max=FLOAT32_MAX)  # not clamp(min=0): that may keep a -0
+        candidate = _from_raw(raw, fmt, tensor_inv)
         error = _squared_error(blocks, candidate.factor, fmt)
         better = error < best_error
         best = BlockScales(
