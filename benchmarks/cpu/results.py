@@ -13,7 +13,7 @@ from benchmarks.cpu.machine import machine_facts
 from rich.console import Console
 from rich.table import Table
 
-CONSOLE = Console(width=150, highlight=False)
+CONSOLE = Console(width=200, highlight=False)
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
