@@ -230,6 +230,7 @@ void bind_decoder(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // prepared calls are remembered until the process ends
   m.def("levels", [] {
     nb::list result;
     for (const auto& [index, name] : levels()) result.append(nb::make_tuple(index, name));

@@ -16,6 +16,7 @@ from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import dequantize, dispatch, fake_quantize, linear, linear_mixed, quantize, to_layout
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.activations import ActRule, plan_activations
+from microscale.kernels.cpu.descriptors import descriptor
 from microscale.kernels.cpu.linear import Combine, prepare_linear
 from microscale.layouts import LAYOUTS
 from microscale.tensor import QuantizedTensor
@@ -233,6 +234,20 @@ def test_a_remembered_call_follows_its_tensors() -> None:
     weight.parts["tensor_inv_scale"].mul_(2)
     check(inputs, weight, None)
     assert torch.allclose(linear(inputs, weight) * 2, first)
+
+
+def test_a_prepared_call_keeps_its_activation_format() -> None:
+    """The record that the kernels point to may leave every cache meanwhile."""
+    weight, inputs = packed("mxfp4", 16, 64), numbers(2, 64)
+    call = prepare_linear([weight], [None], parse_format("mxfp8"))
+    before, after = torch.empty(2, 16), torch.empty(2, 16)
+    call.run(inputs, before)
+    plan_activations.cache_clear()
+    descriptor.cache_clear()
+    for size in range(1, 600):
+        descriptor(parse_format(f"e2m1/{size}:e8m0:floor"))
+    call.run(inputs, after)
+    assert torch.equal(before, after)
 
 
 def test_shared_inputs_and_silu() -> None:

@@ -42,10 +42,11 @@ class ActRule(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationPlan:
-    """What the kernels do with an input: the rule, and the format as the extension knows it."""
+    """What the kernels do with an input: the rule, the format as the extension knows it, and the memory of that."""
 
     rule: ActRule
     handle: Any = None
+    kept: Any = None
 
 
 KEPT = ActivationPlan(rule=ActRule.KEEP)
@@ -73,8 +74,9 @@ def plan_activations(activations: Format | None) -> ActivationPlan:
     integers = _integers(activations)
     rule = ActRule.NUMBER if integers is None else ActRule.INTEGER
     codes, largest, step = integers or ([], [], 1.0)
-    address = ctypes.addressof(descriptor(activations))
-    return ActivationPlan(rule=rule, handle=NATIVE.make_act_format(address, codes, largest, step))
+    struct = descriptor(activations)
+    handle = NATIVE.make_act_format(ctypes.addressof(struct), codes, largest, step)
+    return ActivationPlan(rule=rule, handle=handle, kept=struct)
 
 
 def _integers(fmt: BlockFormat) -> tuple[list[int], list[int], float] | None:
