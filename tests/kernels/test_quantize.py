@@ -652,3 +652,16 @@ def test_the_lists_above_cover_every_option() -> None:
         kinds.add(fmt.sparse.element if fmt.sparse else None)
     assert set(RuleKind) <= kinds and set(Extension) <= kinds and set(Rounding) <= kinds
     assert {FloatElement, IntElement, ChannelBlock, VectorBlock} <= kinds
+
+
+@pytest.mark.parametrize("spec", ["mxfp4", "mxfp8_plus", "nvfp4", "adaptive_2_4", "mxfp4_sparse", "e4m3/16x16:fp32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dequantize_into_given_memory(spec: str, dtype: torch.dtype) -> None:
+    packed = quantize(torch.linspace(-3, 3, 33 * 70).reshape(3, 11, 70), spec)
+    out = torch.full((3, 11, 70), 7.0, dtype=dtype)
+    assert dequantize(packed, out=out) is out or dequantize(packed, out=out).data_ptr() == out.data_ptr()
+    assert torch.equal(out, dequantize(packed, dtype))
+    with pytest.raises(ShapeError, match="contiguous"):
+        dequantize(packed, out=torch.empty(33, 70, dtype=dtype))
+    with pytest.raises(DtypeError, match="out must be"):
+        dequantize(packed, torch.float16, out=out)

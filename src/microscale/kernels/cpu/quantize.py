@@ -82,7 +82,9 @@ def fake_quantize(
         return reference.fake_quantize(values, fmt, amax=amax, name=name)
 
 
-def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+def dequantize(
+    tensor: QuantizedTensor, dtype: torch.dtype | None = None, out: Float[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
     """Return the tensor's values; see :func:`microscale.kernels.ops.dequantize` for the contract."""
     wanted, fmt = dtype or tensor.dtype, tensor.format
     rows, cols = tensor.rows, tensor.cols
@@ -91,14 +93,15 @@ def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Flo
     for name, part in tensor.parts.items():
         check_device(part, f"part {name!r}")
     if isinstance(fmt, BlockFormat) and fmt.sparse is None:
-        return _decode(tensor.parts, fmt, rows, cols, wanted).view(tensor.shape)
+        return _decode(tensor.parts, fmt, rows, cols, wanted, out).view(tensor.shape)
     if isinstance(fmt, PairFormat):
         matrix = dequantize_pair(tensor.parts, fmt, rows, cols, _PAIR_CODEC)
     else:
         matrix = _decode(tensor.parts, fmt, rows, cols, torch.float32)
     if fmt.sparse is not None:
         matrix = add_sparse(matrix, fmt.sparse, dict(tensor.parts))
-    return matrix.reshape(tensor.shape).to(wanted)
+    values = matrix.reshape(tensor.shape).to(wanted)
+    return values if out is None else out.copy_(values)
 
 
 def check_device(tensor: Tensor, name: str) -> None:
@@ -215,9 +218,9 @@ def address(tensor: Tensor | None) -> int:
 
 
 def _decode(
-    parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int, dtype: torch.dtype
+    parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int, dtype: torch.dtype, out: Tensor | None = None
 ) -> Float[Tensor, "rows cols"]:
-    result = torch.empty(rows, cols, dtype=dtype)
+    result = torch.empty(rows, cols, dtype=dtype) if out is None else out.view(rows, cols)
     if rows * cols == 0:
         return result
     own = {name: part.contiguous() for name, part in parts.items()}

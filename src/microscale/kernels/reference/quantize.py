@@ -57,7 +57,9 @@ def quantize(
     return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
 
 
-def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+def dequantize(
+    tensor: QuantizedTensor, dtype: torch.dtype | None = None, out: Float[Tensor, "..."] | None = None
+) -> Float[Tensor, "..."]:
     """Return the tensor's values; see :func:`microscale.kernels.ops.dequantize` for the contract."""
     tensor = to_layout(tensor, ROW_MAJOR)
     rows, cols = tensor.rows, tensor.cols
@@ -74,7 +76,8 @@ def dequantize(tensor: QuantizedTensor, dtype: torch.dtype | None = None) -> Flo
         matrix = _decode_parts(tensor.parts, fmt, rows, cols)
     if fmt.sparse is not None:
         matrix = add_sparse(matrix, fmt.sparse, dict(tensor.parts))
-    return matrix.reshape(tensor.shape).to(wanted)
+    values = matrix.reshape(tensor.shape).to(wanted)
+    return values if out is None else out.copy_(values)
 
 
 def fake_quantize(
