@@ -632,6 +632,18 @@ MS_UNROLL(2)
   }
 }
 
+// A block of rows that is not full, as a batch of a few rows, costs what its rows cost.
+MS_INLINE void micro_f32_rows(const Act& act, const float* panel, int64_t k0, int64_t count, int64_t row_block,
+                              float* accumulator, int64_t stride) {
+  const int64_t rows = act.rows - row_block * kRowsF32;
+  if (kRowsF32 > 4 && rows <= 4)
+    micro_f32<4>(act, panel, k0, count, row_block, accumulator, stride);
+  else if (kRowsF32 > 8 && rows <= 8)
+    micro_f32<8>(act, panel, k0, count, row_block, accumulator, stride);
+  else
+    micro_f32<kRowsF32>(act, panel, k0, count, row_block, accumulator, stride);
+}
+
 template <ElementKind KIND, int BITS, Extra EXTRA>
 void block_f32(const Weight& w, const Act& act, int64_t group, int64_t count, float* accumulator, int64_t stride,
                float* scratch) {
@@ -644,8 +656,7 @@ void block_f32(const Weight& w, const Act& act, int64_t group, int64_t count, fl
         fill_f32<KIND, BITS, EXTRA>(w, half < groups ? group + g + half : w.groups, c0, chunks, half, scratch);
       for (int lane = 0; lane < groups * kLanes; lane += kVectors * W)
         for (int64_t b = 0; b < row_blocks; ++b)
-          micro_f32<kRowsF32>(act, scratch + lane, c0 * kChunk, chunks * kChunk, b, accumulator + g * kLanes + lane,
-                              stride);
+          micro_f32_rows(act, scratch + lane, c0 * kChunk, chunks * kChunk, b, accumulator + g * kLanes + lane, stride);
     }
   }
 }
