@@ -18,7 +18,7 @@ from microscale.layouts import find_layout, matrix_shape
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QuantizedTensor:
     """A tensor of ``shape`` in ``format``; ``parts`` are those of ``layout`` (:data:`microscale.layouts.LAYOUTS`).
 

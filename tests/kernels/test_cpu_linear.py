@@ -180,6 +180,31 @@ def test_nan_stays_in_its_row(level: str, spec: str, activations: str | None) ->
         assert torch.equal(got.isnan(), expected)
 
 
+@pytest.mark.parametrize("rows", [16, 24, 33, 48])
+@pytest.mark.parametrize("activations", [None, "int8/32:fp32:amax"])
+def test_rows_of_inputs_do_not_meet(level: str, rows: int, activations: str | None) -> None:
+    weight = packed("mxfp4", rows, 64)
+    inputs = numbers(5, 64)
+    expected = linear(inputs, weight, activations=activations)
+    for row in range(5):
+        broken = inputs.clone()
+        broken[row, 3] = float("inf")
+        got = linear(broken, weight, activations=activations)
+        others = [other for other in range(5) if other != row]
+        assert torch.equal(got[others], expected[others])
+        assert not bool(got[row].isfinite().all())
+
+
+def test_negated_views() -> None:
+    weight = packed("mxfp4", 16, 64)
+    for count in (1, 3):
+        inputs = numbers(count, 64)
+        assert torch.equal(linear(torch._neg_view(inputs), weight), linear(-inputs, weight))
+        assert torch.equal(
+            dequantize(quantize(torch._neg_view(inputs), "mxfp8")), dequantize(quantize(-inputs, "mxfp8"))
+        )
+
+
 def test_infinite_activations(level: str) -> None:
     weight = packed("mxfp8", 16, 64)
     inputs = numbers(1, 64)
@@ -325,8 +350,18 @@ def test_errors_before_any_pointer_is_touched() -> None:
         prepare_linear([weight], [None], combine=Combine.SILU_MUL)
     with pytest.raises(DtypeError, match="float64"):
         prepare_linear([weight], [None], dtype=torch.float64)
-    with pytest.raises(DtypeError, match="cast"):
-        linear(torch.zeros(2, 64, dtype=torch.int32), weight)
+    for function in (
+        lambda inputs, bias=None: linear(inputs, weight, bias),
+        lambda inputs, bias=None: linear_mixed(inputs, [weight], [None], bias),
+    ):
+        with pytest.raises(DtypeError, match="cast"):
+            function(torch.zeros(2, 64, dtype=torch.int32))
+        with pytest.raises(DtypeError, match="bias is a float tensor on cpu"):
+            function(good, torch.zeros(32, device="meta"))
+        with pytest.raises(DtypeError, match="bias"):
+            function(good, torch.zeros(32, dtype=torch.int64))
+        with pytest.raises(ShapeError, match="scalar"):
+            function(torch.tensor(1.0))
 
 
 def test_gradients_take_the_reference() -> None:
@@ -335,6 +370,9 @@ def test_gradients_take_the_reference() -> None:
     linear(inputs, weight).sum().backward()
     assert inputs.grad is not None
     assert torch.allclose(inputs.grad, dequantize(weight).sum(0).expand(2, -1), rtol=1e-5, atol=1e-4)
+    bias = torch.zeros(16, requires_grad=True)
+    linear(numbers(2, 64), weight, bias).sum().backward()
+    assert bias.grad is not None and torch.equal(bias.grad, torch.full((16,), 2.0))
 
 
 def test_compile_and_export() -> None:

@@ -445,7 +445,7 @@ MS_UNROLL(8)
 
 template <int BITS, Extra EXTRA, int SUB, int PLANES>
 MS_INLINE void micro_integer(const Weight& w, const Act& act, const IntegerPanel& panel, int64_t c0, int64_t chunks,
-                             int64_t row_block, int first_lane, float* accumulator, int64_t stride) {
+                             int64_t row_block, int first_lane, int there, float* accumulator, int64_t stride) {
   constexpr int R = kRowsInteger;
   F total[R][kVectors];
 MS_UNROLL(8)
@@ -517,6 +517,7 @@ MS_UNROLL(8)
     if (row >= act.rows) break;
 MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) {
+      if (v >= there) break;  // past the last group: there stands another row
       float* to = accumulator + row * stride + first_lane + v * W;
       store(to, load<F>(to) + total[r][v]);
     }
@@ -538,17 +539,17 @@ void block_integer(const Weight& w, const Act& act, int64_t group, int64_t count
       for (int half = 0; half < groups; ++half)
         fill_integer<BITS, EXTRA, SUB, PLANES>(w, group + g + half, c0, chunks, half, panel);
       for (int lane = 0; lane < groups * kLanes; lane += kVectors * W) {
-        const bool is_short = lane + kVectors * W > groups * kLanes;
-        if (is_short) {  // one group of 16 at W = 16: the second vector is computed from zeros and dropped
+        const int there = (groups * kLanes - lane) / W;
+        if (there < kVectors) {  // one group of 16 at W = 16: the second vector is computed from zeros and dropped
           for (int half = groups; half < 2; ++half)
             fill_integer<BITS, EXTRA, SUB, PLANES>(w, w.groups, c0, chunks, half, panel);
         }
         for (int64_t b = 0; b < row_blocks; ++b) {
           float* to = accumulator + g * kLanes;
           if (EXTRA == Extra::low && w.low_is_int)
-            micro_integer<BITS, Extra::none, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, to, stride);
+            micro_integer<BITS, Extra::none, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, there, to, stride);
           else
-            micro_integer<BITS, EXTRA, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, to, stride);
+            micro_integer<BITS, EXTRA, SUB, PLANES>(w, act, panel, c0, chunks, b, lane, there, to, stride);
         }
       }
     }
@@ -601,7 +602,7 @@ void fill_f32(const Weight& w, int64_t group, int64_t c0, int64_t chunks, int ha
 }
 
 template <int ROWS>
-MS_INLINE void micro_f32(const Act& act, const float* panel, int64_t k0, int64_t count, int64_t row_block,
+MS_INLINE void micro_f32(const Act& act, const float* panel, int64_t k0, int64_t count, int64_t row_block, int there,
                          float* accumulator, int64_t stride) {
   F total[ROWS][kVectors];
 MS_UNROLL(16)
@@ -626,6 +627,7 @@ MS_UNROLL(16)
     if (row >= act.rows) break;
 MS_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) {
+      if (v >= there) break;  // past the last group: there stands another row
       float* to = accumulator + row * stride + v * W;
       store(to, load<F>(to) + total[r][v]);
     }
@@ -634,14 +636,14 @@ MS_UNROLL(2)
 
 // A block of rows that is not full, as a batch of a few rows, costs what its rows cost.
 MS_INLINE void micro_f32_rows(const Act& act, const float* panel, int64_t k0, int64_t count, int64_t row_block,
-                              float* accumulator, int64_t stride) {
+                              int there, float* accumulator, int64_t stride) {
   const int64_t rows = act.rows - row_block * kRowsF32;
   if (kRowsF32 > 4 && rows <= 4)
-    micro_f32<4>(act, panel, k0, count, row_block, accumulator, stride);
+    micro_f32<4>(act, panel, k0, count, row_block, there, accumulator, stride);
   else if (kRowsF32 > 8 && rows <= 8)
-    micro_f32<8>(act, panel, k0, count, row_block, accumulator, stride);
+    micro_f32<8>(act, panel, k0, count, row_block, there, accumulator, stride);
   else
-    micro_f32<kRowsF32>(act, panel, k0, count, row_block, accumulator, stride);
+    micro_f32<kRowsF32>(act, panel, k0, count, row_block, there, accumulator, stride);
 }
 
 template <ElementKind KIND, int BITS, Extra EXTRA>
@@ -656,7 +658,8 @@ void block_f32(const Weight& w, const Act& act, int64_t group, int64_t count, fl
         fill_f32<KIND, BITS, EXTRA>(w, half < groups ? group + g + half : w.groups, c0, chunks, half, scratch);
       for (int lane = 0; lane < groups * kLanes; lane += kVectors * W)
         for (int64_t b = 0; b < row_blocks; ++b)
-          micro_f32_rows(act, scratch + lane, c0 * kChunk, chunks * kChunk, b, accumulator + g * kLanes + lane, stride);
+          micro_f32_rows(act, scratch + lane, c0 * kChunk, chunks * kChunk, b, (groups * kLanes - lane) / W,
+                         accumulator + g * kLanes + lane, stride);
     }
   }
 }

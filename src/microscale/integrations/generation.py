@@ -152,6 +152,8 @@ def generate_text(
         TextError: a prompt without tokens, or longer than the model's positions.
         ModelError: logits that are not numbers (a broken or poisoned model).
     """
+    if max_new_tokens < 1:
+        raise TextError(f"at least 1 new token is generated, got {max_new_tokens}")
     ids = encode_prompt(tokenizer, prompt, model.config, max_new_tokens)
     engine: Engine
     if isinstance(model, DecoderEngine | TransformersEngine):

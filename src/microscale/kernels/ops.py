@@ -134,23 +134,24 @@ def linear(
     result does not depend on the number of threads, nor on the other rows of the inputs (but for a format with a
     scale of the whole tensor, and for which of the kernels for one row and for many is taken).
 
+    Range: a row of inputs may overflow where max |x| times the largest element value times cols passes 2^127, even if
+    small scales would bring the exact result back. Gradients: kept activations pass them on (through the reference);
+    rounded ones have none.
+
     Special values: NaN or Inf in a row of inputs, or a NaN scale of the weight, make the outputs that they enter NaN or
     Inf; no rows give no outputs.
 
     Raises:
         ShapeError: shapes that do not fit together.
-        DtypeError: inputs that are not a float tensor.
+        DtypeError: inputs or a bias that are not float tensors, or lie on different devices.
     """
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
-        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise DtypeError(f"linear takes a float tensor as inputs, got {found}; cast it first")
-    if len(weight.shape) != 2 or inputs.dim() == 0 or inputs.shape[-1] != weight.cols:
+    _check_inputs(inputs)
+    if len(weight.shape) != 2 or inputs.shape[-1] != weight.cols:
         raise ShapeError(
             "linear takes inputs [..., cols] and a weight [rows, cols], got"
             f" {list(inputs.shape)} and {list(weight.shape)}"
         )
-    if bias is not None and tuple(bias.shape) != (weight.rows,):
-        raise ShapeError(f"the bias of a weight {list(weight.shape)} is [{weight.rows}], got {list(bias.shape)}")
+    _check_bias(bias, weight.rows, inputs)
     if torch.compiler.is_compiling():
         return torch_ops.traced_linear(inputs, weight, bias, activations)
     record = None if activations is None else parse_format(activations)
@@ -161,7 +162,7 @@ def linear(
         dtype=inputs.dtype,
         layout=weight.layout,
         activations=record,
-        records_gradient=torch.is_grad_enabled() and inputs.requires_grad,
+        records_gradient=_records_gradient(inputs, bias),
     )
     return choose(request).implementations[Operation.LINEAR](inputs, weight, bias, record)
 
@@ -275,14 +276,17 @@ def linear_mixed(
 
     Source: the mixed channels of arXiv 2508.02343.
     """
-    widths = [weight.cols for weight in weights]
-    if not weights or len(activations) != len(weights) or inputs.shape[-1] != sum(widths):
+    _check_inputs(inputs)
+    shapes = [tuple(weight.shape) for weight in weights]
+    is_filled = all(len(shape) == 2 for shape in shapes) and inputs.shape[-1] == sum(shape[1] for shape in shapes)
+    if not weights or len(activations) != len(weights) or not is_filled:
         raise ShapeError(
-            f"linear_mixed takes inputs [..., cols] whose columns the weights fill, with a format (or None) each; got"
-            f" {list(inputs.shape)}, widths {widths} and {len(activations)} formats"
+            "linear_mixed takes inputs [..., cols] whose columns the weights [rows, cols_i] fill, with a format or None"
+            f" each; got {list(inputs.shape)}, weights {shapes} and {len(activations)} formats"
         )
     if len({weight.rows for weight in weights}) != 1:
         raise ShapeError(f"the segments of one layer have equal rows, got {[weight.rows for weight in weights]}")
+    _check_bias(bias, weights[0].rows, inputs)
     records = [None if fmt is None else parse_format(fmt) for fmt in activations]
     requests = [
         Request(
@@ -292,12 +296,34 @@ def linear_mixed(
             dtype=inputs.dtype,
             layout=weight.layout,
             activations=record,
-            records_gradient=torch.is_grad_enabled() and inputs.requires_grad,
+            records_gradient=_records_gradient(inputs, bias),
         )
         for weight, record in zip(weights, records, strict=True)
     ]
     backend = choose_for_all(requests)
     return backend.implementations[Operation.LINEAR_MIXED](inputs, weights, records, bias)
+
+
+def _check_inputs(inputs: object) -> None:
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise DtypeError(f"linear takes a float tensor as inputs, got {found}; cast it first")
+    if inputs.dim() == 0:
+        raise ShapeError("linear takes inputs [..., cols], got a scalar")
+
+
+def _check_bias(bias: object, rows: int, inputs: Tensor) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or not bias.is_floating_point() or bias.device != inputs.device:
+        found = f"{bias.dtype} on {bias.device}" if isinstance(bias, Tensor) else type(bias).__name__
+        raise DtypeError(f"the bias is a float tensor on {inputs.device}, as the inputs are, got {found}")
+    if tuple(bias.shape) != (rows,):
+        raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
+
+
+def _records_gradient(inputs: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def _check_tensor(values: object, name: str) -> None:

@@ -137,7 +137,7 @@ def hadamard_quantize(
 
 def _ready(tensor: Tensor, name: str) -> Tensor:
     check_device(tensor, name)
-    return tensor.detach().contiguous()
+    return tensor.detach().resolve_neg().contiguous()
 
 
 def _rms_norm_call(values: Tensor, weight: Tensor, eps: float) -> _Call:

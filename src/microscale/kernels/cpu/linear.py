@@ -71,6 +71,10 @@ class LinearCall:
         NATIVE.linear(level(), self.handle, inputs, rows, out, bias, num_threads())
 
 
+def _as_float32(bias: Tensor) -> Float[Tensor, "rows"]:
+    return bias.detach().to(torch.float32).resolve_neg().contiguous()
+
+
 def _check(name: str, tensor: Tensor, cols: int, dtype: torch.dtype) -> None:
     if tensor.dim() != 2 or tensor.shape[1] != cols:
         raise ShapeError(f"{name} must be [rows, {cols}], got {list(tensor.shape)}")
@@ -78,8 +82,8 @@ def _check(name: str, tensor: Tensor, cols: int, dtype: torch.dtype) -> None:
         raise DtypeError(f"{name} must be {dtype}, got {tensor.dtype}; cast it, or prepare the call for that dtype")
     if tensor.device.type != "cpu":
         raise KernelError(f"{name} must be on the CPU, got {tensor.device}; move it, or use another backend")
-    if not tensor.is_contiguous():
-        raise ShapeError(f"{name} must be contiguous, got strides {tensor.stride()}; call .contiguous()")
+    if not tensor.is_contiguous() or tensor.is_neg():
+        raise ShapeError(f"{name} must be contiguous, got strides {tensor.stride()}; call .resolve_neg().contiguous()")
 
 
 def prepare_linear(
@@ -107,7 +111,7 @@ def prepare_linear(
         raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
     packed = [pack_weight(weight) for weight in weights]
     _check_group(packed, biases, combine)
-    kept_biases = [None if bias is None else bias.detach().to(torch.float32).contiguous() for bias in biases]
+    kept_biases = [None if bias is None else _as_float32(bias) for bias in biases]
     outputs: list[tuple[int, int, int, int, int]] = []
     column = 0
     for place, (weight, bias) in enumerate(zip(packed, kept_biases, strict=True)):
@@ -167,7 +171,7 @@ def prepare_linear_mixed(
         raise ShapeError(
             f"the bias of a weight with {packed[0].rows} rows is [{packed[0].rows}], got {list(bias.shape)}"
         )
-    kept_bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
+    kept_bias = None if bias is None else _as_float32(bias)
     plans = [plan_activations(fmt) for fmt in activations]
     inputs: list[tuple[int, int, int, int, Any]] = []
     column = 0
@@ -203,7 +207,7 @@ def linear_mixed(
 ) -> Float[Tensor, "... rows"]:
     """Sum the products of all segments; see :func:`microscale.kernels.ops.linear_mixed` for the contract."""
     call = prepare_linear_mixed(weights, activations, bias, dtype=inputs.dtype)
-    matrix = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    matrix = inputs.detach().reshape(-1, inputs.shape[-1]).resolve_neg().contiguous()
     out = torch.empty(matrix.shape[0], call.rows_out, dtype=inputs.dtype)
     if matrix.shape[0]:
         call.run(matrix, out)
@@ -245,11 +249,11 @@ def linear(
 
     The prepared call is remembered by the addresses of the weight's parts and by all else that it is made of.
     """
-    matrix = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+    matrix = inputs.detach().reshape(-1, inputs.shape[-1]).resolve_neg().contiguous()
     out = torch.empty(matrix.shape[0], weight.rows, dtype=inputs.dtype)
     if matrix.shape[0]:
         call = _remembered(weight, activations, inputs.dtype)
-        added = None if bias is None else bias.detach().to(torch.float32).contiguous()
+        added = None if bias is None else _as_float32(bias)
         call.run_pointers(matrix.data_ptr(), matrix.shape[0], out.data_ptr(), 0 if added is None else added.data_ptr())
     return out.reshape(*inputs.shape[:-1], weight.rows)
 

@@ -166,7 +166,7 @@ def _encode(
     """Run the kernel of quantize (into ``parts``) or of fake_quantize (into ``restored``)."""
     if rows * cols == 0:
         return
-    values = values.contiguous()
+    values = values.resolve_neg().contiguous()
     blocks_amax, tensor_amax = _given_amax(fmt, rows, cols, amax)
     num_nan, num_inf, num_undecided = _native_module().quantize(
         native.level(),

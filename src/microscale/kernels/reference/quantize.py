@@ -157,7 +157,8 @@ def linear(
     """Return inputs @ dequantize(weight).T + bias, computed in the dtype of the inputs."""
     if activations is not None and inputs.numel():
         inputs = fake_quantize(inputs, activations, name="the inputs of linear")
-    return functional.linear(inputs, dequantize(weight, inputs.dtype), bias)
+    added = None if bias is None else bias.to(inputs.dtype)
+    return functional.linear(inputs, dequantize(weight, inputs.dtype), added)
 
 
 def linear_mixed(
