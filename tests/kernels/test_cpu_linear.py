@@ -241,6 +241,14 @@ def test_results_do_not_depend_on_threads_or_views(level: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("activations", [None, "nvfp4", "mxfp4:stochastic(3)", "mxfp8", "int8/channel:fp32"])
+def test_more_rows_than_are_done_at_once(activations: str | None) -> None:
+    """Rows go in hundreds: a scale of the whole tensor and random bits by place must not notice."""
+    for spec in ("mxfp4", "mxfp8"):
+        weight = packed(spec, 33, 96)
+        check(numbers(1100, 96), weight, activations)
+
+
 def test_calls_from_many_threads() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
