@@ -86,11 +86,9 @@ struct ByteTable {
       return (U)_mm512_permutexvar_epi8((__m512i)codes, (__m512i)table[0]);
 #else
       const B low = as<B>(codes & set1u(0x0F0F0F0Fu));
-      const B all = as<B>(codes);
       typedef int8_t S __attribute__((vector_size(4 * W)));
       const S bit4 = (S)(as<B>(codes << 3)) < 0;
       const S bit5 = (S)(as<B>(codes << 2)) < 0;
-      (void)all;
       const B first = bit4 ? shuffle(table[1], low) : shuffle(table[0], low);
       const B second = bit4 ? shuffle(table[3], low) : shuffle(table[2], low);
       return as<U>(bit5 ? second : first);

@@ -283,6 +283,15 @@ class BlockFormat:
         """Bits of an element beside its sign: the fraction bits of the largest element under MX+."""
         return self.element.bits - 1
 
+    def largest_values(self) -> list[float]:
+        """Return the value of every code of a block's largest element under MX+, times the factor of the block.
+
+        Formula: (-1)^sign * 2^e_max * (1 + f / 2^B) with B magnitude bits (arXiv 2510.14557 equation 2).
+        """
+        steps = 2**self.magnitude_bits
+        values = [(1 + fraction / steps) * 2.0**self.element.max_exponent for fraction in range(steps)]
+        return values + [-value for value in values]
+
     def block_bits(self) -> int:
         """Bits stored once for each block: scale, index and zero point."""
         return self.scale.bits_stored + self.index_bits + self.zero_point_bits

@@ -91,9 +91,7 @@ def _integers(fmt: BlockFormat) -> tuple[list[int], list[int], float] | None:
     codes = _whole(values, step)
     largest: list[int] | None = []
     if fmt.extension is Extension.PLUS:
-        bits = fmt.magnitude_bits
-        top = [(1 + f / 2**bits) * 2.0**fmt.element.max_exponent for f in range(2**bits)]
-        largest = _whole([*top, *(-value for value in top)], step)
+        largest = _whole(fmt.largest_values(), step)
     if codes is None or largest is None or not 2.0**-60 <= step <= 2.0**60:
         return None
     return codes, largest, step

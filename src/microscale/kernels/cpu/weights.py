@@ -164,9 +164,7 @@ def _largest_tables(fmt: BlockFormat) -> dict[str, Any]:
     if _extra(fmt) is Extra.LOW:
         low = low_values(fmt)
     elif _extra(fmt) is Extra.LARGEST:
-        bits = fmt.magnitude_bits
-        magnitudes = [(1 + f / 2**bits) * 2.0**fmt.element.max_exponent for f in range(2**bits)]
-        largest = magnitudes + [-value for value in magnitudes]
+        largest = fmt.largest_values()
     has_delta = fmt.extension is Extension.PLUSPLUS
     deltas = [2.0**-delta if has_delta else 1.0 for delta in range(2**PLUSPLUS_DELTA_BITS)]
     return {"low_values": low, "largest_values": largest, "delta_values": deltas}
