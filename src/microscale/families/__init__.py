@@ -1,5 +1,37 @@
-"""What a model is made of: one record for each architecture family."""
+"""What a model is made of: one record for each architecture family, and what it says about a model at hand."""
 
 from microscale.families.decoders import DECODER_FAMILIES, DecoderFamily
+from microscale.families.look_up import PARTS, describe
+from microscale.families.modules import is_linear, is_transposed, linear_names
+from microscale.families.records import FAMILIES
+from microscale.families.structure import (
+    BlockStructure,
+    Fold,
+    FoldKind,
+    LinearGroup,
+    ModelStructure,
+    NormKind,
+    NormReaders,
+    Rows,
+    Signs,
+)
 
-__all__ = ["DECODER_FAMILIES", "DecoderFamily"]
+__all__ = [
+    "DECODER_FAMILIES",
+    "FAMILIES",
+    "PARTS",
+    "BlockStructure",
+    "DecoderFamily",
+    "Fold",
+    "FoldKind",
+    "LinearGroup",
+    "ModelStructure",
+    "NormKind",
+    "NormReaders",
+    "Rows",
+    "Signs",
+    "describe",
+    "is_linear",
+    "is_transposed",
+    "linear_names",
+]

@@ -25,10 +25,10 @@ from microscale.checkpoint import StoredLayer
 from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
+from microscale.families import is_transposed
 from microscale.integrations.pending import PendingTensor
 from microscale.nn import ActivationQuantizer, NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.apply import replace_module, untie
-from microscale.recipes.plan import is_transposed
 
 
 class MicroscaleConfig(QuantizationConfigMixin):

@@ -21,9 +21,10 @@ from microscale.checkpoint import (
 )
 from microscale.checkpoint.native import NativeLayout
 from microscale.errors import CheckpointWriteError, ModelError
+from microscale.families import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.nn import PackedModule, QuantizedLinear, row_major_weights
-from microscale.recipes.plan import is_transposed, layout_obstacle
+from microscale.recipes.plan import layout_obstacle
 
 
 def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from microscale.algorithms import METHODS
 from microscale.errors import NonFiniteError
+from microscale.families import is_transposed
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes.plan import Plan, PlannedLayer, is_transposed, make_plan
+from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.recipe import Recipe
 
 Progress = Callable[[int, int, str], None]

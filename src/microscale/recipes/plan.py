@@ -12,6 +12,7 @@ from torch import nn
 
 from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
+from microscale.families import is_transposed
 from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
 from microscale.nn import PackedModule
 from microscale.recipes.recipe import NONE, Recipe, matches, parse_inputs, parse_weights
@@ -56,11 +57,6 @@ class Plan:
     unquantized: tuple[str, ...]
     layout: str | None
     notes: tuple[str, ...]
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's Conv1D: a linear layer whose weight is stored [in, out]."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
