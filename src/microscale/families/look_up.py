@@ -137,7 +137,13 @@ class _Tower:
         if weight is None or not fold.holds(self.config):
             return None
         if fold.kind is FoldKind.NORM:
-            return Fold(kind=fold.kind, name=fold.name, readers=readers[fold.name], signs=fold.signs)
+            return Fold(
+                kind=fold.kind,
+                name=fold.name,
+                readers=readers[fold.name],
+                signs=fold.signs,
+                norm=self.record.norm,
+            )
         width, producer = _widths(layer.get_submodule(group.linears[0]))[1], layer.get_submodule(fold.name)
         own = tuple(f"{linear}.weight" for linear in group.linears)
         num_rows = _widths(producer)[0]

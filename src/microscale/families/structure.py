@@ -64,7 +64,7 @@ class Fold:
     ``name`` is the module that takes the inverse of an input scale. ``readers`` are all matrices whose input the scale
     changes: those of the group, and any others that read the same (a router, other experts), so that groups with one
     ``name`` share one scale. ``rows`` are the rows of ``name`` that make the input (None for a norm: all of it), and
-    ``shared_by`` is how many query heads read each run of them.
+    ``shared_by`` is how many query heads read each run of them. ``norm`` says what a norm does with its weight.
     """
 
     kind: FoldKind
@@ -73,6 +73,7 @@ class Fold:
     rows: Rows | None = None
     shared_by: int = 1
     signs: Signs = Signs.ANY
+    norm: NormKind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

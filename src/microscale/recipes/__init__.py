@@ -9,6 +9,15 @@ from microscale.recipes.apply import (
     replace_module,
     set_activations,
 )
+from microscale.recipes.folding import (
+    centre_residual,
+    fold_scale,
+    fuse_norms,
+    rotate_residual,
+    rotate_value,
+    shared_scale,
+    untie_head,
+)
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 
@@ -19,6 +28,9 @@ __all__ = [
     "QuantizationReport",
     "Recipe",
     "Rule",
+    "centre_residual",
+    "fold_scale",
+    "fuse_norms",
     "ignore_progress",
     "load_recipe",
     "make_plan",
@@ -29,5 +41,9 @@ __all__ = [
     "quantize_model",
     "quantize_module",
     "replace_module",
+    "rotate_residual",
+    "rotate_value",
     "set_activations",
+    "shared_scale",
+    "untie_head",
 ]
