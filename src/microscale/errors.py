@@ -70,6 +70,10 @@ class TextError(MicroscaleError, ValueError):
     """A text that is too short, empty or not readable for what was asked."""
 
 
+class CalibrationError(MicroscaleError, ValueError):
+    """Calibration data that lacks what is asked of it, does not fit together or is damaged."""
+
+
 class DependencyError(MicroscaleError, ImportError):
     """An optional library is absent; the message names the extra to install."""
 
