@@ -141,3 +141,32 @@ def test_a_broken_tokenizer(content: str, text: Path, tmp_path: Path) -> None:
 def test_a_missing_option_is_a_usage_error(model: Path) -> None:
     outcome = microscale_command("eval", model)
     assert outcome.code == 2 and "--text" in outcome.stderr and outcome.stdout == ""
+
+
+def test_a_reference_and_layers(model: Path, text: Path, tmp_path: Path) -> None:
+    succeed("quantize", model, "-f", "mxfp4", "-o", tmp_path / "out")
+    options = ("--text", text, "--window", "32", "--reference", model)
+    found = succeed("eval", tmp_path / "out", *options, "--layers", "--json").json
+    plain = succeed("eval", tmp_path / "out", "--text", text, "--window", "32", "--json").json
+    assert found["perplexity"] == plain["perplexity"] and found["reference"] == str(model)
+    original = succeed("eval", model, "--text", text, "--window", "32", "--json").json
+    assert found["reference_perplexity"] == original["perplexity"]
+    assert 0.0 < found["kl_mean"] < found["kl_p99"] <= found["kl_max"] and 0.0 < found["agreement"] < 1.0
+    assert [layer["name"] for layer in found["layers"]] == ["model.layers.0", "model.layers.1"]
+    assert all(0.0 < layer["relative_error"] < 1.0 and layer["sqnr_db"] > 0.0 for layer in found["layers"])
+    same = succeed("eval", model, *options, "--json").json
+    assert same["kl_max"] == 0.0 and same["agreement"] == 1.0 and "layers" not in same
+
+
+def test_the_text_answer_with_a_reference(model: Path, text: Path) -> None:
+    answer = succeed("eval", model, "--text", text, "--window", "32", "--reference", model, "--layers").stdout
+    assert "KL divergence 0.00000" in answer and "agreement 100.00 %" in answer and "model.layers.1" in answer
+
+
+def test_a_reference_that_fits_not(model: Path, text: Path, tmp_path: Path) -> None:
+    other = save_random_model(tmp_path / "other", vocab_size=300)
+    options = ("--text", text, "--window", "32", "--reference")
+    assert "one vocabulary" in fail("eval", model, *options, other)
+    assert "is not a model directory" in fail("eval", model, *options, tmp_path / "absent")
+    outcome = microscale_command("eval", model, "--text", text, "--layers")
+    assert outcome.code == 2 and "--reference" in outcome.stderr

@@ -1,8 +1,11 @@
-"""``microscale eval``: perplexity of a checkpoint."""
+"""``microscale eval``: perplexity of a checkpoint, and how far it is from the model it came from."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +13,28 @@ import typer
 from torch import Tensor
 
 from microscale.cli.output import (
+    Column,
     JsonOption,
     SeedOption,
     command,
     console,
     print_json,
+    print_table,
     progress_bar,
     tell_missing_kernels,
 )
 from microscale.errors import TextError
-from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW, make_windows, perplexity
+from microscale.evaluation import (
+    DEFAULT_BATCH,
+    DEFAULT_WINDOW,
+    FidelityResult,
+    LayerError,
+    PerplexityResult,
+    fidelity,
+    layer_errors,
+    make_windows,
+    perplexity,
+)
 from microscale.nn import cached_weights, prepare_for_inference
 
 TextOption = Annotated[Path, typer.Option("--text", help="UTF-8 text file to score.")]
@@ -28,6 +43,13 @@ TokensOption = Annotated[
 ]
 WindowOption = Annotated[int, typer.Option("--window", help="Tokens in a window, BOS included.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Windows in one forward call.")]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option("--reference", help="Also score this model (the original): KL divergence, top-1 agreement."),
+]
+LayersOption = Annotated[
+    bool, typer.Option("--layers", help="With --reference: also the error of every decoder layer's output.")
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Float type of the computation.")]
 
 
@@ -54,6 +76,14 @@ def text_windows(tokenizer: Any, text: str, *, window: int, tokens: int | None) 
     return make_windows(ids, window=window, num_tokens=tokens, bos=tokenizer.bos_token_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextScores:
+    """What a text says about a model: alone, or beside a reference."""
+
+    score: PerplexityResult | FidelityResult
+    layers: tuple[LayerError, ...] = ()
+
+
 @command
 def evaluate(
     path: Annotated[str, typer.Argument(help="Checkpoint directory (quantized or not), or hub name.")],
@@ -62,16 +92,20 @@ def evaluate(
     window: WindowOption = DEFAULT_WINDOW,
     batch: BatchOption = DEFAULT_BATCH,
     dtype: DtypeOption = "float32",
+    reference: ReferenceOption = None,
+    layers: LayersOption = False,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
     """Score a model on a text: perplexity over windows of BOS and text tokens.
 
-    Example: `microscale eval OUT --text book.txt --tokens 17391 --window 1024`
+    Example: `microscale eval OUT --text book.txt --tokens 17391 --window 1024 --reference MODEL --layers`
     """
     del seed
-    from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of, parse_dtype
+    from microscale.integrations.loading import check_window, load_model, load_tokenizer, parse_dtype
 
+    if layers and reference is None:
+        raise typer.BadParameter("--layers compares with a reference; give --reference MODEL")
     tell_missing_kernels()
     content = read_text(text)
     compute_dtype = parse_dtype(dtype)
@@ -79,28 +113,80 @@ def evaluate(
     windows = text_windows(tokenizer, content, window=window, tokens=tokens)
     model = load_model(path, dtype=compute_dtype)
     check_window(model, window)
-    prepare_for_inference(model)
-    with progress_bar("scoring") as advance, cached_weights(model):
-        result = perplexity(
-            logits_of(model), windows, batch=batch, progress=lambda done, total: advance(done, total, "windows")
-        )
+    original = None if reference is None else load_model(reference, dtype=compute_dtype)
+    scores = score_text(model, original, windows, batch=batch, with_layers=layers)
     if as_json:
-        print_json(
-            {
-                "model": path,
-                "text": str(text),
-                "perplexity": result.perplexity,
-                "tokens": result.tokens,
-                "windows": result.windows,
-                "window": window,
-                "dtype": dtype,
-                "seconds": result.seconds,
-            }
-        )
+        facts = {"model": path, "reference": reference, "text": str(text), "window": window, "dtype": dtype}
+        print_json(facts | text_scores_json(scores))
         return
+    print_text_scores(scores, window=window, dtype=dtype)
+
+
+def score_text(model: Any, reference: Any, windows: list[Tensor], *, batch: int, with_layers: bool) -> TextScores:
+    """Score a loaded model on windows, beside a loaded reference unless that is None."""
+    from microscale.integrations.loading import logits_of
+
+    for loaded in (model, reference):
+        if loaded is not None:
+            prepare_for_inference(loaded)
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(progress_bar("scoring"))
+        stack.enter_context(cached_weights(model))
+        if reference is None:
+            score = perplexity(
+                logits_of(model), windows, batch=batch, progress=lambda done, total: advance(done, total, "windows")
+            )
+            return TextScores(score=score)
+        stack.enter_context(cached_weights(reference))
+        score = fidelity(
+            logits_of(model),
+            logits_of(reference),
+            windows,
+            batch=batch,
+            progress=lambda done, total: advance(done, total, "windows, both models"),
+        )
+        if not with_layers:
+            return TextScores(score=score)
+        errors = layer_errors(
+            model,
+            reference,
+            windows,
+            logits_of,
+            batch=batch,
+            progress=lambda done, total: advance(done, total, "windows, layer by layer"),
+        )
+        return TextScores(score=score, layers=tuple(errors))
+
+
+def text_scores_json(scores: TextScores) -> dict[str, Any]:
+    """Return scores as JSON values."""
+    found = dataclasses.asdict(scores.score)
+    if scores.layers:
+        found["layers"] = [dataclasses.asdict(layer) for layer in scores.layers]
+    return found
+
+
+def print_text_scores(scores: TextScores, *, window: int, dtype: str) -> None:
+    """Print scores for people."""
+    score = scores.score
     console.print(
-        f"perplexity {result.perplexity:.4f} over {result.tokens} tokens in {result.windows} window(s)"
-        f" of up to {window} ({dtype}, {result.seconds:.1f} s)"
+        f"perplexity {score.perplexity:.4f} over {score.tokens} tokens in {score.windows} window(s)"
+        f" of up to {window} ({dtype}, {score.seconds:.1f} s)"
     )
-    if not math.isfinite(result.perplexity):
+    if isinstance(score, FidelityResult):
+        console.print(
+            f"reference  {score.reference_perplexity:.4f}   KL divergence {score.kl_mean:.5f} nats on average,"
+            f" {score.kl_p99:.4f} at the 99th percentile; top-1 agreement {100 * score.agreement:.2f} %"
+        )
+    if scores.layers:
+        columns = [
+            Column(title="layer"),
+            *(Column(title=title, is_number=True) for title in ("error", "SQNR dB", "token error")),
+        ]
+        rows = [
+            (layer.name, f"{layer.relative_error:.3e}", f"{layer.sqnr_db:.2f}", f"{layer.token_error:.3e}")
+            for layer in scores.layers
+        ]
+        print_table("Error of each decoder layer's output, on the model's own inputs", columns, rows)
+    if not math.isfinite(score.perplexity):
         console.print("note: the model's losses are not finite; its weights hold NaN or Inf, or overflow")

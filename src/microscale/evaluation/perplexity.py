@@ -85,21 +85,28 @@ def perplexity(
         raise TextError("there is no window to score; cut a text with make_windows")
     started = time.perf_counter()
     total_loss, total_tokens, done = 0.0, 0, 0
-    for group in _batches(windows, batch):
+    for group in batches(windows, batch):
         with torch.inference_mode():
             logits = model(group)
-            total_loss += _summed_loss(logits[:, :-1], group[:, 1:])
+            total_loss += summed_loss(logits[:, :-1], group[:, 1:])
         total_tokens += group.shape[0] * (group.shape[1] - 1)
         done += group.shape[0]
         progress(done, len(windows))
-    mean = total_loss / total_tokens
-    value = math.inf if mean >= 700 else math.exp(mean)  # NaN stays NaN
     return PerplexityResult(
-        perplexity=value, tokens=total_tokens, seconds=time.perf_counter() - started, windows=len(windows)
+        perplexity=perplexity_of_mean(total_loss / total_tokens),
+        tokens=total_tokens,
+        seconds=time.perf_counter() - started,
+        windows=len(windows),
     )
 
 
-def _batches(windows: Sequence[Tensor], batch: int) -> list[Int[Tensor, "batch tokens"]]:
+def perplexity_of_mean(loss: float) -> float:
+    """Return exp(mean loss); Inf where that overflows, NaN for NaN."""
+    return math.inf if loss >= 700 else math.exp(loss)
+
+
+def batches(windows: Sequence[Tensor], batch: int) -> list[Int[Tensor, "batch tokens"]]:
+    """Stack neighbouring windows of equal length, at most ``batch`` of them."""
     groups: list[list[Tensor]] = []
     for window in windows:
         if groups and len(groups[-1]) < batch and groups[-1][0].numel() == window.numel():
@@ -109,7 +116,8 @@ def _batches(windows: Sequence[Tensor], batch: int) -> list[Int[Tensor, "batch t
     return [torch.stack(group) for group in groups]
 
 
-def _summed_loss(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> float:
+def summed_loss(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> float:
+    """Return the summed cross entropy of predictions in nats: float32 terms, summed in float64."""
     rows = logits.reshape(-1, logits.shape[-1])
     labels = targets.reshape(-1).to(rows.device)
     total = 0.0

@@ -1,0 +1,120 @@
+"""Errors of decoder layers: by hand on linear chains, on a real structure, special values, wrong pairs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from microscale.errors import ModelError, ShapeError, TextError
+from microscale.evaluation import decoder_layers, layer_errors
+from small_models import save_random_model
+
+
+class Scale(nn.Module):
+    """Multiplies by a number; may return a tuple, as some decoder layers do."""
+
+    def __init__(self, factor: float, as_tuple: bool) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.as_tuple = as_tuple
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, None]:
+        return (self.factor * x, None) if self.as_tuple else self.factor * x
+
+
+class Chain(nn.Module):
+    """Embeds a token as two equal numbers and multiplies them by one factor after the other."""
+
+    def __init__(self, factors: list[float], values: list[float], *, as_tuple: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Scale(factor, as_tuple) for factor in factors])
+        self.values = torch.tensor(values)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.values[tokens][..., None].expand(*tokens.shape, 2)
+        for layer in self.layers:
+            y = layer(x)
+            x = y[0] if isinstance(y, tuple) else y
+        return x
+
+
+def call(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return model
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+def test_a_chain_by_hand(as_tuple: bool) -> None:
+    """Factor 1.1 instead of 1: the error is 0.1² of the power, and stays in all later layers."""
+    values = [1.0, 10.0, 100.0]
+    reference = Chain([2.0, 1.0, 3.0], values)
+    model = Chain([2.0, 1.1, 3.0], values, as_tuple=as_tuple)
+    found = layer_errors(model, reference, [torch.tensor([0, 1]), torch.tensor([2, 2, 1])], call, batch=2)
+    assert [layer.name for layer in found] == ["layers.0", "layers.1", "layers.2"]
+    assert found[0].relative_error == 0.0 and found[0].sqnr_db == math.inf and found[0].token_error == 0.0
+    for layer in found[1:]:
+        assert layer.relative_error == pytest.approx(0.01, rel=1e-5)
+        assert layer.sqnr_db == pytest.approx(20.0, rel=1e-5)
+        assert layer.token_error == pytest.approx(0.01, rel=1e-5)
+        assert layer.tokens == 5
+
+
+def test_one_enormous_token_decides_the_relative_error_alone() -> None:
+    reference, model = Chain([1.0], [1.0, 1000.0]), Chain([1.0], [1.5, 1000.0])
+    (layer,) = layer_errors(model, reference, [torch.tensor([0, 1])], call)
+    assert layer.relative_error == pytest.approx(0.25 / 1_000_001)
+    assert layer.token_error == pytest.approx(0.25 / 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "relative", "sqnr", "token"),
+    [
+        (0.0, 0.0, 0.0, math.inf, 0.0),
+        (0.0, 1.0, math.inf, -math.inf, math.inf),
+        (1.0, math.nan, math.nan, math.nan, math.nan),
+        (1.0, math.inf, math.inf, -math.inf, math.inf),
+    ],
+)
+def test_special_values(wanted: float, got: float, relative: float, sqnr: float, token: float) -> None:
+    (layer,) = layer_errors(Chain([1.0], [got]), Chain([1.0], [wanted]), [torch.tensor([0, 0])], call)
+    assert layer.relative_error == pytest.approx(relative, nan_ok=True)
+    assert layer.sqnr_db == pytest.approx(sqnr, nan_ok=True)
+    assert layer.token_error == pytest.approx(token, nan_ok=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mixtral"])
+def test_real_structures(family: str, tmp_path: Path) -> None:
+    """A change in the second layer leaves the first one's output alone; hooks are gone afterwards."""
+    path = save_random_model(tmp_path / family, family, dtype=torch.float32)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(path)
+    names = decoder_layers(reference)
+    assert len(names) == 2 and names[0].endswith(".0") and "expert" not in names[0]
+    model = copy.deepcopy(reference)
+    with torch.no_grad():
+        for parameter in model.get_submodule(names[1]).parameters():
+            parameter.mul_(1.05)
+
+    def logits(module: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda tokens: module(input_ids=tokens).logits
+
+    first, second = layer_errors(model, reference, [torch.arange(20), torch.arange(20, 40)], logits)
+    assert first.relative_error == 0.0
+    assert 0.0 < second.relative_error < 1.0 and 0.0 < second.token_error < 1.0
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_wrong_pairs() -> None:
+    chain, tokens = Chain([1.0, 1.0], [1.0]), [torch.tensor([0, 0])]
+    with pytest.raises(ShapeError, match="2 decoder layers, the model 1"):
+        layer_errors(Chain([1.0], [1.0]), chain, tokens, call)
+    with pytest.raises(ModelError, match="no list of decoder layers"):
+        layer_errors(nn.Linear(2, 2), chain, tokens, call)
+    with pytest.raises(TextError, match="no window"):
+        layer_errors(chain, chain, [], call)
+    assert not any(module._forward_hooks for module in chain.modules())
