@@ -27,6 +27,7 @@ ROWS = {
     "families": 2,
     "layouts": 2,
     "tensor": 3,
+    "transforms": 3,
     "kernels": 4,
     "checkpoint": 4,
     "calibration": 4,

@@ -71,7 +71,7 @@ class TextError(MicroscaleError, ValueError):
 
 
 class CalibrationError(MicroscaleError, ValueError):
-    """Calibration data that lacks what is asked of it, does not fit together or is damaged."""
+    """Calibration data that lacks what is asked of it, does not fit together, is not finite, singular or damaged."""
 
 
 class DependencyError(MicroscaleError, ImportError):

@@ -1,14 +1,48 @@
-"""Methods that turn a weight into a quantized tensor, one file for each; the registry by name."""
+"""Methods: one file for each published one, pure functions; chains of them by name or by words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
+from microscale.algorithms.contract import (
+    BlockProblem,
+    BlockStep,
+    FoldStep,
+    FormatStep,
+    GroupTask,
+    LayerFunction,
+    LayerTask,
+    ModelProblem,
+    ModelStep,
+    Progress,
+    RotationStep,
+    RoundStep,
+    SideStep,
+    Step,
+    TransformStep,
+)
+from microscale.algorithms.pipeline import EFFORTS, METHODS, STEPS, Pipeline, parse_method, step_text
 from microscale.algorithms.rtn import rtn
-from microscale.tensor import QuantizedTensor
 
-METHODS: Mapping[str, Callable[..., QuantizedTensor]] = MappingProxyType({"rtn": rtn})
-"""Every method by the word of ``--method``."""
-
-__all__ = ["METHODS", "rtn"]
+__all__ = [
+    "EFFORTS",
+    "METHODS",
+    "STEPS",
+    "BlockProblem",
+    "BlockStep",
+    "FoldStep",
+    "FormatStep",
+    "GroupTask",
+    "LayerFunction",
+    "LayerTask",
+    "ModelProblem",
+    "ModelStep",
+    "Pipeline",
+    "Progress",
+    "RotationStep",
+    "RoundStep",
+    "SideStep",
+    "Step",
+    "TransformStep",
+    "parse_method",
+    "rtn",
+    "step_text",
+]

@@ -1,16 +1,30 @@
 """Round-to-nearest: every block on its own, no calibration. The baseline of every other method.
 
-Source: OCP MX v1.0 section 6.3 (the conversion that the specification asks for).
+With ``search`` the range of each block is shrunk by each of a few factors, and the one with the least squared error is
+kept: per-block exponent search where the scale is a power of two. With ``weighted`` the errors of a column count by the
+mean square of its input, the diagonal of the Hessian of the layer's output error.
+
+Source: OCP MX v1.0 section 6.3 (the conversion that the specification asks for); the search is that of the
+scale-multiplier grid in AutoRound's documentation ("opt-RTN").
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.formats import Format
-from microscale.kernels import quantize
+from microscale.algorithms.contract import LayerTask, RoundStep, clipped
+from microscale.calibration import Wanted
+from microscale.formats import BlockFormat, ChannelBlock, Format, VectorBlock
+from microscale.kernels import dequantize, quantize
 from microscale.tensor import QuantizedTensor
+
+SHRINK_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Ranges that the search tries, as a share of a block's own."""
 
 
 def rtn(weight: Float[Tensor, "rows cols"], fmt: Format, *, name: str = "the weight") -> QuantizedTensor:
@@ -20,3 +34,92 @@ def rtn(weight: Float[Tensor, "rows cols"], fmt: Format, *, name: str = "the wei
         NonFiniteError, DtypeError, ShapeError: see :func:`microscale.kernels.ops.quantize`.
     """
     return quantize(weight, fmt, name=name)
+
+
+def block_width(fmt: Format, cols: int) -> int | None:
+    """Return how many consecutive columns of a row share a scale, or None where a block is no part of a row."""
+    if isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock):
+        return fmt.block.size
+    if isinstance(fmt, BlockFormat) and isinstance(fmt.block, ChannelBlock):
+        return cols
+    return None
+
+
+def block_amax(values: Float[Tensor, "rows cols"], width: int) -> Float[Tensor, "rows cols"]:
+    """Return each element's block maximum of |x|; a ragged last block is a block too."""
+    cols = values.shape[1]
+    padded = torch.nn.functional.pad(values.abs(), (0, -cols % width))
+    return padded.unflatten(1, (-1, width)).amax(-1).repeat_interleave(width, 1)[:, :cols]
+
+
+def search_clip(
+    weight: Float[Tensor, "rows cols"],
+    fmt: Format,
+    column_weights: Float[Tensor, "cols"] | None,
+    factors: tuple[float, ...] = SHRINK_FACTORS,
+) -> Float[Tensor, "rows cols"] | None:
+    """Return the bound of every element's block with the least (weighted) squared error; None where there are no rows
+    of blocks to search in.
+
+    Formula: of clip = f * max |w|, the f of the list (the largest of equal ones) that minimizes
+    sum_i c_i (quantize(clamp(w, clip))_i - w_i)^2 over the block, c the column weights.
+    """
+    width = block_width(fmt, weight.shape[1])
+    if width is None:
+        return None
+    amax = block_amax(weight, width)
+    best, best_error = amax, torch.full_like(weight, torch.inf)
+    for factor in factors:
+        limit = amax * factor
+        error = (dequantize(quantize(torch.clamp(weight, -limit, limit), fmt)) - weight).square()
+        if column_weights is not None:
+            error = error * column_weights
+        total = block_sum(error, width)
+        is_better = total < best_error
+        best, best_error = torch.where(is_better, limit, best), torch.where(is_better, total, best_error)
+    return best
+
+
+def block_sum(values: Float[Tensor, "rows cols"], width: int) -> Float[Tensor, "rows cols"]:
+    """Return each element's block sum."""
+    cols = values.shape[1]
+    padded = torch.nn.functional.pad(values, (0, -cols % width))
+    return padded.unflatten(1, (-1, width)).sum(-1).repeat_interleave(width, 1)[:, :cols]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rtn(RoundStep):
+    """Round to nearest; ``search`` shrinks the range of each block where that helps, ``weighted`` by the Hessian."""
+
+    name: ClassVar[str] = "rtn"
+    source: ClassVar[str] = "OCP MX v1.0 section 6.3"
+
+    search: bool = False
+    weighted: bool = False
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The second moment, for weighted errors."""
+        return Wanted.SECOND_MOMENT if self.weighted else None
+
+    def quantize(self, layer: LayerTask) -> QuantizedTensor:
+        """Quantize with the format's own rule, from the clipped weight where there is a clip.
+
+        Raises:
+            NonFiniteError: see :func:`microscale.kernels.ops.quantize`.
+        """
+        weight = clipped(layer.target, layer)
+        if self.search or self.weighted:
+            moment = layer.second_moment
+            columns = moment.diagonal() if self.weighted and moment is not None else None
+            clip = search_clip(weight, layer.format, columns)
+            weight = weight if clip is None else torch.clamp(weight, -clip, clip)
+        tensor = quantize(weight, layer.format, name=f"{layer.name}.weight")
+        return with_dtype(tensor, layer.dtype)
+
+
+def with_dtype(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
+    """Return the tensor as one that stands for a weight of ``dtype``."""
+    return QuantizedTensor(
+        format=tensor.format, shape=tensor.shape, dtype=dtype, parts=tensor.parts, layout=tensor.layout
+    )

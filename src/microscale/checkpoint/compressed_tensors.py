@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import StoredLayer, TensorInfo, online_refusal
 from microscale.errors import CheckpointError
 from microscale.formats import (
     ActivationSpec,
@@ -95,6 +95,9 @@ class CompressedTensorsLayout:
 
     def refusal(self, layer: StoredLayer) -> str | None:
         """Hold MXFP4, MXFP8 and NVFP4 linears of whole blocks, with no or dynamic MXFP4/MXFP8 activations."""
+        online = online_refusal(layer)
+        if online is not None:
+            return f"compressed-tensors: {online}"
         scheme = _weight_scheme(layer.format)
         if scheme is None:
             return f"compressed-tensors holds MXFP4, MXFP8 E4M3 and NVFP4, not {format_name(layer.format)}"

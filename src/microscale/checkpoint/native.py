@@ -1,8 +1,9 @@
 """Our own layout (``quant_method: "microscale"``): any format; docs/checkpoint.md documents it.
 
 A quantized layer X has the tensors ``X.weight_<part>`` with the parts of :mod:`microscale.layouts.row_major`, and
-``X.activations.amax`` where its activations have a stored range. ``quantization_config`` lists the schemes (format,
-activations, method) and which layer, of which shape, has which.
+``X.activations.amax`` where its activations have a stored range, ``X.transforms.<i>_<part>`` for its online
+transforms, and ``X.low_rank.down`` and ``.up`` for a low-rank side path. ``quantization_config`` lists the
+schemes (format, activations, method, transforms) and which layer, of which shape, has which.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from microscale.errors import CheckpointError, FormatError
 from microscale.formats import RangeKind, format_name, parse_activation, parse_format, spec_text
 from microscale.layouts import part_specs
 from microscale.tensor import QuantizedTensor
+from microscale.transforms import parse_transform
 
 QUANT_METHOD = "microscale"
 FORMAT_VERSION = 1
@@ -51,6 +53,10 @@ class NativeLayout:
                 "kind": layer.kind,
                 "dtype": str(layer.dtype).removeprefix("torch."),
             }
+            if layer.transforms:
+                scheme["transforms"] = [str(spec) for spec in layer.transforms]
+            if layer.low_rank:
+                scheme["low_rank"] = layer.low_rank
             if scheme not in schemes:
                 schemes.append(scheme)
             listed[layer.name] = {"scheme": schemes.index(scheme), "shape": list(layer.shape)}
@@ -80,6 +86,7 @@ class NativeLayout:
                         f" got {info.dtype} {list(info.shape)}; the checkpoint is damaged"
                     )
             _check_range(layer, infos)
+            _check_online(layer, infos)
         return layers
 
     def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
@@ -98,6 +105,33 @@ def range_name(layer: StoredLayer) -> str | None:
     if layer.activations is None or layer.activations.range is RangeKind.DYNAMIC:
         return None
     return f"{layer.name}.activations.amax"
+
+
+def online_infos(layer: StoredLayer) -> dict[str, TensorInfo]:
+    """Return the tensors of a layer's online transforms and low-rank side path, by their names in the file."""
+    rows, cols = layer.shape[-2:]
+    infos: dict[str, TensorInfo] = {}
+    for i, spec in enumerate(layer.transforms):
+        for part, (shape, dtype) in spec.part_specs(cols).items():
+            infos[f"{layer.name}.transforms.{i}_{part}"] = TensorInfo(dtype=dtype, shape=shape)
+    if layer.low_rank:
+        infos[f"{layer.name}.low_rank.down"] = TensorInfo(dtype=torch.float32, shape=(layer.low_rank, cols))
+        infos[f"{layer.name}.low_rank.up"] = TensorInfo(dtype=torch.float32, shape=(rows, layer.low_rank))
+    return infos
+
+
+def _check_online(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
+    """Check the headers of what a layer does online.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another dtype or shape.
+    """
+    for name, expected in online_infos(layer).items():
+        if infos.get(name) != expected:
+            raise CheckpointError(
+                f"tensor {name!r} must be {expected.dtype} {list(expected.shape)}, got {infos.get(name)};"
+                " the checkpoint is damaged"
+            )
 
 
 def _check_range(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
@@ -156,6 +190,12 @@ def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLay
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype {scheme['dtype']!r}")
     activations = scheme.get("activations")
+    transforms, low_rank = scheme.get("transforms", []), scheme.get("low_rank", 0)
+    if not isinstance(transforms, list) or type(low_rank) is not int or low_rank < 0:
+        raise ValueError(f"transforms {transforms!r}, low_rank {low_rank!r}")
+    specs = tuple(parse_transform(str(word)) for word in cast("list[Any]", transforms))
+    for spec in specs:
+        spec.part_specs(shape[-1])
     return StoredLayer(
         name=name,
         format=parse_format(str(scheme["format"])),
@@ -164,4 +204,6 @@ def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLay
         activations=None if activations is None else parse_activation(str(activations)),
         method=str(scheme.get("method", "unknown")),
         kind=str(scheme.get("kind", "linear")),
+        transforms=specs,
+        low_rank=low_rank,
     )

@@ -32,7 +32,7 @@ from microscale.checkpoint.quark_config import (
     tensor_entry,
     weight_scheme,
 )
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import StoredLayer, TensorInfo, online_refusal
 from microscale.errors import CheckpointError
 from microscale.formats import (
     ActivationSpec,
@@ -75,6 +75,9 @@ class QuarkLayout:
         The weights may come from any scale rule and rounding (null is written where Quark has no word for it);
         activations are quantized when the model runs, so theirs must be rules that Quark has.
         """
+        online = online_refusal(layer)
+        if online is not None:
+            return f"quark: {online}"
         if weight_scheme(layer.format) is None:
             return (
                 f"quark holds MXFP4, MXFP6 and MXFP8 E4M3 with blocks of {BLOCK_SIZE}, not {format_name(layer.format)}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microscale.formats import ActivationSpec, Format
 from microscale.tensor import QuantizedTensor
+from microscale.transforms import TransformSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class StoredLayer:
     ``name`` is the module (``model.layers.0.mlp.up_proj``), ``shape`` the unpacked weight [rows, cols] (or
     [experts, rows, cols]), ``dtype`` the float type it was quantized from. ``method`` says how the codes were
     found (``rtn`` …). ``kind`` is ``linear``, ``conv1d`` (linear, but kept as [in, out] by the
-    model), ``embedding`` or ``experts``.
+    model), ``embedding`` or ``experts``. ``transforms`` act on the inputs at run time; ``low_rank`` is the rank of a
+    side path, 0 for none.
     """
 
     name: str
@@ -46,6 +48,8 @@ class StoredLayer:
     activations: ActivationSpec | None = None
     method: str = "rtn"
     kind: str = "linear"
+    transforms: tuple[TransformSpec, ...] = ()
+    low_rank: int = 0
 
 
 class FileLayout(Protocol):
@@ -85,3 +89,10 @@ class FileLayout(Protocol):
     def tensor_names(self, layer: StoredLayer) -> list[str]:
         """Return the names of the tensors that :meth:`unpack` reads."""
         ...
+
+
+def online_refusal(layer: StoredLayer) -> str | None:
+    """Return why a layout that holds only weights and formats cannot hold a layer, or None."""
+    if layer.transforms:
+        return f"it has no place for online transforms ({', '.join(str(spec) for spec in layer.transforms)})"
+    return "it has no place for a low-rank side path" if layer.low_rank else None

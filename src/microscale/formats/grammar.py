@@ -325,6 +325,21 @@ def _parse_rule(kind: RuleKind, arguments: str | None, start: int, scale: FloatE
         raise _Problem(start, str(error), "e.g. threshold(7.25), prescale(0.75), mse(-1,1), percentile(99.9)") from None
 
 
+def parse_rule(word: str, scale: FloatElement) -> ScaleRule:
+    """Parse a scale rule by itself, e.g. ``threshold(7.25)``, for a format with this scale.
+
+    Raises:
+        FormatSpecError: an unknown rule, or arguments that it does not take.
+    """
+    name, _, rest = word.strip().partition("(")
+    if name not in {kind.value for kind in RuleKind} or (rest and not rest.endswith(")")):
+        raise FormatSpecError(word, 0, f"unknown scale rule {name!r}", _OPTION_REMEDY)
+    try:
+        return _parse_rule(RuleKind(name), rest[:-1] if rest else None, 0, scale)
+    except _Problem as problem:
+        raise FormatSpecError(word, problem.offset, problem.text, problem.remedy) from None
+
+
 def _parse_asym(arguments: str, start: int) -> dict[str, Any]:
     if arguments not in {kind.value for kind in ZeroPoint}:
         raise _Problem(start, f"unknown zero point {arguments!r}", "possible: asym, asym(int), asym(fp8), asym(fp16)")

@@ -7,6 +7,7 @@ same bytes back. Without it transformers only warns about the unknown method and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -27,8 +28,11 @@ from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
 from microscale.families import is_transposed
 from microscale.integrations.pending import PendingTensor
-from microscale.nn import ActivationQuantizer, NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes.apply import replace_module, untie
+from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.recipes.replacing import replace_module, untie
+
+ONLINE_PART = re.compile(r"\.(transforms\.\d+_(scale|order|matrix|left|right)|low_rank\.(down|up))$")
+"""The tensors of what a layer does online."""
 
 
 class MicroscaleConfig(QuantizationConfigMixin):
@@ -102,7 +106,7 @@ class MicroscaleQuantizer(HfQuantizer):
         patterns: Any = getattr(converter, "source_patterns", None)
         name = str(patterns[0]) if patterns else ""
         leaf = name.rpartition(".")[2]
-        if leaf.startswith("weight_") or name.endswith("activations.amax"):
+        if leaf.startswith("weight_") or name.endswith(".activations.amax") or ONLINE_PART.search(name):
             return None
         wanted = cast(Any, super()).get_new_dtype(converter, param, dtype)
         if isinstance(param, PendingTensor):
@@ -171,6 +175,8 @@ def empty_module(old: nn.Module, layer: StoredLayer, dtype: torch.dtype) -> Pack
             device=device,
             method=layer.method,
             kind="conv1d" if is_transposed(old) else "linear",
+            transforms=layer.transforms,
+            low_rank=layer.low_rank,
         )
     else:
         raise CheckpointError(f"layer {layer.name!r} is a {type(old).__name__}, which cannot be quantized")
@@ -202,15 +208,31 @@ def check_loaded(name: str, module: PackedModule) -> None:
         CheckpointError: naming the layer.
     """
     buffers = dict(module.named_buffers(recurse=False))
-    for child in module.children():
-        if isinstance(child, ActivationQuantizer):
-            buffers.update({f"activations.{key}": value for key, value in child.named_buffers()})
+    for child_name, child in module.named_children():
+        buffers.update({f"{child_name}.{key}": value for key, value in child.named_buffers()})
     for key, value in buffers.items():
         if value.is_meta:
             return
         if not getattr(value, "_is_hf_initialized", False):
             raise CheckpointError(f"tensor '{name}.{key}' is missing in the checkpoint; it is incomplete")
     check_parts(name, module.format, module.shape, module.tensor.parts)
+    if isinstance(module, QuantizedLinear):
+        check_online(name, module)
+
+
+def check_online(name: str, module: QuantizedLinear) -> None:
+    """Refuse online parts that cannot have come from a method: an order that is none, numbers that are not finite.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    for child_name, child in (("transforms", module.transforms), ("low_rank", module.low_rank)):
+        for key, value in dict(child.named_buffers() if child is not None else ()).items():
+            columns = torch.arange(value.shape[-1], device=value.device, dtype=value.dtype)
+            is_order = key.endswith("_order")
+            if not (torch.equal(value.sort().values, columns) if is_order else bool(torch.isfinite(value).all())):
+                wanted = "must name every column once" if is_order else "must be finite"
+                raise CheckpointError(f"tensor '{name}.{child_name}.{key}' {wanted}; the checkpoint is damaged")
 
 
 def register() -> None:

@@ -32,7 +32,10 @@ def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
     layers: dict[str, StoredLayer] = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedModule):
-            spec = module.activations.spec if isinstance(module, QuantizedLinear) and module.activations else None
+            linear = module if isinstance(module, QuantizedLinear) else None
+            spec = linear.activations.spec if linear is not None and linear.activations else None
+            online = linear.transforms if linear is not None else None
+            side = linear.low_rank if linear is not None else None
             layers[name] = StoredLayer(
                 name=name,
                 format=module.format,
@@ -41,6 +44,8 @@ def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
                 activations=spec,
                 method=module.method,
                 kind=module.kind,
+                transforms=() if online is None else online.specs,
+                low_rank=0 if side is None else side.rank,
             )
     return layers
 

@@ -4,10 +4,13 @@ from microscale.nn.activation import ActivationQuantizer, observe_activations
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
+from microscale.nn.online import InputTransforms, LowRank
 from microscale.nn.packed import PackedModule
 
 __all__ = [
     "ActivationQuantizer",
+    "InputTransforms",
+    "LowRank",
     "NarrowEmbedding",
     "PackedModule",
     "QuantizedEmbedding",

@@ -22,7 +22,6 @@ from microscale.kernels.cpu.activations import activation_refusal
 from microscale.kernels.cpu.decoder import Gate, Step, StepKind, prepare_dense_linear, prepare_gate
 from microscale.kernels.cpu.linear import Combine, LinearCall, prepare_linear
 from microscale.layouts.rows16 import NAME as ROWS16
-from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.linear import QuantizedLinear
 
 FEW_ROWS = 8
@@ -85,25 +84,28 @@ class LinearGroup:
 
 
 class _Packed:
-    """One native call over packed weights; inputs are rounded by ``quantizer`` first, if there is one."""
+    """One native call over packed weights; inputs go through ``before`` (transforms, a quantizer) first."""
 
-    def __init__(
-        self, call: LinearCall, quantizer: ActivationQuantizer | None, execution: Execution, layers: int
-    ) -> None:
+    def __init__(self, call: LinearCall, before: Sequence[nn.Module], execution: Execution, layers: int) -> None:
         self.execution = execution
         self.num_layers = layers
         self._call = call
-        self._quantizer = quantizer
+        self._before = tuple(before)
         self.rows_out = call.rows_out
         self.num_bytes = call.num_bytes
 
     def steps(self, inputs: Tensor, out: Tensor) -> list[Step]:
-        call, quantizer = self._call, self._quantizer
-        if quantizer is None:
+        call = self._call
+        if not self._before:
             run = functools.partial(call.run_pointers, inputs.data_ptr(), inputs.shape[0], out.data_ptr())
             run.__dict__["holds"] = (inputs, out)
             return [Step(kind=StepKind.LINEAR, run=run)]
-        return [_torch_step(lambda: call.run(quantizer(inputs).contiguous(), out))]
+        return [_torch_step(lambda: call.run(self._prepared(inputs), out))]
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        for module in self._before:
+            inputs = module(inputs)
+        return inputs.contiguous()
 
 
 class _Plain:
@@ -133,7 +135,7 @@ class _Plain:
 
 
 class _Module:
-    """A packed layer in a format that the kernels do not take: its module computes it."""
+    """A packed layer in a format that the kernels do not take, or with a low-rank side path: its module computes it."""
 
     execution = Execution.MODULE
     num_layers = 1
@@ -174,6 +176,8 @@ def _members(modules: list[nn.Module], gate: Gate | None) -> list[_Packed | _Pla
 
 
 def _share_rounding(modules: Sequence[QuantizedLinear]) -> bool:
+    if any(module.transforms is not None or module.low_rank is not None for module in modules):
+        return False
     specs = {None if module.activations is None else module.activations.spec for module in modules}
     spec = next(iter(specs))
     return len(specs) == 1 and (spec is None or spec.range is RangeKind.DYNAMIC)
@@ -184,6 +188,8 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
 
     The modules are laid out anew in place: no weight is held twice.
     """
+    if any(module.low_rank is not None for module in modules):
+        return None
     quantizer = modules[0].activations
     fmt: Format | None = None
     if quantizer is not None and quantizer.spec.range is RangeKind.DYNAMIC:
@@ -199,4 +205,5 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
             module.set_layout(layout)
         return None
     rounds = Execution.PACKED if quantizer is None else Execution.PACKED_ROUNDED
-    return _Packed(call, quantizer, rounds if fmt is None else Execution.PACKED_ROUNDING, len(modules))
+    before_call = [module for module in (modules[0].transforms, quantizer) if module is not None]
+    return _Packed(call, before_call, rounds if fmt is None else Execution.PACKED_ROUNDING, len(modules))

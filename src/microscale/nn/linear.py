@@ -1,6 +1,8 @@
-"""QuantizedLinear: a linear layer with a packed weight and, on request, quantized inputs."""
+"""QuantizedLinear: a linear layer with a packed weight and, on request, transformed and quantized inputs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,15 +12,23 @@ from torch.nn import functional
 from microscale.formats import ActivationSpec, Format, RangeKind
 from microscale.kernels import linear
 from microscale.nn.activation import ActivationQuantizer
+from microscale.nn.online import InputTransforms, LowRank
 from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
+from microscale.transforms import Transform, TransformSpec
 
 
 class QuantizedLinear(PackedModule):
-    """y = quantize(x) @ W.T + bias with W [out_features, in_features] packed, computed in the dtype of x."""
+    """y = quantize(x M) @ W.T + bias + low_rank(x M), W [out_features, in_features] packed, in the dtype of x.
+
+    M is the product of ``transforms``, which the weight has been through too; without them it is the identity. The
+    low-rank side path sees the transformed inputs before they are rounded.
+    """
 
     bias: nn.Parameter | None
     activations: ActivationQuantizer | None
+    transforms: InputTransforms | None
+    low_rank: LowRank | None
 
     def __init__(
         self,
@@ -31,12 +41,16 @@ class QuantizedLinear(PackedModule):
         device: torch.device | str | None = None,
         method: str = "rtn",
         kind: str = "linear",
+        transforms: Sequence[TransformSpec] = (),
+        low_rank: int = 0,
     ) -> None:
         super().__init__(fmt, shape, dtype=dtype, device=device, method=method, kind=kind)
         self.out_features, self.in_features = shape
         empty = torch.empty(self.out_features, dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty, requires_grad=False))
         self.activations = None if activations is None else ActivationQuantizer(activations, device=device)
+        self.transforms = InputTransforms(transforms, self.in_features, device=device) if transforms else None
+        self.low_rank = LowRank(low_rank, self.in_features, self.out_features, device=device) if low_rank else None
 
     @classmethod
     def from_tensor(
@@ -47,8 +61,10 @@ class QuantizedLinear(PackedModule):
         activations: ActivationSpec | None = None,
         method: str = "rtn",
         kind: str = "linear",
+        transforms: Sequence[Transform] = (),
+        low_rank: tuple[Tensor, Tensor] | None = None,
     ) -> QuantizedLinear:
-        """Build the layer around a quantized weight [out_features, in_features]."""
+        """Build the layer around a quantized weight [out_features, in_features]; ``low_rank`` is (down, up)."""
         layer = cls(
             tensor.format,
             tensor.shape,
@@ -63,10 +79,26 @@ class QuantizedLinear(PackedModule):
             layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
         if activations is not None:
             layer.activations = ActivationQuantizer(activations, device=tensor.device)
+        if transforms:
+            layer.transforms = InputTransforms.from_transforms(transforms)
+        if low_rank is not None:
+            layer.low_rank = LowRank.from_factors(*low_rank)
         return layer
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed weight and of what works online, bias left out."""
+        online = [part.num_bytes for part in (self.transforms, self.low_rank) if part is not None]
+        return self.tensor.num_bytes + sum(online)
 
     def forward(self, inputs: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
         """Apply the layer to inputs of any float dtype that the bias has too."""
+        if self.transforms is not None:
+            inputs = self.transforms(inputs)
+        outputs = self._product(inputs)
+        return outputs if self.low_rank is None else outputs + self.low_rank(inputs)
+
+    def _product(self, inputs: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         cached = self.float_weight(inputs.dtype)
         rounding = None

@@ -6,9 +6,9 @@ from microscale.recipes.apply import (
     ignore_progress,
     quantize_model,
     quantize_module,
-    replace_module,
     set_activations,
 )
+from microscale.recipes.calibrated import Calibration
 from microscale.recipes.folding import (
     centre_residual,
     fold_scale,
@@ -20,8 +20,10 @@ from microscale.recipes.folding import (
 )
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
+from microscale.recipes.replacing import replace_module
 
 __all__ = [
+    "Calibration",
     "Plan",
     "PlannedLayer",
     "Progress",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from microscale.algorithms import parse_method
 from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families import is_transposed
@@ -23,7 +24,7 @@ class PlannedLayer:
     """A module with what was asked for it and what it will execute.
 
     ``requested_activations`` is the word of the recipe; ``activations`` what runs, which differs where the file
-    layout has rules of its own.
+    layout has rules of its own. ``is_online``: the method leaves a transform or a side path for run time.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PlannedLayer:
     requested_weights: str
     requested_activations: str | None
     method: str
+    is_online: bool = False
 
     def stored(self) -> StoredLayer:
         """Return the layer as a checkpoint will describe it."""
@@ -145,7 +147,7 @@ def _check_pattern(pattern: str, names: Sequence[str]) -> None:
 def _plan_layer(
     name: str, kind: str, module: nn.Module, recipe: Recipe, *, is_default_off: bool
 ) -> PlannedLayer | None:
-    weights, activations = recipe.format, recipe.activations
+    weights, activations, method = recipe.format, recipe.activations, recipe.method
     is_off = is_default_off and not any(matches(pattern, name) for pattern in recipe.include)
     is_off = is_off or any(matches(pattern, name) for pattern in recipe.exclude)
     for rule in recipe.rules:
@@ -153,21 +155,30 @@ def _plan_layer(
             is_off = is_off and rule.weights is None
             weights = rule.weights or weights
             activations = rule.activations or activations
+            method = rule.method or method
     fmt = None if is_off else parse_weights(weights)
     if fmt is None:
         return None
     if kind == "embedding":
-        activations = None
+        activations, method = None, "rtn"
+    spec = parse_inputs(activations)
+    pipeline = parse_method(method, effort=recipe.effort)
+    problem = pipeline.refusal(fmt, spec)
+    if problem is not None:
+        raise RecipeError(f"layer {name}: {problem}")
+    fmt, adapted = pipeline.adapt(fmt, spec)
+    word = None if activations == NONE else activations
     return PlannedLayer(
         name=name,
         kind=kind,
         shape=weight_shape(module),
         dtype=module.get_parameter("weight").dtype,
         format=fmt,
-        activations=parse_inputs(activations),
+        activations=adapted,
         requested_weights=weights,
-        requested_activations=None if activations == NONE else activations,
-        method=recipe.method,
+        requested_activations=word if adapted == spec else str(adapted),
+        method=method if method == "best" or pipeline.text == method else pipeline.text,
+        is_online=pipeline.is_online,
     )
 
 
@@ -193,7 +204,10 @@ def _settle_layout(
 
 def _refusals(word: str, layers: Sequence[PlannedLayer]) -> list[str]:
     layout = layout_named(word)
-    reasons = ((layer.name, layout.refusal(layer.stored())) for layer in layers)
+    reasons = [(layer.name, layout.refusal(layer.stored())) for layer in layers]
+    if word != "microscale":
+        online = "method {} leaves work for run time, which this layout has no place for"
+        reasons += [(layer.name, online.format(layer.method)) for layer in layers if layer.is_online]
     return [f"{reason} (layer {name})" for name, reason in reasons if reason is not None]
 
 

@@ -4,13 +4,15 @@
 
     format: mxfp4               # weights of every linear layer
     activations: mxfp8          # optional; their inputs
-    method: rtn
+    method: rtn                 # a method or a chain of steps, see docs/methods.md
+    effort: fast                # of method best: fast, good or max
     include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings)
     exclude: ["*.down_proj"]    # leave these alone
     rules:                      # win over the lines above, later ones over earlier ones
       - match: "*.o_proj"
         weights: mxfp8          # or none
         activations: none
+        method: gptq            # for these layers alone
     layout: auto                # auto, compressed-tensors, quark, microscale
     nan: raise                  # or poison
 
@@ -28,7 +30,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from microscale.algorithms import METHODS
+from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError
 from microscale.formats import ActivationSpec, Format, parse_activation, parse_format
 
@@ -60,6 +62,7 @@ class Rule(BaseModel):
     match: str
     weights: str | None = None
     activations: str | None = None
+    method: str | None = None
 
     @field_validator("weights")
     @classmethod
@@ -72,6 +75,13 @@ class Rule(BaseModel):
     @classmethod
     def _activations_parse(cls, word: str | None) -> str | None:
         parse_inputs(word)
+        return word
+
+    @field_validator("method")
+    @classmethod
+    def _method_parses(cls, word: str | None) -> str | None:
+        if word is not None:
+            parse_method(word)
         return word
 
     @model_validator(mode="after")
@@ -92,6 +102,7 @@ class Recipe(BaseModel):
     format: str
     activations: str | None = None
     method: str = "rtn"
+    effort: Literal["fast", "good", "max"] = "fast"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -113,8 +124,7 @@ class Recipe(BaseModel):
     @field_validator("method")
     @classmethod
     def _method_exists(cls, word: str) -> str:
-        if word not in METHODS:
-            raise ValueError(f"unknown method {word!r}; possible: {', '.join(METHODS)}")
+        parse_method(word)
         return word
 
 
@@ -222,9 +232,8 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(str(piece) for piece in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = (
-            f"unknown key; possible keys: {', '.join(Recipe.model_fields)} (in rules: match, weights, activations)"
-        )
+        keys, own = ", ".join(Recipe.model_fields), ", ".join(Rule.model_fields)
+        message = f"unknown key; possible keys: {keys} (in rules: {own})"
     if first["type"] in ("literal_error", "string_type"):
         message = f"{message}, got {first['input']!r}"
     return message if message.startswith(("format ", "rule for ")) else f"{where}: {message}"

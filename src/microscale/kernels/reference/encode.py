@@ -170,7 +170,7 @@ def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, sca
     codes = encode(divide(blocks, factor), fmt.element, rounding=fmt.rounding, noise=noise)
     largest = divide(blocks.gather(-1, max_idx), scales.factor)
     largest_noise = None if noise is None else noise.gather(-1, max_idx)
-    largest_codes = _encode_largest(largest, fmt, largest_noise)
+    largest_codes = encode_largest(largest, fmt, largest_noise)
     if fmt.scale.is_power_of_two:
         is_zero = (scales.stored == 0).unsqueeze(-1)
         codes = torch.where(is_zero, 0, codes.scatter(-1, max_idx, largest_codes))
@@ -197,7 +197,7 @@ def _exponent_difference(others: Tensor, stored: Tensor, fmt: BlockFormat) -> In
     return torch.minimum((shared - wanted).clamp(min=0), limit)
 
 
-def _encode_largest(scaled: Tensor, fmt: BlockFormat, noise: Tensor | None) -> Int[Tensor, "..."]:
+def encode_largest(scaled: Tensor, fmt: BlockFormat, noise: Tensor | None = None) -> Int[Tensor, "..."]:
     """Encode |x| = 2^e_max * (1 + f / 2^B) as sign and B fraction bits, saturating at both ends."""
     bits = fmt.magnitude_bits
     fraction = (scaled.abs() * 2.0**-fmt.element.max_exponent - 1) * 2.0**bits

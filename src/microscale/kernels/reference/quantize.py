@@ -50,9 +50,11 @@ def quantize(
         if isinstance(fmt, PairFormat):
             parts = {**quantize_pair(dense, fmt, PAIR_CODEC), **parts}
         else:
-            parts = {**_pack(encode_matrix(dense, fmt, amax), fmt, rows, cols), **parts}
+            parts = {**pack_encoded(encode_matrix(dense, fmt, amax), fmt, rows, cols), **parts}
     else:
-        pieces = [_pack(encoded, fmt, piece.shape[0], cols) for piece, encoded in _encode_pieces(matrix, fmt, amax)]
+        pieces = [
+            pack_encoded(encoded, fmt, piece.shape[0], cols) for piece, encoded in _encode_pieces(matrix, fmt, amax)
+        ]
         parts = join_rows(pieces)
     return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
 
@@ -179,7 +181,8 @@ def _as_matrix(values: Tensor, fmt: Format, name: str) -> Float[Tensor, "rows co
     return values.detach().reshape(rows, cols)
 
 
-def _pack(encoded: EncodedBlocks, fmt: BlockFormat, rows: int, cols: int) -> dict[str, Tensor]:
+def pack_encoded(encoded: EncodedBlocks, fmt: BlockFormat, rows: int, cols: int) -> dict[str, Tensor]:
+    """Return the parts of row_major: codes packed to their bits, scales as stored."""
     width = padded_cols(fmt.block, cols)
     parts = {
         "codes": pack_bits(from_blocks(encoded.codes, fmt.block, rows, width), fmt.element.bits),
@@ -235,7 +238,7 @@ def _with_index(encoded: EncodedBlocks, index: Tensor, fmt: BlockFormat) -> Enco
 
 
 def _encode_stream(stream: Tensor, fmt: BlockFormat) -> dict[str, Tensor]:
-    return _pack(encode_matrix(stream, fmt), fmt, stream.shape[0], stream.shape[1])
+    return pack_encoded(encode_matrix(stream, fmt), fmt, stream.shape[0], stream.shape[1])
 
 
 def _restore_lines(lines: Tensor, fmt: BlockFormat) -> Float[Tensor, "lines size"]:

@@ -1,0 +1,225 @@
+"""What every method gets and gives: records of layers and groups, and one base class for each kind of step.
+
+A method is a chain of steps. Each step is a frozen record of its options with one pure function; it never changes its
+input. The kinds, in the order in which a chain may hold them:
+
+=============  ==============================================================================================
+FormatStep     changes the formats themselves (the scale rule) before anything is measured
+ModelStep      sees the whole model: rotations of the residual stream, training end to end
+FoldStep       finds a scale of a group's input, folded into what comes before or kept online
+TransformStep  finds a transform of a group's input that stays online, and changes the weights to match
+BlockStep      learns from the outputs of one decoder layer
+RoundStep      turns a weight into a quantized tensor
+SideStep       adds a side path that gives back some of what rounding took
+=============  ==============================================================================================
+
+A *group* is the linear layers that read the very same input; a fold or a transform is found for all of them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from microscale.calibration import InputStatistics, Wanted
+from microscale.formats import ActivationSpec, Format
+from microscale.kernels.transform import apply_transforms, transform_second_moment, transform_weight
+from microscale.tensor import QuantizedTensor
+from microscale.transforms import Transform
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what is at hand)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerTask:
+    """A linear layer to quantize.
+
+    ``weight`` [rows, cols] is float32 and belongs to the inputs x as they come; ``target`` to the transformed inputs
+    x' = x M of ``transforms``, and is what must be rounded. ``clip`` [rows, cols], where a method found one, bounds the
+    magnitudes of ``target`` from which the scales are taken (numbers past it saturate). ``inputs`` are the statistics
+    of x.
+    """
+
+    name: str
+    weight: Float[Tensor, "rows cols"]
+    format: Format
+    activations: ActivationSpec | None
+    dtype: torch.dtype
+    transforms: tuple[Transform, ...] = ()
+    clip: Float[Tensor, "rows cols"] | None = None
+    inputs: InputStatistics | None = None
+
+    @property
+    def target(self) -> Float[Tensor, "rows cols"]:
+        """The weight of x', made anew at every access."""
+        weight = self.weight
+        for transform in self.transforms:
+            weight = transform_weight(weight, transform)
+        return weight
+
+    @property
+    def second_moment(self) -> Float[Tensor, "cols cols"] | None:
+        """The second moment of x', or None where it was not measured or no token came by."""
+        inputs = self.inputs
+        if inputs is None or inputs.second_moment is None or inputs.num_tokens == 0:
+            return None
+        moment = inputs.second_moment
+        for transform in self.transforms:
+            moment = transform_second_moment(moment, transform)
+        return moment
+
+    def with_transforms(self, transforms: Sequence[Transform]) -> LayerTask:
+        """Return the task with more transforms of its input."""
+        return dataclasses.replace(self, transforms=(*self.transforms, *transforms), clip=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupTask:
+    """Linear layers that read the very same input."""
+
+    role: str
+    layers: tuple[LayerTask, ...]
+    inputs: InputStatistics | None = None
+
+    @property
+    def cols(self) -> int:
+        """Width of the input."""
+        return self.layers[0].weight.shape[1]
+
+    @property
+    def sample(self) -> Float[Tensor, "tokens cols"]:
+        """Rows of the input that the layers see, after the transforms."""
+        assert self.inputs is not None and self.inputs.sample is not None
+        return apply_transforms(self.inputs.sample, self.layers[0].transforms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Base of all steps: ``name`` is the word in a chain, ``source`` the paper."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What must be measured of a group's inputs; None: nothing at all."""
+        return None
+
+    def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Return why the step cannot serve a layer of these formats, or None."""
+        del fmt, activations
+        return None
+
+
+class FormatStep(Step):
+    """Changes the formats."""
+
+    def adapt(self, fmt: Format, activations: ActivationSpec | None) -> tuple[Format, ActivationSpec | None]:
+        """Return the formats to use instead; a format that the step does not concern comes back as it is."""
+        raise NotImplementedError
+
+
+class FoldStep(Step):
+    """Finds s with x -> x / s and W -> W * s."""
+
+    def input_scale(self, group: GroupTask) -> Float[Tensor, "cols"]:
+        """Return s, positive and finite, [cols]."""
+        raise NotImplementedError
+
+
+class TransformStep(Step):
+    """Finds transforms that stay online."""
+
+    def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
+        """Return the transforms, to be appended to those that the group has."""
+        raise NotImplementedError
+
+
+class RoundStep(Step):
+    """Quantizes one weight."""
+
+    def quantize(self, layer: LayerTask) -> QuantizedTensor:
+        """Return the quantized weight of x'."""
+        raise NotImplementedError
+
+
+class SideStep(Step):
+    """Adds a low-rank side path."""
+
+    def side(self, layer: LayerTask, tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
+        """Return (down [rank, cols], up [rows, rank]) with up @ down near weight - dequantize(tensor)."""
+        raise NotImplementedError
+
+
+LayerFunction = Callable[[Tensor], Tensor]
+"""A stand-in for a linear layer: its input [..., cols] to its output [..., rows]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlockProblem:
+    """One decoder layer as a function to learn from.
+
+    ``forward(stand_ins, batch)`` runs the layer on the cached inputs of a batch, with some of its linear layers (by the
+    names of the tasks) replaced by functions of their input, and passes gradients. ``targets[batch]`` is what the
+    unquantized model gives; ``biases`` are the layers' own.
+    """
+
+    groups: tuple[GroupTask, ...]
+    forward: Callable[[Mapping[str, LayerFunction], int], Tensor]
+    targets: Sequence[Tensor]
+    biases: Mapping[str, Tensor | None]
+    seed: int
+    progress: Progress
+
+
+class BlockStep(Step):
+    """Learns from a decoder layer."""
+
+    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+        """Return the groups with new weights, transforms or clips."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelProblem:
+    """The whole model as a function to learn from.
+
+    ``logits(stand_ins, tokens)`` runs the model with stand-ins for some linear layers (none: the unquantized model).
+    """
+
+    groups: tuple[GroupTask, ...]
+    logits: Callable[[Mapping[str, LayerFunction], Int[Tensor, "batch tokens"]], Float[Tensor, "batch tokens words"]]
+    windows: Int[Tensor, "samples tokens"]
+    biases: Mapping[str, Tensor | None]
+    seed: int
+    progress: Progress
+
+
+class ModelStep(Step):
+    """Learns from the whole model."""
+
+    def learn(self, problem: ModelProblem) -> tuple[GroupTask, ...]:
+        """Return the groups with new weights, transforms or clips."""
+        raise NotImplementedError
+
+
+class RotationStep(Step):
+    """Rotates the residual stream of the whole model, folded into its weights before anything is measured."""
+
+    def rotation(
+        self, size: int, seed: int, loss: Callable[[Float[Tensor, "size size"]], Tensor] | None
+    ) -> Float[Tensor, "size size"]:
+        """Return an orthogonal matrix for a residual stream of ``size``; ``loss`` judges one where it is learned."""
+        raise NotImplementedError
+
+
+def clipped(target: Float[Tensor, "rows cols"], layer: LayerTask) -> Float[Tensor, "rows cols"]:
+    """Return the target from which scales are taken: clipped, where the layer has a clip."""
+    return target if layer.clip is None else torch.clamp(target, -layer.clip, layer.clip)

@@ -1,0 +1,207 @@
+"""A method as a chain of steps, from its words: ``hadamard:size=32+gptq:damp=0.01``, or a name such as ``mr-gptq``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from microscale.algorithms.awq import Awq
+from microscale.algorithms.contract import (
+    BlockStep,
+    FoldStep,
+    FormatStep,
+    ModelStep,
+    RotationStep,
+    RoundStep,
+    SideStep,
+    Step,
+    TransformStep,
+)
+from microscale.algorithms.distill import Distill
+from microscale.algorithms.gptq import Gptq
+from microscale.algorithms.hadamard import Hadamard
+from microscale.algorithms.low_rank import LowRankStep
+from microscale.algorithms.permute import Permute
+from microscale.algorithms.rtn import Rtn
+from microscale.algorithms.scale_rule import ScaleRuleStep
+from microscale.algorithms.smoothquant import SmoothQuant
+from microscale.errors import RecipeError
+from microscale.formats import ActivationSpec, Format, format_name
+
+STEPS: Mapping[str, type[Step]] = MappingProxyType(
+    {step.name: step for step in (ScaleRuleStep, SmoothQuant, Awq, Permute, Hadamard, Distill, Rtn, Gptq, LowRankStep)}
+)
+"""Every step by its word."""
+
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "rtn": "rtn",
+        "rtn-search": "rtn:search=true",
+        "rtn-weighted": "rtn:weighted=true",
+        "threshold": "rule+rtn",
+        "prescale": "rule:weights=prescale(0.75),activations=prescale(0.75)+rtn",
+        "smoothquant": "smoothquant+rtn",
+        "awq": "awq+rtn:weighted=true",
+        "gptq": "gptq",
+        "hadamard": "hadamard+rtn",
+        "mr-gptq": "rule+hadamard+gptq",
+        "permute": "permute+rtn",
+        "lowrank": "rtn+lowrank",
+        "qad": "rule+distill:transform=hadamard+rtn",
+    }
+)
+"""Named chains."""
+
+EFFORTS: Mapping[str, str] = MappingProxyType(
+    {
+        "fast": "rule+hadamard+gptq",
+        "good": "rule+distill+rtn",
+        "max": "rule+distill:epochs=8+rtn",
+    }
+)
+"""The chain of ``best`` at each effort."""
+
+ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, BlockStep, RoundStep, SideStep)
+
+KindT = TypeVar("KindT", bound=Step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """The steps of a method in order; ``text`` is the chain in full."""
+
+    text: str
+    steps: tuple[Step, ...]
+
+    def of_kind(self, kind: type[KindT]) -> tuple[KindT, ...]:
+        """Return the steps of one kind."""
+        return tuple(step for step in self.steps if isinstance(step, kind))
+
+    @property
+    def rounding(self) -> RoundStep:
+        """The one step that rounds."""
+        return self.of_kind(RoundStep)[0]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether calibration text is needed."""
+        return self.is_streamed or any(isinstance(step, ModelStep) for step in self.steps)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the chain sees the inputs of the layers, one decoder layer after the other."""
+        return any(isinstance(step, BlockStep) or step.wanted is not None for step in self.steps)
+
+    @property
+    def is_online(self) -> bool:
+        """Whether a layer keeps a transform or a side path for run time (folds that find no place do so besides)."""
+        distilled = any(step.transform != "none" for step in self.of_kind(Distill))
+        return distilled or bool(self.of_kind(TransformStep) or self.of_kind(SideStep))
+
+    def adapt(self, fmt: Format, activations: ActivationSpec | None) -> tuple[Format, ActivationSpec | None]:
+        """Return the formats that the chain uses in place of those asked for."""
+        for step in self.of_kind(FormatStep):
+            fmt, activations = step.adapt(fmt, activations)
+        return fmt, activations
+
+    def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Return why the chain cannot serve a layer of these formats, or None."""
+        for step in self.steps:
+            problem = step.refusal(fmt, activations)
+            if problem is not None:
+                return f"step {step.name} cannot quantize to {format_name(fmt)}: {problem}"
+        return None
+
+
+def parse_method(text: str, *, effort: str = "fast") -> Pipeline:
+    """Return the chain that a method's words stand for; ``effort`` chooses that of ``best``.
+
+    Raises:
+        RecipeError: an unknown step or option, a value of the wrong kind, or steps in an order that makes no sense.
+    """
+    if effort not in EFFORTS:
+        raise RecipeError(f"unknown effort {effort!r}; possible: {', '.join(EFFORTS)}")
+    chain = METHODS.get(text.strip(), text)
+    pieces = [piece for word in chain.split("+") for piece in _expanded(word.strip(), effort).split("+")]
+    steps = [_parse_step(piece) for piece in pieces]
+    if not any(isinstance(step, RoundStep) for step in steps):
+        first_side = next((i for i, step in enumerate(steps) if isinstance(step, SideStep)), len(steps))
+        steps.insert(first_side, Rtn())
+    _check_order(text, steps)
+    return Pipeline(text="+".join(step_text(step) for step in steps), steps=tuple(steps))
+
+
+def _expanded(word: str, effort: str) -> str:
+    if word == "best":
+        return EFFORTS[effort]
+    return word if word in STEPS else METHODS.get(word, word)
+
+
+def _parse_step(text: str) -> Step:
+    word, _, rest = text.partition(":")
+    kind = STEPS.get(word)
+    if kind is None:
+        raise RecipeError(
+            f"unknown method or step {word!r}; methods: best, {', '.join(METHODS)}; steps: {', '.join(STEPS)}"
+        )
+    options: dict[str, Any] = {}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for item in _split_options(rest):
+        name, equals, value = item.partition("=")
+        if name not in fields or not equals:
+            known = ", ".join(f"{field.name}={field.default}" for field in fields.values()) or "none"
+            raise RecipeError(f"step {word}: {item!r} is no option of it; options and defaults: {known}")
+        options[name] = _value(word, name, value, fields[name].default)
+    return kind(**options)
+
+
+def _split_options(text: str) -> list[str]:
+    """Split at commas outside of parentheses."""
+    items, depth, current = list[str](), 0, ""
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
+            items.append(current)
+            current = ""
+        else:
+            current += char
+    return [item.strip() for item in [*items, current] if item.strip()]
+
+
+def _value(step: str, name: str, text: str, default: object) -> object:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if isinstance(default, int):
+            return int(text)
+        return float(text) if isinstance(default, float) else text
+    except (KeyError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+        raise RecipeError(f"step {step}: {name} must be {wanted}, got {text!r}") from None
+
+
+def step_text(step: Step) -> str:
+    """Return the words of a step with every option that is not the default."""
+    given = [
+        f"{field.name}={_word(getattr(step, field.name))}"
+        for field in dataclasses.fields(step)
+        if getattr(step, field.name) != field.default
+    ]
+    return f"{step.name}:{','.join(given)}" if given else step.name
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _check_order(text: str, steps: list[Step]) -> None:
+    places = [next(i for i, kind in enumerate(ORDER) if isinstance(step, kind)) for step in steps]
+    if places != sorted(places):
+        names = " then ".join(step.name for step in sorted(steps, key=lambda s: places[steps.index(s)]))
+        raise RecipeError(f"method {text!r}: its steps must come in the order {names}")
+    if sum(isinstance(step, RoundStep) for step in steps) != 1:
+        rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
+        raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")

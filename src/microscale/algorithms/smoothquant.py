@@ -1,0 +1,60 @@
+"""SmoothQuant: move the spread of the inputs' channels into the weights.
+
+Source: arXiv 2211.10438, equation 4: s_j = max|x_j|^alpha / max|w_j|^(1 - alpha).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.algorithms.contract import FoldStep, GroupTask
+from microscale.algorithms.objective import group_error
+from microscale.calibration import Wanted
+from microscale.errors import RecipeError
+
+SEARCHED_ALPHAS = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmoothQuant(FoldStep):
+    """x -> x / s, W -> W * s with the exponent ``alpha``, or the best of 0, 0.1 … 1 (``search``)."""
+
+    name: ClassVar[str] = "smoothquant"
+    source: ClassVar[str] = "arXiv 2211.10438 equation 4"
+
+    alpha: float = 0.5
+    search: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise RecipeError(f"smoothquant: alpha is between 0 and 1, got {self.alpha}")
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """Channel maxima; rows of the input for the search."""
+        return Wanted.SAMPLE if self.search else Wanted.RANGE
+
+    def input_scale(self, group: GroupTask) -> Float[Tensor, "cols"]:
+        """Return s; a channel without input or without weights keeps 1."""
+        assert group.inputs is not None
+        inputs = group.inputs.amax
+        weights = torch.stack([layer.weight.abs().amax(0) for layer in group.layers]).amax(0)
+        if not self.search:
+            return smoothing_scale(inputs, weights, self.alpha)
+        candidates = [smoothing_scale(inputs, weights, alpha) for alpha in SEARCHED_ALPHAS]
+        errors = [group_error(group, scale) for scale in candidates]
+        return candidates[min(range(len(errors)), key=errors.__getitem__)]
+
+
+def smoothing_scale(
+    inputs: Float[Tensor, "cols"], weights: Float[Tensor, "cols"], alpha: float
+) -> Float[Tensor, "cols"]:
+    """Return inputs^alpha / weights^(1 - alpha), 1 where either is 0, within 1e-5 to 1e5."""
+    scale = inputs.pow(alpha) / weights.clamp(min=1e-12).pow(1 - alpha)
+    is_usable = (inputs > 0) & (weights > 0) & torch.isfinite(scale)
+    return torch.where(is_usable, scale, 1.0).clamp(1e-5, 1e5)

@@ -1,0 +1,143 @@
+"""ElementGrid: the numbers that each place of a weight can take once the scales of its format are fixed.
+
+Error-feedback methods round one column after the other while the scales stay. The grid knows, for each element, its
+factor, its zero point, and whether it is the largest of its block (MX+ and MX++, chosen before any feedback).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from microscale.errors import FormatError
+from microscale.formats import BlockFormat, Extension, Format, Rounding, format_name
+from microscale.formats.codec import decode, decode_zero_point, encode, is_plain_block
+from microscale.kernels.reference.blocking import from_blocks, to_blocks
+from microscale.kernels.reference.encode import EncodedBlocks, encode_largest, encode_matrix, sub_factor, to_float32
+from microscale.kernels.reference.quantize import pack_encoded
+from microscale.kernels.reference.scales import scale_factor
+from microscale.tensor import QuantizedTensor
+
+
+def grid_refusal(fmt: Format) -> str | None:
+    """Return why a format has no grid of fixed scales, or None."""
+    if not isinstance(fmt, BlockFormat):
+        return "a pair of formats chooses one of them by the numbers themselves"
+    if fmt.sparse is not None:
+        return "a sparse table chooses its elements by the numbers themselves"
+    if fmt.rounding is Rounding.STOCHASTIC:
+        return "stochastic rounding has no nearest number"
+    return None
+
+
+class ElementGrid:
+    """Scales of a weight [rows, cols] fixed by its format's rule (or by ``amax``), elements free.
+
+    Raises:
+        FormatError: see :func:`grid_refusal`.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "rows cols"],
+        fmt: Format,
+        *,
+        amax: Float[Tensor, "..."] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        problem = grid_refusal(fmt)
+        if problem is not None or not isinstance(fmt, BlockFormat):
+            raise FormatError(f"{format_name(fmt)} cannot be rounded element by element: {problem}; choose method rtn")
+        self.format = fmt
+        self.shape = tuple(weight.shape)
+        self.dtype = dtype or weight.dtype
+        self._encoded = encode_matrix(to_float32(weight, fmt), fmt, amax)
+        factor = scale_factor(self._encoded.scale, fmt, self._encoded.tensor_inv_scale).unsqueeze(-1)
+        size = self._encoded.codes.shape[-1]
+        self._largest_factor = self._expand(factor, size)
+        self._factor = self._expand(self._element_factor(factor), size)
+        zero = self._encoded.zero_point
+        self._zero = None if zero is None else self._expand(decode_zero_point(zero, fmt).unsqueeze(-1), size)
+        self._is_largest = self._largest_places(size)
+
+    def _expand(self, blocks: Tensor, size: int) -> Float[Tensor, "rows cols"]:
+        return from_blocks(blocks.expand(*blocks.shape[:2], size), self.format.block, *self.shape).contiguous()
+
+    def _element_factor(self, factor: Tensor) -> Tensor:
+        encoded, fmt = self._encoded, self.format
+        if encoded.sub_scale is not None and fmt.sub_scale is not None:
+            return sub_factor(factor, encoded.sub_scale, fmt).repeat_interleave(fmt.sub_scale.size, -1)
+        if encoded.delta is not None:
+            return factor * torch.pow(2.0, -encoded.delta.to(torch.float32).unsqueeze(-1))
+        return factor
+
+    def _largest_places(self, size: int) -> Bool[Tensor, "rows cols"] | None:
+        encoded, fmt = self._encoded, self.format
+        if fmt.extension is Extension.NONE or encoded.max_idx is None:
+            return None
+        places = torch.zeros(*encoded.max_idx.shape, size, dtype=torch.bool, device=encoded.max_idx.device)
+        places.scatter_(-1, encoded.max_idx.unsqueeze(-1).to(torch.int64), True)
+        if not fmt.scale.is_power_of_two:
+            places &= ~is_plain_block(encoded.scale, fmt.scale).unsqueeze(-1)
+        return from_blocks(places, fmt.block, *self.shape)
+
+    def _codes(self, values: Tensor, columns: slice) -> Tensor:
+        factor = self._factor[:, columns]
+        is_usable = factor > 0
+        scaled = torch.where(is_usable, values / torch.where(is_usable, factor, 1.0), 0.0)
+        if self._zero is not None:
+            scaled = scaled + self._zero[:, columns]
+        return encode(scaled, self.format.element, rounding=self.format.rounding, overflow=self.format.overflow)
+
+    def _largest_codes(self, values: Tensor, columns: slice) -> Tensor:
+        factor = self._largest_factor[:, columns]
+        is_usable = factor > 0
+        return encode_largest(torch.where(is_usable, values / torch.where(is_usable, factor, 1.0), 0.0), self.format)
+
+    def round(self, values: Float[Tensor, "rows n"], columns: slice) -> Float[Tensor, "rows n"]:
+        """Return the nearest representable numbers of some columns, in float32.
+
+        Special values: a block whose scale is zero takes zeros; past the largest element saturates.
+        """
+        elements = decode(self._codes(values, columns), self.format.element)
+        if self._zero is not None:
+            elements = elements - self._zero[:, columns]
+        rounded = elements * self._factor[:, columns]
+        if self._is_largest is None:
+            return rounded
+        codes = self._largest_codes(values, columns).to(torch.int32)
+        bits = self.format.magnitude_bits
+        magnitude = ((codes & (2**bits - 1)).to(torch.float32) * 2.0**-bits + 1) * 2.0**self.format.element.max_exponent
+        largest = torch.where(codes >> bits & 1 == 1, -magnitude, magnitude) * self._largest_factor[:, columns]
+        return torch.where(self._is_largest[:, columns], largest, rounded)
+
+    def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
+        """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""
+        everything = slice(None)
+        codes = self._codes(values, everything)
+        if self._is_largest is not None:
+            codes = torch.where(self._is_largest, self._largest_codes(values, everything).to(codes.dtype), codes)
+            if self.format.scale.is_power_of_two:
+                codes = torch.where(self._largest_factor > 0, codes, torch.zeros_like(codes))
+        encoded = EncodedBlocks(
+            codes=self._padded_blocks(codes),
+            scale=self._encoded.scale,
+            tensor_inv_scale=self._encoded.tensor_inv_scale,
+            sub_scale=self._encoded.sub_scale,
+            zero_point=self._encoded.zero_point,
+            max_idx=self._encoded.max_idx,
+            delta=self._encoded.delta,
+        )
+        parts = pack_encoded(encoded, self.format, *self.shape)
+        return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts)
+
+    def _padded_blocks(self, codes: Tensor) -> Tensor:
+        """Return the codes by blocks; the padding of a ragged end holds what the number 0 is encoded as."""
+        blocks = to_blocks(codes, self.format.block)
+        zero = self._encoded.zero_point
+        if zero is None or blocks.numel() == codes.numel():
+            return blocks
+        is_real = to_blocks(torch.ones_like(codes, dtype=torch.bool), self.format.block)
+        padding = encode(decode_zero_point(zero, self.format), self.format.element).unsqueeze(-1)
+        return torch.where(is_real, blocks, padding.to(blocks.dtype))

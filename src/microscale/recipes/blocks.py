@@ -1,0 +1,158 @@
+"""Run the decoder layers of a model one by one, on inputs that are kept between them.
+
+The arguments of every layer (masks, positions) are recorded once, with stand-ins that compute nothing, so that no more
+than one layer has to be at hand afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from microscale.algorithms import LayerFunction
+from microscale.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlockCall:
+    """The arguments of a decoder layer besides its input, for one batch size."""
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    is_tuple: bool
+    by_keyword: bool
+
+
+class _FoundError(Exception):
+    """Ends a forward pass at the first decoder layer."""
+
+
+class BlockRunner:
+    """Captures the inputs of the first block, then runs any block on any batch.
+
+    ``inputs`` are the hidden states [batch, tokens, width] that the first block gets, batch by batch, in float32.
+
+    Raises:
+        ModelError: a model whose layers are not called with their input first.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], windows: Int[Tensor, "samples tokens"], *, batch: int
+    ) -> None:
+        self._model = model
+        self._names = tuple(names)
+        self._calls: dict[tuple[int, int], BlockCall] = {}
+        self._device = next(model.parameters()).device
+        pieces = windows.split(batch)
+        first = pieces[0].to(self._device)
+        is_tuple = self._returns_tuple(first)
+        for size in sorted({len(piece) for piece in pieces}):
+            self._record(first[:size], size, is_tuple)
+        self.inputs: list[Tensor] = [self._embed(piece.to(self._device)) for piece in pieces]
+
+    def _returns_tuple(self, tokens: Tensor) -> bool:
+        """Run the first layer on two tokens to see what kind of value it returns."""
+        block = self._model.get_submodule(self._names[0])
+        seen: list[bool] = []
+
+        def after(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            seen.append(isinstance(output, tuple))
+            raise _FoundError
+
+        with removed_after(block.register_forward_hook(after)):
+            self._forward(tokens[:1, :2])
+        if not seen:
+            raise ModelError(f"{self._names[0]} is not run by the model; it cannot be calibrated layer by layer")
+        return seen[0]
+
+    def _forward(self, tokens: Tensor) -> None:
+        with torch.no_grad(), contextlib.suppress(_FoundError):
+            self._model(input_ids=tokens, use_cache=False)
+
+    def _record(self, tokens: Tensor, size: int, is_tuple: bool) -> None:
+        """Record the arguments of all blocks with a batch of ``size``, the blocks passing their input on."""
+        with contextlib.ExitStack() as stack:
+            for index, name in enumerate(self._names):
+                stand_in = self._recorder(index, size, is_tuple)
+                stack.enter_context(replaced_forward({name: stand_in}, self._model))
+            self._forward(tokens)
+        missing = [name for index, name in enumerate(self._names) if (index, size) not in self._calls]
+        if missing:
+            raise ModelError(f"{missing[0]} is not run by the model; it cannot be calibrated layer by layer")
+
+    def _recorder(self, index: int, size: int, is_tuple: bool) -> Callable[..., Any]:
+        def record(*arguments: Any, **keywords: Any) -> Any:
+            by_keyword = not arguments
+            hidden = keywords.pop("hidden_states", None) if by_keyword else arguments[0]
+            if not isinstance(hidden, Tensor):
+                raise ModelError(f"{self._names[index]} does not get its hidden states first; this model is not known")
+            self._calls[index, size] = BlockCall(
+                arguments=arguments[1:], keywords=keywords, is_tuple=is_tuple, by_keyword=by_keyword
+            )
+            return (hidden,) if is_tuple else hidden
+
+        return record
+
+    def _embed(self, tokens: Tensor) -> Float[Tensor, "batch tokens width"]:
+        """Return what the first block gets."""
+        found: list[Tensor] = []
+
+        def take(*arguments: Any, **keywords: Any) -> Any:
+            found.append((arguments[0] if arguments else keywords["hidden_states"]).detach().to(torch.float32))
+            raise _FoundError
+
+        with replaced_forward({self._names[0]: take}, self._model):
+            self._forward(tokens)
+        return found[0]
+
+    def run(self, index: int, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """Run a block on the hidden states of a batch."""
+        call = self._calls[index, hidden.shape[0]]
+        block = self._model.get_submodule(self._names[index])
+        hidden = hidden.to(self._device)
+        keywords = {name: _as_float32(value) for name, value in call.keywords.items()}
+        arguments = tuple(_as_float32(value) for value in call.arguments)
+        if call.by_keyword:
+            output = block(*arguments, hidden_states=hidden, **keywords)
+        else:
+            output = block(hidden, *arguments, **keywords)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def _as_float32(value: Any) -> Any:
+    """Masks and rotations in the dtype of the calibration, whatever the model's is."""
+    if isinstance(value, Tensor):
+        return value.to(torch.float32) if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(_as_float32(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+@contextlib.contextmanager
+def removed_after(handle: Any) -> Generator[None, None, None]:
+    """Remove a hook at the end of the block."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def replaced_forward(
+    stand_ins: Mapping[str, LayerFunction | Callable[..., Any]], model: nn.Module
+) -> Generator[None, None, None]:
+    """Let modules, by full name, compute something else inside the block."""
+    modules = [model.get_submodule(name) for name in stand_ins]
+    try:
+        for module, function in zip(modules, stand_ins.values(), strict=True):
+            module.__dict__["forward"] = function
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)

@@ -1,0 +1,389 @@
+"""Quantize with calibration: one decoder layer after the other, on the inputs that the quantized ones before it give.
+
+The order inside a layer: scales are folded, transforms found, what is learned from the layer's outputs is learned; then
+group after group is measured, rounded and replaced, so that each group sees the rounding of those before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import operator
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from microscale.algorithms import (
+    BlockProblem,
+    BlockStep,
+    FoldStep,
+    GroupTask,
+    LayerFunction,
+    LayerTask,
+    ModelProblem,
+    ModelStep,
+    Pipeline,
+    Progress,
+    SideStep,
+    Step,
+    TransformStep,
+)
+from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.errors import CalibrationError
+from microscale.families import BlockStructure, LinearGroup, ModelStructure
+from microscale.nn import QuantizedLinear
+from microscale.recipes.blocks import BlockRunner, removed_after, replaced_forward
+from microscale.recipes.folding import fold_scale, shared_scale
+from microscale.recipes.plan import PlannedLayer, is_transposed
+from microscale.transforms import Transform, scale_transform
+
+Replace = Callable[[str, QuantizedLinear], None]
+"""Puts a module in the place of the one with a name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """Windows of token ids, and how they are run: ``batch`` windows at a time.
+
+    ``is_sequential``: quantized layers feed the next; else every layer is measured on unquantized inputs.
+    """
+
+    windows: Int[Tensor, "samples tokens"]
+    batch: int = 4
+    is_sequential: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Block:
+    """One decoder layer at work: its inputs, and what the unquantized model makes of them where that is wanted."""
+
+    index: int
+    structure: BlockStructure
+    runner: BlockRunner
+    hidden: Sequence[Tensor]
+    targets: Sequence[Tensor]
+
+    def full_name(self, name: str) -> str:
+        """Return a linear layer's full name."""
+        return f"{self.structure.name}.{name}"
+
+
+class Quantizer:
+    """Quantizes the planned linear layers of a model, each with its own pipeline; the model is changed in place.
+
+    Layers of one group that have different pipelines are groups of their own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: ModelStructure,
+        layers: Mapping[str, PlannedLayer],
+        pipelines: Mapping[str, Pipeline],
+        calibration: Calibration | None,
+        progress: Progress,
+    ) -> None:
+        self._model = model
+        self._structure = structure
+        self._layers = layers
+        self._pipelines = pipelines
+        self._calibration = calibration
+        self._progress = progress
+        self._tasks: dict[str, LayerTask] = {}
+
+    def run(self, replace: Replace) -> list[str]:
+        """Quantize every planned layer that lies in a decoder layer; returns their names.
+
+        Raises:
+            CalibrationError: a pipeline that needs calibration text where there is none.
+        """
+        blocks = self._structure.blocks
+        names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
+        chosen = [name for name in names if name in self._layers]
+        with float32_model(self._model):
+            for pipeline in self._distinct:
+                for step in pipeline.of_kind(ModelStep):
+                    self._learn_model(step, pipeline)
+            if any(pipeline.is_streamed for pipeline in self._distinct):
+                self._stream(replace)
+            else:
+                self._transform_unseen()
+                for done, name in enumerate(chosen):
+                    self._progress(done, len(chosen), name)
+                    replace(name, self.rounded(self._task(name)))
+                self._progress(len(chosen), len(chosen), "")
+        return chosen
+
+    @property
+    def _distinct(self) -> tuple[Pipeline, ...]:
+        return tuple({pipeline.text: pipeline for pipeline in self._pipelines.values()}.values())
+
+    @property
+    def _settings(self) -> Calibration:
+        if self._calibration is None:
+            names = ", ".join(pipeline.text for pipeline in self._distinct if pipeline.needs_calibration)
+            raise CalibrationError(
+                f"method {names} needs calibration text: give --calibration FILE (calibration=... in Python)"
+            )
+        return self._calibration
+
+    def _task(self, name: str) -> LayerTask:
+        found = self._tasks.get(name)
+        if found is not None:
+            return found
+        layer = self._layers[name]
+        return LayerTask(
+            name=name,
+            weight=float_weight(self._model.get_submodule(name)),
+            format=layer.format,
+            activations=layer.activations,
+            dtype=layer.dtype,
+        )
+
+    def _groups(self, block: BlockStructure, pipeline: Pipeline) -> list[tuple[LinearGroup, GroupTask]]:
+        """Return the groups of a block with those of their layers that have the pipeline."""
+        found: list[tuple[LinearGroup, GroupTask]] = []
+        for group in block.groups:
+            names = [f"{block.name}.{name}" for name in group.linears]
+            tasks = [self._task(name) for name in names if self._pipelines.get(name) is pipeline]
+            if tasks:
+                found.append((group, GroupTask(role=group.role, layers=tuple(tasks))))
+        return found
+
+    def _keep(self, group: GroupTask) -> None:
+        self._tasks.update({layer.name: dataclasses.replace(layer, inputs=None) for layer in group.layers})
+
+    def _biases(self, groups: Sequence[GroupTask]) -> dict[str, Tensor | None]:
+        return {
+            layer.name: bias_of(self._model.get_submodule(layer.name)) for group in groups for layer in group.layers
+        }
+
+    def _learn_model(self, step: ModelStep, pipeline: Pipeline) -> None:
+        """Run a step that sees the whole model; learned weights go into the model too."""
+        settings = self._settings
+        groups = tuple(group for block in self._structure.blocks for _, group in self._groups(block, pipeline))
+
+        def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
+            with replaced_forward(stand_ins, self._model):
+                return self._model(input_ids=tokens, use_cache=False).logits
+
+        problem = ModelProblem(
+            groups=groups,
+            logits=logits,
+            windows=settings.windows.to(next(self._model.parameters()).device),
+            biases=self._biases(groups),
+            seed=settings.seed,
+            progress=self._progress,
+        )
+        with torch.enable_grad():
+            learned = step.learn(problem)
+        for group in learned:
+            self._keep(group)
+            for layer in group.layers:
+                module = self._model.get_submodule(layer.name)
+                weight = module.get_parameter("weight")
+                weight.data.copy_(layer.weight.T if is_transposed(module) else layer.weight)
+
+    def _transform_unseen(self) -> None:
+        """Apply the transforms that need to see no input."""
+        for pipeline in self._distinct:
+            for step in pipeline.of_kind(TransformStep):
+                for block in self._structure.blocks:
+                    for _, task in self._groups(block, pipeline):
+                        self._keep(transformed(task, step.transforms(task)))
+
+    def _stream(self, replace: Replace) -> None:
+        settings, blocks = self._settings, self._structure.blocks
+        runner = BlockRunner(self._model, [block.name for block in blocks], settings.windows, batch=settings.batch)
+        has_learning = any(pipeline.of_kind(BlockStep) for pipeline in self._distinct)
+        hidden: Sequence[Tensor] = runner.inputs
+        exact = hidden
+        for index, structure in enumerate(blocks):
+            self._progress(index, len(blocks), structure.name)
+            targets: list[Tensor] = []
+            if has_learning or not settings.is_sequential:
+                targets = [run_detached(runner, index, x) for x in exact]
+            block = _Block(index=index, structure=structure, runner=runner, hidden=hidden, targets=targets)
+            self._prepare_block(block)
+            self._round_block(block, replace)
+            if settings.is_sequential:
+                hidden = [run_detached(runner, index, x) for x in hidden]
+                exact = targets if has_learning else hidden
+            else:
+                hidden = exact = targets
+            for module in self._model.get_submodule(structure.name).modules():
+                if isinstance(module, QuantizedLinear):
+                    module.drop_cached_weight()
+        self._progress(len(blocks), len(blocks), "")
+
+    def _prepare_block(self, block: _Block) -> None:
+        for pipeline in self._distinct:
+            for step in pipeline.of_kind(FoldStep):
+                self._fold(block, step, pipeline)
+            for step in pipeline.of_kind(TransformStep):
+                for _, task in self._measured(block, pipeline, step.wanted):
+                    self._keep(transformed(task, step.transforms(task)) if is_seen(task, step) else task)
+            for step in pipeline.of_kind(BlockStep):
+                self._learn(block, step, pipeline)
+
+    def _round_block(self, block: _Block, replace: Replace) -> None:
+        for group in block.structure.groups:
+            names = [block.full_name(name) for name in group.linears if block.full_name(name) in self._layers]
+            pipelines = {self._pipelines[name].text: self._pipelines[name] for name in names}
+            steps = [step for p in pipelines.values() for step in (p.rounding, *p.of_kind(SideStep))]
+            inputs = self._measure(block, [group], [step.wanted for step in steps]).get(group.linears[0])
+            for name in names:
+                module = self.rounded(dataclasses.replace(self._task(name), inputs=inputs))
+                module.cache_weight()
+                replace(name, module)
+                self._tasks.pop(name, None)
+
+    def _measured(
+        self, block: _Block, pipeline: Pipeline, wanted: Wanted | None
+    ) -> list[tuple[LinearGroup, GroupTask]]:
+        """Return the groups of a pipeline with what is wanted of their inputs, the layers included."""
+        pairs = self._groups(block.structure, pipeline)
+        found = self._measure(block, [group for group, _ in pairs], [wanted])
+        return [(group, with_inputs(task, found.get(group.linears[0]))) for group, task in pairs]
+
+    def _measure(
+        self, block: _Block, groups: Sequence[LinearGroup], wanted: Sequence[Wanted | None]
+    ) -> dict[str, InputStatistics]:
+        """Measure the inputs of groups, by the name of each group's first layer; nothing where nothing is wanted."""
+        asked = [what for what in wanted if what is not None]
+        if not asked or not groups:
+            return {}
+        flags = functools.reduce(operator.or_, asked)
+        collectors: dict[str, StatisticsCollector] = {}
+        with contextlib.ExitStack() as stack:
+            for group in groups:
+                first = group.linears[0]
+                module = self._model.get_submodule(block.full_name(first))
+                weight = float_weight(module)
+                collector = StatisticsCollector(
+                    weight.shape[1],
+                    wanted=flags,
+                    seed=self._settings.seed,
+                    device=weight.device,
+                    name=block.full_name(first),
+                )
+                collectors[first] = collector
+                stack.enter_context(removed_after(module.register_forward_pre_hook(_feeding(collector))))
+            for x in block.hidden:
+                run_detached(block.runner, block.index, x)
+        return {name: collector.result() for name, collector in collectors.items()}
+
+    def _fold(self, block: _Block, step: FoldStep, pipeline: Pipeline) -> None:
+        """Scale the inputs of every group: folded where that is exact, else kept online."""
+        shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
+        for group, task in self._measured(block, pipeline, step.wanted):
+            fold = group.fold
+            if not is_seen(task, step) or (fold is not None and shared[fold.name] > 1):
+                continue  # no token came by, or experts behind one norm: no scale suits the tokens of all
+            scale = step.input_scale(task)
+            if fold is None or task.layers[0].transforms or len(task.layers) < len(group.linears):
+                self._keep(transformed(task, [scale_transform(1.0 / scale)]))
+                continue
+            fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
+
+    def _learn(self, block: _Block, step: BlockStep, pipeline: Pipeline) -> None:
+        groups = tuple(task for _, task in self._measured(block, pipeline, step.wanted))
+
+        def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
+            with replaced_forward(stand_ins, self._model):
+                return block.runner.run(block.index, block.hidden[batch])
+
+        problem = BlockProblem(
+            groups=groups,
+            forward=forward,
+            targets=block.targets,
+            biases=self._biases(groups),
+            seed=self._settings.seed,
+            progress=self._progress,
+        )
+        with torch.enable_grad():
+            learned = step.learn(problem)
+        for group in learned:
+            self._keep(group)
+
+    def rounded(self, layer: LayerTask) -> QuantizedLinear:
+        """Return the module that takes the place of a layer."""
+        pipeline = self._pipelines[layer.name]
+        tensor = pipeline.rounding.quantize(layer)
+        side: tuple[Tensor, Tensor] | None = None
+        for step in pipeline.of_kind(SideStep):
+            side = step.side(layer, tensor)
+        planned = self._layers[layer.name]
+        bias = bias_of(self._model.get_submodule(layer.name))
+        return QuantizedLinear.from_tensor(
+            tensor,
+            bias=None if bias is None else bias.to(planned.dtype),
+            activations=planned.activations,
+            method=planned.method,
+            kind=planned.kind,
+            transforms=layer.transforms,
+            low_rank=side,
+        )
+
+
+def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
+    """Return the group whose layers know their inputs."""
+    layers = tuple(dataclasses.replace(layer, inputs=inputs) for layer in task.layers)
+    return dataclasses.replace(task, layers=layers, inputs=inputs)
+
+
+def transformed(task: GroupTask, transforms: Sequence[Transform]) -> GroupTask:
+    """Return the group with more transforms."""
+    return dataclasses.replace(task, layers=tuple(layer.with_transforms(transforms) for layer in task.layers))
+
+
+def is_seen(task: GroupTask, step: Step) -> bool:
+    """Whether a step knows what it needs: nothing, or inputs of at least one token."""
+    return step.wanted is None or (task.inputs is not None and task.inputs.num_tokens > 0)
+
+
+def _feeding(collector: StatisticsCollector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def feed(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        collector.update(arguments[0].detach())
+
+    return feed
+
+
+def float_weight(module: nn.Module) -> Tensor:
+    """Return a layer's weight [out, in] in float32."""
+    weight = module.get_parameter("weight").detach()
+    return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return a layer's bias, or None."""
+    bias = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+@torch.no_grad()
+def run_detached(runner: BlockRunner, index: int, hidden: Tensor) -> Tensor:
+    """Run a block without gradients."""
+    return runner.run(index, hidden)
+
+
+@contextlib.contextmanager
+def float32_model(model: nn.Module) -> Generator[None, None, None]:
+    """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back."""
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            if name in dtypes:
+                parameter.data = parameter.data.to(dtypes[name])
