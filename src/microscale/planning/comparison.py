@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import parse_activation, parse_format
 from microscale.nn import PackedModule, cached_weights, prepare_for_inference
-from microscale.recipes import Plan, make_plan, make_recipe, quantize_module, replace_module, set_activations
+from microscale.recipes import (
+    Plan,
+    make_plan,
+    make_recipe,
+    quantize_module,
+    replace_module,
+    set_activations,
+    unstack_experts,
+)
 from microscale.recipes.apply import check_weight
 
 MODES = ("w", "w+a")
@@ -67,6 +75,7 @@ def compare_formats(
         parse_format(spec)
     total = len(windows) * (1 + len(MODES) * len(formats))
     counter = _Counter(total=total, report=progress)
+    unstack_experts(model)
     num_all = sum(parameter.numel() for parameter in model.parameters())
     width = stored_dtype.itemsize
     call = language_model(model)

@@ -6,9 +6,9 @@ from microscale.recipes.apply import (
     ignore_progress,
     quantize_model,
     quantize_module,
-    replace_module,
     set_activations,
 )
+from microscale.recipes.experts import stacked_experts, unstack_experts
 from microscale.recipes.folding import (
     centre_residual,
     fold_scale,
@@ -18,6 +18,7 @@ from microscale.recipes.folding import (
     shared_scale,
     untie_head,
 )
+from microscale.recipes.modules import replace_module
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 
@@ -45,5 +46,7 @@ __all__ = [
     "rotate_value",
     "set_activations",
     "shared_scale",
+    "stacked_experts",
+    "unstack_experts",
     "untie_head",
 ]

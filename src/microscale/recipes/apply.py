@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from microscale.errors import NonFiniteError
 from microscale.families import is_transposed
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.recipes.experts import unstack_experts
+from microscale.recipes.modules import replace_module, untie
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.recipe import Recipe
 
@@ -44,10 +45,13 @@ class QuantizationReport:
 def quantize_model(model: nn.Module, recipe: Recipe, progress: Progress = ignore_progress) -> QuantizationReport:
     """Replace the model's modules as the recipe says; the model is changed in place.
 
+    Stacked experts are taken apart first (:func:`~microscale.recipes.experts.unstack_experts`).
+
     Raises:
-        ModelError, RecipeError, LayoutError: before anything is changed; see :func:`make_plan`.
+        ModelError, RecipeError, LayoutError: before any weight is changed; see :func:`make_plan`.
         NonFiniteError: a weight with NaN or Inf (its name in the message), unless the recipe says poison.
     """
+    unstack_experts(model)
     plan = make_plan(model, recipe)
     for layer in plan.layers:
         check_weight(model.get_submodule(layer.name), layer, recipe.nan == "poison")
@@ -101,27 +105,6 @@ def poisoning(fmt: Format) -> Format:
         assert isinstance(low, BlockFormat) and isinstance(high, BlockFormat)
         return dataclasses.replace(fmt, low=low, high=high)
     return fmt if fmt.scale.nan_code is None else dataclasses.replace(fmt, nan_policy=NaNPolicy.POISON_BLOCK)
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another, by its dotted name."""
-    parent_name, _, child_name = name.rpartition(".")
-    setattr(model.get_submodule(parent_name), child_name, module)
-
-
-def untie(model: Any, quantized: set[str]) -> None:
-    """Stop weight tying where one side of a tied pair is packed now: each side keeps its own weight."""
-    tied = getattr(model, "all_tied_weights_keys", None)
-    if not isinstance(tied, dict) or not quantized:
-        return
-    kept: dict[str, str] = {}
-    for target, source in tied.items():  # pyright: ignore[reportUnknownVariableType]
-        sides = {str(target).removesuffix(".weight"), str(source).removesuffix(".weight")}  # pyright: ignore[reportUnknownArgumentType]
-        if not sides & quantized:
-            kept[str(target)] = str(source)  # pyright: ignore[reportUnknownArgumentType]
-    if len(kept) != len(tied):  # pyright: ignore[reportUnknownArgumentType]
-        model.all_tied_weights_keys = kept
-        model.config.tie_word_embeddings = False
 
 
 def set_activations(model: nn.Module, spec: ActivationSpec | None) -> None:
