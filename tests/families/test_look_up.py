@@ -245,7 +245,7 @@ def test_an_unknown_family_is_found_by_structure() -> None:
         assert all(group.fold is None and group.role == "unknown" for group in block.groups)
     everything = [block.name for block in describe(Unknown(), "all").blocks]
     assert everything == ["small.0", "small.1", "stack.0", "stack.1"]
-    with pytest.raises(ModelError, match="has no record"):
+    with pytest.raises(ModelError, match="no vision part"):
         describe(Unknown(), "vision")
     with pytest.raises(ModelError, match="no list of equal layers"):
         describe(nn.Linear(2, 2))

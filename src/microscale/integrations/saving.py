@@ -60,12 +60,11 @@ def unquantized_linears(model: nn.Module) -> list[str]:
 
 
 def keep_module_names(model: Any) -> None:
-    """Make save_pretrained write a model with experts taken apart under the names of its modules.
+    """Make save_pretrained write tensors under the names of the model's modules, which quantization_config has.
 
-    What transformers does to names when it saves fits the stacked modules that are no longer there.
+    transformers 5 gives some families other names in files, and fits them to experts that are stacked; it reads both.
     """
-    if any(isinstance(module, Experts) for module in model.modules()):
-        model._weight_conversions = []
+    model._weight_conversions = []
 
 
 def mark_quantized(model: Any, version: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
-from microscale.families import is_transposed
+from microscale.families import is_inside, is_transposed, vision_roots
 from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
 from microscale.nn import Experts, PackedModule
 from microscale.recipes.experts import stacked_experts
@@ -102,6 +102,18 @@ RENAMED_EXPERTS = {"mixtral": "block_sparse_moe.experts.0.w1"}
 """Families whose experts have other names in checkpoints than in the model, by ``model_type``."""
 
 
+def outside_of_part(model: nn.Module, part: str, names: Sequence[str]) -> set[str]:
+    """Return the modules that do not belong to the part of a model that was asked for.
+
+    Raises:
+        ModelError: the vision part of a model without one.
+    """
+    roots = vision_roots(model)
+    if part == "vision" and not roots:
+        raise ModelError(f"{type(model).__name__} has no vision part; its parts: language")
+    return {name for name in names if part != "all" and is_inside(name, roots) != (part == "vision")}
+
+
 def layout_obstacle(model: nn.Module, word: str | None) -> str | None:
     """Return why a model should not be in the layout of compressed-tensors whatever its layers are, or None.
 
@@ -137,7 +149,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.rules)]
     for pattern in patterns:
         _check_pattern(pattern, list(modules))
-    exclusions = default_exclusions(model)
+    outside = outside_of_part(model, recipe.part, list(modules))
+    exclusions = default_exclusions(model) | outside
     layers: list[PlannedLayer] = []
     for name, (kind, module) in modules.items():
         layer = _plan_layer(name, kind, module, recipe, is_default_off=name in exclusions)
@@ -149,6 +162,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
     layers, layout, notes = _settle_layout(layers, recipe.layout, layout_obstacle(model, recipe.layout))
     notes.extend(_expert_notes(model))
+    if outside:
+        notes.append(f"only the {recipe.part} part is quantized; other layers need part all, or to be included")
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
 
 
