@@ -38,7 +38,7 @@ _OPT = {
 _VISION = {
     "depth": 2,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_heads": 2,
     "out_hidden_size": 32,
     "patch_size": 4,
@@ -73,7 +73,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl": (
         "qwen2_5_vl",
         {
-            "text_config": _LLAMA | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+            "text_config": _LLAMA
+            | {"intermediate_size": 64, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
             "vision_config": _VISION,
             "image_token_id": IMAGE_TOKEN,
             "vision_start_token_id": 91,

@@ -70,6 +70,9 @@ _SIZES["qwen3"] = _SIZES["llama"] | {"head_dim": 16}
 _SIZES["gemma"] = _SIZES["llama"] | {"head_dim": 16, "pad_token_id": 258}
 _SIZES["gemma3_text"] = _SIZES["gemma"] | {"query_pre_attn_scalar": 16, "sliding_window": 32}
 _SIZES["mixtral"] = _SIZES["llama"] | {"num_local_experts": 4, "num_experts_per_tok": 2}
+_MOE = _SIZES["llama"] | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SIZES["qwen3_moe"] = _MOE | {"head_dim": 16}
+_SIZES["qwen2_moe"] = _MOE | {"shared_expert_intermediate_size": 64, "mlp_only_layers": [1]}
 FAMILIES = tuple(_SIZES)
 
 

@@ -77,13 +77,15 @@ def quantize(
     rules: Sequence[str] = (),
     layout: str | None = None,
     nan: str = "raise",
+    part: str = "language",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Any:
-    """Quantize a causal language model; returns the model, whose linear layers now hold packed weights.
+    """Quantize a language model; returns the model, whose linear layers now hold packed weights.
 
     ``model`` is a transformers model (changed in place), a directory or a hub name. ``format`` is a format's name or
     spec, or a whole :class:`~microscale.recipes.Recipe`. ``rules`` read ``GLOB=WEIGHTS[/ACTIVATIONS]``. The output
-    head and embeddings stay as they are unless included.
+    head and embeddings stay as they are unless included. Of a model that also sees, ``part`` (``language``,
+    ``vision``, ``all``) is quantized.
 
     The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
@@ -107,6 +109,7 @@ def quantize(
             rules=tuple(parse_rule(rule) for rule in rules),
             layout=layout,
             nan=nan,
+            part=part,
         )
     )
     loaded = load_original(model) if isinstance(model, str | Path) else model

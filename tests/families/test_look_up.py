@@ -18,6 +18,7 @@ from microscale.families import (
     is_linear,
     linear_names,
 )
+from microscale.recipes import unstack_experts
 
 NAMES = list(CONFIGS)
 
@@ -27,6 +28,17 @@ def parts_of(name: str) -> list[str]:
 
 
 CASES = [(name, part) for name in NAMES for part in parts_of(name)]
+EXPERT_FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
+CASES_APART = [*CASES, *((f"{name}/apart", "language") for name in EXPERT_FAMILIES)]
+
+
+def build(name: str) -> Any:
+    """Return a model; ``NAME/apart`` has its experts taken apart."""
+    family, _, state = name.partition("/")
+    model = family_model(family)
+    if state:
+        assert unstack_experts(model)
+    return model
 
 
 def watch(model: Any) -> tuple[list[str], dict[str, Tensor]]:
@@ -51,9 +63,9 @@ def watch(model: Any) -> tuple[list[str], dict[str, Tensor]]:
     return order, inputs
 
 
-@pytest.mark.parametrize(("name", "part"), CASES)
+@pytest.mark.parametrize(("name", "part"), CASES_APART)
 def test_every_linear_of_a_block_is_named_once(name: str, part: str) -> None:
-    model = family_model(name)
+    model = build(name)
     structure = describe(model, part)
     assert structure.is_known and structure.part == part
     assert structure.family == model.config.model_type
@@ -62,9 +74,9 @@ def test_every_linear_of_a_block_is_named_once(name: str, part: str) -> None:
         assert sorted(named) == sorted(linear_names(model.get_submodule(block.name)))
 
 
-@pytest.mark.parametrize(("name", "part"), CASES)
+@pytest.mark.parametrize(("name", "part"), CASES_APART)
 def test_groups_read_one_input_and_stand_in_order_of_execution(name: str, part: str) -> None:
-    model = family_model(name)
+    model = build(name)
     structure = describe(model, part)
     order, inputs = watch(model)
     executed: list[str] = []
@@ -81,7 +93,7 @@ def test_groups_read_one_input_and_stand_in_order_of_execution(name: str, part: 
 
 @pytest.mark.parametrize(("name", "part"), CASES)
 def test_no_two_groups_of_a_block_read_the_same(name: str, part: str) -> None:
-    model = family_model(name)
+    model = build(name)
     _, inputs = watch(model)
     for block in describe(model, part).blocks:
         firsts = [inputs[f"{block.name}.{group.linears[0]}"].flatten(0, -2) for group in block.groups]
@@ -89,9 +101,9 @@ def test_no_two_groups_of_a_block_read_the_same(name: str, part: str) -> None:
             assert not any(one.shape == other.shape and torch.equal(one, other) for other in firsts[:place])
 
 
-@pytest.mark.parametrize(("name", "part"), CASES)
+@pytest.mark.parametrize(("name", "part"), CASES_APART)
 def test_every_other_name_is_there(name: str, part: str) -> None:
-    model = family_model(name)
+    model = build(name)
     structure = describe(model, part)
     matrices = {matrix for matrix, _ in model.named_parameters(remove_duplicate=False)}
     modules = {module for module, _ in model.named_modules()}
@@ -233,7 +245,7 @@ def test_an_unknown_family_is_found_by_structure() -> None:
         assert all(group.fold is None and group.role == "unknown" for group in block.groups)
     everything = [block.name for block in describe(Unknown(), "all").blocks]
     assert everything == ["small.0", "small.1", "stack.0", "stack.1"]
-    with pytest.raises(ModelError, match="has no record"):
+    with pytest.raises(ModelError, match="no vision part"):
         describe(Unknown(), "vision")
     with pytest.raises(ModelError, match="no list of equal layers"):
         describe(nn.Linear(2, 2))

@@ -76,12 +76,13 @@ def test_registering_again_does_nothing() -> None:
     assert mapping["microscale"] is microscale.hf.MicroscaleQuantizer
 
 
-FAMILIES = ["llama", "mistral", "qwen3", "gemma", "gemma3_text", "gpt2", "opt", "gpt_neox", "mixtral"]
+EXPERT_FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
+FAMILIES = ["llama", "mistral", "qwen3", "gemma", "gemma3_text", "gpt2", "opt", "gpt_neox", *EXPERT_FAMILIES]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str, tmp_path: Path) -> None:
-    """Conv1D, biases, fused projections, norms with an offset, tied heads, stacked experts."""
+    """Conv1D, biases, fused projections, norms with an offset, tied heads, experts."""
     source = save_random_model(tmp_path / "source", family)
     in_memory = microscale.quantize(source, "mxfp4_plus", activations="mxfp8")
     expected = logits(in_memory)
@@ -127,13 +128,37 @@ def test_biases_are_kept_as_they_were(tmp_path: Path) -> None:
     assert float(before[biases[0]].abs().max()) > 0
 
 
-def test_experts_are_left_as_they_were(tmp_path: Path) -> None:
-    source = save_random_model(tmp_path / "source", "mixtral")
-    microscale.save(microscale.quantize(source, "mxfp4_plus"), tmp_path / "out")
-    before, after = read_tensors(source), read_tensors(tmp_path / "out")
-    experts = [name for name in before if ".experts." in name]
-    assert len(experts) == 2 * 4 * 3
-    assert all(same_bits(before[name], after[name]) for name in experts)
+@pytest.mark.parametrize("family", EXPERT_FAMILIES)
+@pytest.mark.parametrize("excluded", ["layers.0.mlp.experts.1.*", "layers.0.mlp.experts.*", "*.experts.*"])
+def test_experts_that_are_left_alone(family: str, excluded: str, tmp_path: Path) -> None:
+    """One expert, those of one layer, or all stay as they were, and the routers always do."""
+    source = save_random_model(tmp_path / "source", family)
+    original = microscale.load(source)
+    in_memory = microscale.quantize(source, "mxfp4_plus", exclude=[excluded])
+    microscale.save(in_memory, tmp_path / "out")
+    tensors = read_tensors(tmp_path / "out")
+    gate = "model.layers.0.mlp.gate.weight"
+    assert same_bits(tensors[gate], original.get_parameter(gate))
+    first = tensors["model.layers.0.mlp.experts.1.gate_proj.weight"]
+    stacked = original.get_parameter("model.layers.0.mlp.experts.gate_up_proj")[1]
+    assert same_bits(first, stacked[: first.shape[0]].detach())
+    other = "model.layers.0.mlp.experts.2.up_proj.weight_codes"
+    assert (other in tensors) == (excluded == "layers.0.mlp.experts.1.*")
+    for loaded in (microscale.load(tmp_path / "out"), automatic(tmp_path / "out")):
+        assert same_bits(logits(loaded), logits(in_memory))
+        loaded.save_pretrained(tmp_path / "again")
+        assert same_tensors(tensors, read_tensors(tmp_path / "again")) == []
+
+
+def test_a_bare_model_with_experts(tmp_path: Path) -> None:
+    """Without the head every layer has a shorter name than in the file."""
+    source = save_random_model(tmp_path / "source", "qwen3_moe")
+    in_memory = microscale.quantize(source, "mxfp4_plus")
+    microscale.save(in_memory, tmp_path / "out")
+    bare = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    with torch.inference_mode():
+        found, expected = bare(TOKENS).last_hidden_state, in_memory.model(TOKENS).last_hidden_state
+    assert same_bits(found, expected)
 
 
 @pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"dtype": torch.float32}, {"device_map": {"": "cpu"}}])

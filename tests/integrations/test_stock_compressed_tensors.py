@@ -250,6 +250,23 @@ def test_stacked_experts_go_into_our_layout(tmp_path: Path) -> None:
         microscale.save(loaded, tmp_path / "refused", layout="compressed-tensors")
 
 
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_experts_go_into_this_layout_where_asked(tmp_path: Path, family: str) -> None:
+    """One by one, by the names that vLLM reads; the routers are told apart, for vLLM has them as linear layers."""
+    source = save_random_model(tmp_path / "source", family)
+    in_memory = microscale.quantize(source, "mxfp4")
+    assert microscale.save(in_memory, tmp_path / "auto") == "microscale"
+    assert microscale.save(in_memory, tmp_path / "out", layout="compressed-tensors") == "compressed-tensors"
+    assert "model.layers.0.mlp.experts.3.gate_proj.weight_packed" in read_tensors(tmp_path / "out")
+    ignored = read_config(tmp_path / "out")["quantization_config"]["ignore"]
+    assert {"lm_head", "model.layers.0.mlp.gate"} <= set(ignored)
+    loaded = microscale.load(tmp_path / "out")
+    assert same_bits(logits(loaded), logits(in_memory))
+    assert isinstance(loaded.get_submodule("model.layers.0.mlp.experts.3.gate_proj"), QuantizedLinear)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert same_bits(logits(stock), logits(in_memory))
+
+
 # What follows reads files that microscale did not write.
 
 PRESETS = {"mxfp4-pack-quantized": "MXFP4", "mxfp8-quantized": "MXFP8", "nvfp4-pack-quantized": "NVFP4"}

@@ -85,7 +85,7 @@ def bench(
     if isinstance(limit, int) and positions > limit:
         raise ShapeError(f"prompt and new tokens ({positions}) exceed the model's {limit} positions; lower them")
     executed = _model_facts(model)
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = int(model.config.get_text_config().vocab_size)
     engine = make_engine(model, positions=positions, compute_dtype=compute_dtype, cache_dtype=cache_dtype)
     del model  # the decoder holds what it needs
     start_seconds = time.perf_counter() - started

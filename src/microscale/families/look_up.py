@@ -44,6 +44,23 @@ def describe(model: nn.Module, part: str = "language") -> ModelStructure:
     return known or _found_model(model, family, part)
 
 
+def vision_roots(model: nn.Module) -> tuple[str, ...]:
+    """Return the outermost modules that make up the vision part of a model: those with its ``vision_config``."""
+    wanted = type(getattr(getattr(model, "config", None), "vision_config", None))
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if wanted is type(None) or not name or is_inside(name, found):
+            continue
+        if type(getattr(module, "config", None)) is wanted:
+            found.append(name)
+    return tuple(found)
+
+
+def is_inside(name: str, roots: Sequence[str]) -> bool:
+    """Whether a module is one of others or lies in one."""
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
 def _known_model(model: nn.Module, family: str, record: FamilyRecord, part: str) -> ModelStructure | None:
     """Describe a model by its record; None where the record does not fit it."""
     if part == "vision" and record.vision is None:
@@ -216,12 +233,12 @@ class _Stack:
 
 def _found_model(model: nn.Module, family: str, part: str) -> ModelStructure:
     """Describe a model by its structure alone."""
-    if part == "vision":
+    roots = vision_roots(model)
+    if part == "vision" and not roots:
         raise ModelError(
-            f"the family {family} has no record that says which part of the model is vision; choose the part all, or"
-            " language for its largest stack of layers"
+            f"a model of the family {family} has no vision part that its config names; its parts: language"
         )
-    stacks = _stacks(model)
+    stacks = [stack for stack in _stacks(model) if part == "all" or is_inside(stack.name, roots) == (part == "vision")]
     if not stacks:
         raise ModelError(f"{type(model).__name__} has no list of equal layers with linear layers in them")
     chosen = stacks if part == "all" else [max(stacks, key=lambda stack: stack.size)]

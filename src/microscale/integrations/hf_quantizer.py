@@ -7,8 +7,7 @@ same bytes back. Without it transformers only warns about the unknown method and
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -28,11 +27,6 @@ from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
 from microscale.families import is_transposed
 from microscale.integrations.pending import PendingTensor
-from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes.replacing import replace_module, untie
-
-ONLINE_PART = re.compile(r"\.(transforms\.\d+_(scale|order|matrix|left|right)|low_rank\.(down|up))$")
-"""The tensors of what a layer does online."""
 
 
 class MicroscaleConfig(QuantizationConfigMixin):
@@ -94,6 +88,8 @@ class MicroscaleQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config = cast(MicroscaleConfig, self.quantization_config)
         layers = read_layers(config.to_dict())
+        listed = [*layers, *config.unquantized]
+        unstack_experts(model, lambda name: _has_layers_in(name, listed, model.base_model_prefix))
         for name, layer in _present_layers(model, layers).items():
             module = empty_module(model.get_submodule(name), layer, cast(torch.dtype, model.config.dtype))
             replace_module(model, name, module)
@@ -118,6 +114,11 @@ class MicroscaleQuantizer(HfQuantizer):
             if isinstance(module, PackedModule):
                 check_loaded(name, module)
         return model
+
+
+def _has_layers_in(module: str, listed: Sequence[str], prefix: str) -> bool:
+    """Whether a checkpoint lists layers inside a module of this model, which may be the bare base model."""
+    return any(name.startswith((f"{module}.", f"{prefix}.{module}.")) for name in listed)
 
 
 def _present_layers(model: Any, layers: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:

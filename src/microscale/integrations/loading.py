@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint import CheckpointReader, FileLayout, StoredLayer, read_json, read_stored_layers
@@ -96,9 +96,7 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     bar_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loader = cast(Any, AutoModelForCausalLM)
-        if path is None:
-            loader = loader._model_mapping[type(options["config"])]
+        loader = _loader(path, options.get("config"))
         model, info = loader.from_pretrained(path, output_loading_info=True, **options)
     except MicroscaleError:
         raise
@@ -124,11 +122,21 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     return model.eval()
 
 
+def _loader(path: str | Path | None, config: Any) -> Any:
+    """Return what builds a model of a config: of text, or of images and text; a config at hand gives its class."""
+    causal, visual = cast(Any, AutoModelForCausalLM), cast(Any, AutoModelForImageTextToText)
+    if path is not None:
+        config = cast(Any, AutoConfig).from_pretrained(path)
+    is_visual = type(config) not in causal._model_mapping and type(config) in visual._model_mapping
+    loader = visual if is_visual else causal
+    return loader if path is not None else loader._model_mapping[type(config)]
+
+
 def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
-    """Load an unquantized causal language model from a directory or by hub name.
+    """Load an unquantized language model, with or without vision, from a directory or by hub name.
 
     Raises:
-        CheckpointError, ModelError: missing, damaged, quantized already, or not a causal language model.
+        CheckpointError, ModelError: missing, damaged, quantized already, or no model that generates text.
     """
     local = check_local(path)
     if local is not None and read_json(local / "config.json").get("quantization_config"):
@@ -365,6 +373,6 @@ def check_window(model: Any, window: int) -> None:
     Raises:
         ShapeError: with the longest possible window.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and window > limit:
         raise ShapeError(f"window {window} is longer than the {limit} positions of the model; lower --window")

@@ -23,7 +23,7 @@ from microscale.checkpoint.native import NativeLayout
 from microscale.errors import CheckpointWriteError, ModelError
 from microscale.families import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
-from microscale.nn import PackedModule, QuantizedLinear, row_major_weights
+from microscale.nn import Experts, PackedModule, QuantizedLinear, row_major_weights
 from microscale.recipes.plan import layout_obstacle
 
 
@@ -51,13 +51,31 @@ def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
 
 
 def unquantized_linears(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers that still have float weights."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or is_transposed(module)]
+    """Return the names of the linear layers that still have float weights, routers of experts among them."""
+    found: list[str] = []
+    beside_experts: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        children = list(module.children())
+        if any(isinstance(child, Experts) for child in children):
+            beside_experts.update(children)
+        is_router = module in beside_experts and {key for key, _ in module.named_parameters()} == {"weight"}
+        if isinstance(module, nn.Linear) or is_transposed(module) or is_router:
+            found.append(name)
+    return found
+
+
+def keep_module_names(model: Any) -> None:
+    """Make save_pretrained write tensors under the names of the model's modules, which quantization_config has.
+
+    transformers 5 gives some families other names in files, and fits them to experts that are stacked; it reads both.
+    """
+    model._weight_conversions = []
 
 
 def mark_quantized(model: Any, version: str) -> None:
     """Put our quantization_config and the ``microscale`` object into the model's config, for save_pretrained."""
     register()
+    keep_module_names(model)
     layers = stored_layers_of(model)
     model.config.quantization_config = MicroscaleConfig.from_layers(layers, unquantized_linears(model))
     model.config.microscale = describe(list(layers.values()), "microscale", version, model.dtype)
@@ -94,7 +112,7 @@ def save_model(
     layers = stored_layers_of(model)
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
-    chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model))
+    chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model, layout))
     quantization = chosen.config(list(layers.values()), unquantized_linears(model))
     note = describe(list(layers.values()), chosen.name, version, model.dtype)
 
@@ -137,6 +155,7 @@ def _save_pretrained(model: Any, directory: Path, state: dict[str, Tensor], max_
             model.hf_quantizer = None
         if config_before is not None:
             del model.config.quantization_config
+        keep_module_names(model)
         model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
     finally:
         if quantizer is not None:

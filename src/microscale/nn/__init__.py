@@ -2,6 +2,7 @@
 
 from microscale.nn.activation import ActivationQuantizer, observe_activations
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
+from microscale.nn.experts import Expert, Experts, has_stacked_experts, why_not_unstacked
 from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.online import InputTransforms, LowRank
@@ -9,6 +10,8 @@ from microscale.nn.packed import PackedModule
 
 __all__ = [
     "ActivationQuantizer",
+    "Expert",
+    "Experts",
     "InputTransforms",
     "LowRank",
     "NarrowEmbedding",
@@ -16,8 +19,10 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedLinear",
     "cached_weights",
+    "has_stacked_experts",
     "lay_out",
     "observe_activations",
     "prepare_for_inference",
     "row_major_weights",
+    "why_not_unstacked",
 ]

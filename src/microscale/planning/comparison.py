@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import parse_activation, parse_format
 from microscale.nn import PackedModule, cached_weights, prepare_for_inference
-from microscale.recipes import Plan, make_plan, make_recipe, quantize_module, replace_module, set_activations
-from microscale.recipes.apply import check_weight
+from microscale.recipes import (
+    Plan,
+    make_plan,
+    make_recipe,
+    quantize_module,
+    replace_module,
+    set_activations,
+    unstack_experts,
+)
+from microscale.recipes.apply import check_weight, pipelines_of
 
 MODES = ("w", "w+a")
 
@@ -67,6 +75,7 @@ def compare_formats(
         parse_format(spec)
     total = len(windows) * (1 + len(MODES) * len(formats))
     counter = _Counter(total=total, report=progress)
+    unstack_experts(model)
     num_all = sum(parameter.numel() for parameter in model.parameters())
     width = stored_dtype.itemsize
     call = language_model(model)
@@ -107,10 +116,11 @@ def compare_formats(
 def _swap_in(model: nn.Module, plan: Plan) -> int:
     """Replace the planned modules by packed ones; returns the bytes of the packed weights."""
     packed: dict[str, PackedModule] = {}
+    pipelines = pipelines_of({layer.name: layer for layer in plan.layers}, "fast")
     for layer in plan.layers:
         module = model.get_submodule(layer.name)
         check_weight(module, layer, poison=False)
-        packed[layer.name] = quantize_module(module, layer)
+        packed[layer.name] = quantize_module(module, layer, pipelines[layer.name])
     for name, module in packed.items():
         replace_module(model, name, module)
     return sum(module.tensor.num_bytes for module in packed.values())

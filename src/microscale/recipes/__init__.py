@@ -9,6 +9,7 @@ from microscale.recipes.apply import (
     set_activations,
 )
 from microscale.recipes.calibrated import Calibration
+from microscale.recipes.experts import stacked_experts, unstack_experts
 from microscale.recipes.folding import (
     centre_residual,
     fold_scale,
@@ -18,9 +19,9 @@ from microscale.recipes.folding import (
     shared_scale,
     untie_head,
 )
+from microscale.recipes.modules import replace_module
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
-from microscale.recipes.replacing import replace_module
 
 __all__ = [
     "Calibration",
@@ -47,5 +48,7 @@ __all__ = [
     "rotate_value",
     "set_activations",
     "shared_scale",
+    "stacked_experts",
+    "unstack_experts",
     "untie_head",
 ]

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from microscale.algorithms import FoldStep, LayerTask, Pipeline, Progress, parse_method
+from microscale.algorithms import (
+    BlockStep,
+    FoldStep,
+    LayerTask,
+    ModelStep,
+    Pipeline,
+    Progress,
+    TransformStep,
+    parse_method,
+)
 from microscale.errors import NonFiniteError
-from microscale.families import describe, is_transposed
+from microscale.families import ModelStructure, describe, is_transposed
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.calibrated import Calibration, Quantizer
+from microscale.recipes.experts import unstack_experts
+from microscale.recipes.modules import replace_module, untie
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.recipe import Recipe
-from microscale.recipes.replacing import replace_module, untie
 
 
 def ignore_progress(done: int, total: int, name: str) -> None:
@@ -45,51 +55,83 @@ def quantize_model(
     progress: Progress = ignore_progress,
     *,
     calibration: Calibration | None = None,
-    part: str = "language",
 ) -> QuantizationReport:
     """Replace the model's modules as the recipe says; the model is changed in place.
 
+    Stacked experts are taken apart first (:func:`~microscale.recipes.experts.unstack_experts`). ``calibration`` is what
+    methods other than the plainest learn from.
+
     Raises:
-        ModelError, RecipeError, LayoutError: before anything is changed; see :func:`make_plan`.
+        ModelError, RecipeError, LayoutError: before any weight is changed; see :func:`make_plan`.
         CalibrationError: a method that needs calibration text where there is none, or text that does not serve it.
         NonFiniteError: a weight with NaN or Inf (its name in the message), unless the recipe says poison.
     """
+    unstack_experts(model)
     plan = make_plan(model, recipe)
     layers = {layer.name: poisoned(layer) if recipe.nan == "poison" else layer for layer in plan.layers}
     for layer in plan.layers:
         check_weight(model.get_submodule(layer.name), layer, recipe.nan == "poison")
-    pipelines = {name: parse_method(layer.method, effort=recipe.effort) for name, layer in layers.items()}
-    shared = {pipeline.text: pipeline for pipeline in pipelines.values()}
-    pipelines = {name: shared[pipeline.text] for name, pipeline in pipelines.items()}
-    structure = describe(model, part)
+    pipelines = pipelines_of(layers, recipe.effort)
+    structure, notes = structure_for(model, recipe.part, list(pipelines.values()))
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
     quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress)
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module)))
-    for name, layer in layers.items():
-        if name not in done:
-            replace_module(model, name, quantize_module(model.get_submodule(name), layer, pipelines[name]))
+    rest = [name for name in layers if name not in done]
+    for index, name in enumerate(rest):
+        progress(index, len(rest), name)
+        replace_module(model, name, quantize_module(model.get_submodule(name), layers[name], pipelines[name]))
+    progress(len(layers), len(layers), "")
     untie(model, set(layers))
     num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
-    modules = [model.get_submodule(name) for name in layers]
-    num_bytes = sum(m.num_bytes if isinstance(m, QuantizedLinear) else packed_bytes(m) for m in modules)
-    notes = plan.notes if structure.is_known else (*plan.notes, unknown_note(model, shared))
-    plan = dataclasses.replace(plan, notes=tuple(note for note in notes if note))
+    num_bytes = sum(module_bytes(model.get_submodule(name)) for name in layers)
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
     return QuantizationReport(plan=plan, num_weights=num_weights, num_bytes=num_bytes)
 
 
-def packed_bytes(module: nn.Module) -> int:
-    """Return the bytes of a packed module's weight."""
+def pipelines_of(layers: Mapping[str, PlannedLayer], effort: str) -> dict[str, Pipeline]:
+    """Return the chain of each layer; layers of one method share one record."""
+    chains = {layer.method: parse_method(layer.method, effort=effort) for layer in layers.values()}
+    return {name: chains[layer.method] for name, layer in layers.items()}
+
+
+def structure_for(model: nn.Module, part: str, pipelines: Sequence[Pipeline]) -> tuple[ModelStructure, list[str]]:
+    """Return the structure that the chains work on, and what a user should know of it.
+
+    Plain rounding needs none. Text runs through the language part alone, so that what learns from inputs reaches no
+    other part.
+
+    Raises:
+        ModelError: a model whose layers cannot be told apart, where a chain must know them.
+    """
+    kinds = (ModelStep, FoldStep, TransformStep, BlockStep)
+    if not any(pipeline.is_streamed or any(isinstance(s, kinds) for s in pipeline.steps) for pipeline in pipelines):
+        return NO_BLOCKS, []
+    notes: list[str] = []
+    needs_text = any(pipeline.needs_calibration for pipeline in pipelines)
+    if needs_text and part != "language":
+        notes.append("calibration text reaches the language part alone; other layers are rounded on their own")
+    structure = describe(model, "language" if needs_text else part)
+    folding = [pipeline.text for pipeline in pipelines if pipeline.of_kind(FoldStep)]
+    if folding and not structure.is_known:
+        kind = type(model).__name__
+        notes.append(
+            f"{kind} is of no family that we have a record of: {folding[0]} folds nothing, its scales stay online"
+        )
+    return structure, notes
+
+
+NO_BLOCKS = ModelStructure(
+    family="", is_known=True, blocks=(), embeddings=(), final_norm=None, head=None, part="language"
+)
+"""Of a model whose structure plays no part."""
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes of a packed module's weight, and of what it keeps online."""
+    if isinstance(module, QuantizedLinear):
+        return module.num_bytes
     assert isinstance(module, PackedModule)
     return module.tensor.num_bytes
-
-
-def unknown_note(model: nn.Module, pipelines: Mapping[str, Pipeline]) -> str:
-    """Say that a family without a record gets no folding, where a method would fold."""
-    folding = [text for text, pipeline in pipelines.items() if pipeline.of_kind(FoldStep)]
-    if not folding:
-        return ""
-    kind = type(model).__name__
-    return f"{kind} is no family we have a record of: {folding[0]} keeps its scales online, nothing is folded"
 
 
 def poisoned(layer: PlannedLayer) -> PlannedLayer:

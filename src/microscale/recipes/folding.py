@@ -27,7 +27,7 @@ from microscale.recipes.matrices import (
     parameter_of,
     scale_inputs,
 )
-from microscale.recipes.replacing import untie
+from microscale.recipes.modules import untie
 
 ORTHOGONAL_TOLERANCE = 1e-4
 """Largest entry of QᵀQ - I; a float32 matrix of thousands of columns stays below it."""

@@ -13,9 +13,10 @@ from torch import nn
 from microscale.algorithms import parse_method
 from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
-from microscale.families import is_transposed
+from microscale.families import is_inside, is_transposed, vision_roots
 from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
-from microscale.nn import PackedModule
+from microscale.nn import Experts, PackedModule
+from microscale.recipes.experts import stacked_experts
 from microscale.recipes.recipe import NONE, Recipe, matches, parse_inputs, parse_weights
 
 
@@ -86,20 +87,48 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def default_exclusions(model: Any) -> set[str]:
-    """Return the modules that are left alone unless included: the output head and every embedding."""
+    """Return the modules that are left alone unless included: the output head, every embedding, and gates.
+
+    A gate is a linear layer with one output, such as Qwen2-MoE has before its shared expert: it is part of the routing.
+    """
     names: set[str] = {"lm_head"}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) or (head is not None and module is head):
+        is_gate = isinstance(module, nn.Linear) and module.out_features == 1
+        if isinstance(module, nn.Embedding) or is_gate or (head is not None and module is head):
             names.add(name)
     return names
 
 
-def layout_obstacle(model: nn.Module) -> str | None:
-    """Return why a model cannot be in the layout of compressed-tensors whatever its layers are, or None.
+RENAMED_EXPERTS = {"mixtral": "block_sparse_moe.experts.0.w1"}
+"""Families whose experts have other names in checkpoints than in the model, by ``model_type``."""
 
-    transformers 5.23 fails to load experts that it keeps stacked beside compressed layers.
+
+def outside_of_part(model: nn.Module, part: str, names: Sequence[str]) -> set[str]:
+    """Return the modules that do not belong to the part of a model that was asked for.
+
+    Raises:
+        ModelError: the vision part of a model without one.
     """
+    roots = vision_roots(model)
+    if part == "vision" and not roots:
+        raise ModelError(f"{type(model).__name__} has no vision part; its parts: language")
+    return {name for name in names if part != "all" and is_inside(name, roots) != (part == "vision")}
+
+
+def layout_obstacle(model: nn.Module, word: str | None) -> str | None:
+    """Return why a model should not be in the layout of compressed-tensors whatever its layers are, or None.
+
+    transformers 5.23 fails to load experts that it keeps stacked beside compressed layers. Experts one by one it loads
+    rightly only where all are MXFP4 with float inputs; with others it fails, or runs something else. So who names the
+    layout (``word``) for another reader gets it, but ``auto`` chooses ours.
+    """
+    if any(isinstance(module, Experts) for module in model.modules()):
+        family = str(getattr(getattr(model, "config", None), "model_type", ""))
+        if family in RENAMED_EXPERTS:
+            return f"readers of that layout look for the experts of {family} as {RENAMED_EXPERTS[family]}"
+        if word == "auto":
+            return "transformers does not run all experts of compressed-tensors as the file says"
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and not name.endswith(".weight"):
             return f"transformers cannot load stacked experts ({name}) beside compressed-tensors layers"
@@ -122,7 +151,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.rules)]
     for pattern in patterns:
         _check_pattern(pattern, list(modules))
-    exclusions = default_exclusions(model)
+    outside = outside_of_part(model, recipe.part, list(modules))
+    exclusions = default_exclusions(model) | outside
     layers: list[PlannedLayer] = []
     for name, (kind, module) in modules.items():
         layer = _plan_layer(name, kind, module, recipe, is_default_off=name in exclusions)
@@ -132,7 +162,10 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         raise RecipeError("the recipe leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
-    layers, layout, notes = _settle_layout(layers, recipe.layout, layout_obstacle(model))
+    layers, layout, notes = _settle_layout(layers, recipe.layout, layout_obstacle(model, recipe.layout))
+    notes.extend(_expert_notes(model))
+    if outside:
+        notes.append(f"only the {recipe.part} part is quantized; other layers need part all, or to be included")
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
 
 
@@ -180,6 +213,11 @@ def _plan_layer(
         method=method if method == "best" or pipeline.text == method else pipeline.text,
         is_online=pipeline.is_online,
     )
+
+
+def _expert_notes(model: nn.Module) -> list[str]:
+    reasons = [reason for reason in stacked_experts(model).values() if reason is not None]
+    return [f"the experts of {len(reasons)} layers stay as they are: {reasons[0]}"] if reasons else []
 
 
 def _settle_layout(

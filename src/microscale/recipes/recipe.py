@@ -15,6 +15,7 @@
         method: gptq            # for these layers alone
     layout: auto                # auto, compressed-tensors, quark, microscale
     nan: raise                  # or poison
+    part: language              # of a model that sees, too: language, vision or all
 
 A pattern is a glob (``*``, ``?``, ``[…]``) that matches a module's full name or the end of it after a dot:
 ``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``.
@@ -37,6 +38,7 @@ from microscale.formats import ActivationSpec, Format, parse_activation, parse_f
 NONE = "none"
 """The word that leaves weights or activations unquantized."""
 
+PartWord = Literal["language", "vision", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
 
 
@@ -108,6 +110,7 @@ class Recipe(BaseModel):
     rules: tuple[Rule, ...] = ()
     layout: LayoutWord | None = None
     nan: Literal["raise", "poison"] = "raise"
+    part: PartWord = "language"
 
     @field_validator("format")
     @classmethod

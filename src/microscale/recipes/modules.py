@@ -1,4 +1,4 @@
-"""Put modules in the place of others, and keep the tying of weights true to it."""
+"""Put modules in the place of others, and keep what transformers knows about tied weights true."""
 
 from __future__ import annotations
 

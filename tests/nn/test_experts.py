@@ -1,0 +1,96 @@
+"""Experts taken apart compute what the stacked ones did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from family_models import family_model
+from microscale.nn import Experts, has_stacked_experts, why_not_unstacked
+
+FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
+
+
+def stacked(name: str) -> Any:
+    return family_model(name).model.layers[0].mlp.experts
+
+
+def routed(module: Any, chosen: int = 2, tokens: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(tokens, 32, generator=generator, dtype=torch.float64)
+    scores = torch.rand(tokens, module.num_experts, generator=generator, dtype=torch.float64)
+    weights, indices = scores.topk(chosen)
+    return inputs, indices, weights
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("tokens", [0, 1, 30])
+def test_the_same_function(name: str, tokens: int) -> None:
+    module = stacked(name)
+    assert has_stacked_experts(module) and why_not_unstacked(module) is None
+    apart = Experts.from_stacked(module)
+    arguments = routed(module, tokens=tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(apart(*arguments), module(*arguments), rtol=1e-12, atol=1e-12)
+
+
+def test_experts_that_no_token_chose_and_numbers_beyond_the_last() -> None:
+    module = stacked("mixtral")
+    inputs, _, weights = routed(module)
+    indices = torch.tensor([[1, 4]]).expand(30, 2)  # 4: a place that another device would compute
+    apart = Experts.from_stacked(module)
+    with torch.no_grad():
+        torch.testing.assert_close(apart(inputs, indices, weights), module(inputs, indices, weights))
+        nothing = apart(inputs, torch.full((30, 2), 4), weights)
+    assert not bool(nothing.any())
+
+
+def test_names_and_weights() -> None:
+    module = stacked("qwen3_moe")
+    apart = Experts.from_stacked(module)
+    names = ("gate_proj", "up_proj", "down_proj")
+    assert list(apart.state_dict()) == [f"{expert}.{name}.weight" for expert in range(4) for name in names]
+    assert torch.equal(apart.expert(2).gate_proj.weight, module.gate_up_proj[2, :24])
+    assert torch.equal(apart.expert(2).up_proj.weight, module.gate_up_proj[2, 24:])
+    assert torch.equal(apart.expert(3).down_proj.weight, module.down_proj[3])
+    assert apart.training == module.training
+    with torch.no_grad():
+        apart.expert(0).down_proj.weight.zero_()
+    assert bool(module.down_proj[0].any()), "a copy, not a view"
+
+
+def test_a_module_without_memory_is_taken_apart_too() -> None:
+    with torch.device("meta"):
+        config = AutoConfig.for_model("mixtral", hidden_size=32, intermediate_size=48, num_hidden_layers=1)
+        model = AutoModelForCausalLM.from_config(config)
+    apart = Experts.from_stacked(model.model.layers[0].mlp.experts)
+    assert apart.expert(0).up_proj.weight.is_meta and apart.expert(0).up_proj.weight.shape == (48, 32)
+
+
+def test_experts_of_another_kind_are_refused() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 3}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes))
+    module = model.model.layers[0].mlp.experts
+    assert has_stacked_experts(module)
+    reason = why_not_unstacked(module)
+    assert reason is not None and "GptOssExperts has has_bias True" in reason
+    assert not has_stacked_experts(nn.Linear(2, 2))
+    one = stacked("mixtral")
+    one.extra = nn.Parameter(torch.ones(2))
+    assert "other parameters" in str(why_not_unstacked(one))
+
+
+def test_a_gate_of_its_own_is_refused() -> None:
+    module = stacked("mixtral")
+
+    class Other(type(module)):  # pyright: ignore[reportUntypedBaseClass]
+        def _apply_gate(self, values: Tensor) -> Tensor:
+            return values
+
+    module.__class__ = Other
+    assert "way of its own" in str(why_not_unstacked(module))

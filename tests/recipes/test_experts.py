@@ -1,0 +1,109 @@
+"""Models whose experts are taken apart: the same function, and every method reaches the experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from family_models import family_model, run
+from microscale.families import FoldKind, describe
+from microscale.nn import Experts, QuantizedLinear
+from microscale.recipes import (
+    Recipe,
+    fold_scale,
+    fuse_norms,
+    make_plan,
+    quantize_model,
+    rotate_residual,
+    shared_scale,
+    stacked_experts,
+    unstack_experts,
+)
+
+FAMILIES = {"mixtral": 2, "qwen2_moe": 1, "qwen3_moe": 1}
+"""Number of layers with experts."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_model_computes_the_same(name: str) -> None:
+    model = family_model(name)
+    before = run(model)
+    replaced = unstack_experts(model)
+    assert replaced == tuple(f"model.layers.{layer}.mlp.experts" for layer in range(FAMILIES[name]))
+    torch.testing.assert_close(run(model), before, rtol=1e-6, atol=1e-6)
+    assert unstack_experts(model) == () and stacked_experts(model) == {}
+
+
+def test_some_modules_alone() -> None:
+    model = family_model("mixtral")
+    assert unstack_experts(model, lambda name: ".1." in name) == ("model.layers.1.mlp.experts",)
+    assert list(stacked_experts(model)) == ["model.layers.0.mlp.experts"]
+
+
+def test_a_model_without_experts_stays() -> None:
+    model = family_model("llama")
+    modules = list(model.modules())
+    assert unstack_experts(model) == () and list(model.modules()) == modules
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fold_of_an_experts_input_reaches_all_that_read_it(name: str) -> None:
+    model = family_model(name)
+    unstack_experts(model)
+    before = run(model)
+    block = describe(model).blocks[0]
+    experts = [group for group in block.groups if group.role == "moe.experts.gate_up"]
+    assert len(experts) == 4 and len({group.fold.readers for group in experts if group.fold is not None}) == 1
+    generator = torch.Generator().manual_seed(2)
+    for group in block.groups:
+        assert group.fold is not None
+        width = model.get_submodule(f"{block.name}.{group.linears[0]}").weight.shape[1]
+        scale = torch.rand(width, generator=generator, dtype=torch.float64) + 0.5
+        fold_scale(model, block, group, shared_scale(group.fold, scale))
+    torch.testing.assert_close(run(model), before, rtol=1e-5, atol=1e-5)
+    kinds = {group.fold.kind for group in block.groups if group.fold is not None}
+    assert kinds == set(FoldKind)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_norms_and_rotations_with_experts_apart(name: str) -> None:
+    q = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(4), dtype=torch.float64))[0]
+    model = family_model(name)
+    unstack_experts(model)
+    before = run(model)
+    fuse_norms(model, describe(model))
+    torch.testing.assert_close(run(model), before, rtol=1e-5, atol=1e-5)
+    rotate_residual(model, describe(model), q)
+    torch.testing.assert_close(run(model), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_experts_are_quantized_and_routing_is_not(name: str) -> None:
+    model = family_model(name, dtype=torch.float32)
+    report = quantize_model(model, Recipe(format="mxfp4"))
+    experts = model.model.layers[0].mlp.experts
+    assert isinstance(experts, Experts)
+    inner = [module for module in experts.modules() if isinstance(module, nn.Linear | QuantizedLinear)]
+    assert len(inner) == 12 and all(isinstance(module, QuantizedLinear) for module in inner)
+    assert not isinstance(model.model.layers[0].mlp.gate, QuantizedLinear)
+    assert report.plan.unquantized == (
+        ("model.layers.0.mlp.shared_expert_gate", "lm_head") if name == "qwen2_moe" else ("lm_head",)
+    )
+    assert bool(torch.isfinite(run(model)).all())
+
+
+def test_a_gate_is_quantized_where_asked() -> None:
+    model = family_model("qwen2_moe", dtype=torch.float32)
+    plan = make_plan(model, Recipe(format="mxfp4", include=("*.shared_expert_gate",)))
+    assert "model.layers.0.mlp.shared_expert_gate" in [layer.name for layer in plan.layers]
+
+
+def test_experts_that_cannot_be_taken_apart_are_named_in_the_plan() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_local_experts": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes, **heads))
+    assert unstack_experts(model) == () and len(stacked_experts(model)) == 2
+    notes = make_plan(model, Recipe(format="mxfp4")).notes
+    assert len(notes) == 1 and "experts of 2 layers stay as they are: GptOssExperts" in notes[0]
