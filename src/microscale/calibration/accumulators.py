@@ -24,7 +24,7 @@ class MeanAbs:
         self.total = torch.zeros(cols, dtype=torch.float64, device=device)
 
     def update(self, rows: Float[Tensor, "n cols"]) -> None:
-        self.total += rows.abs().sum(0, dtype=torch.float64)
+        self.total += rows.abs().sum(0)  # in the rows' dtype for one batch, in float64 across batches
 
     def merge(self, other: MeanAbs) -> None:
         self.total += other.total.to(self.total.device)
