@@ -116,12 +116,13 @@ class Reservoir:
         self.rows = torch.zeros(0, cols, device=device)
 
     def update(self, rows: Float[Tensor, "n cols"]) -> None:
-        self._keep(self.random.random(rows.shape[0]), rows)
+        self.offer(self.random.random(rows.shape[0]), rows)
 
     def merge(self, other: Reservoir) -> None:
-        self._keep(other.keys, other.rows.to(self.rows.device))
+        self.offer(other.keys, other.rows.to(self.rows.device))
 
-    def _keep(self, keys: np.ndarray, rows: Tensor) -> None:
+    def offer(self, keys: np.ndarray, rows: Tensor) -> None:
+        """Keep the rows with the largest keys among those at hand and these."""
         if self.keys.size == self.size and self.size:
             chosen = np.flatnonzero(keys > self.keys.min())  # most rows of a long text never enter
             keys, rows = keys[chosen], rows[torch.from_numpy(chosen).to(rows.device)]
