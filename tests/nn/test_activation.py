@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microscale.errors import ModelError
-from microscale.formats import parse_activation
+from microscale.calibration import Observer, make_observer
+from microscale.errors import ModelError, NonFiniteError
+from microscale.formats import ActivationSpec, parse_activation
 from microscale.kernels import fake_quantize, quantize
 from microscale.nn import ActivationQuantizer, QuantizedLinear, observe_activations
 from small_models import same_bits
@@ -48,7 +49,7 @@ def test_static_keeps_the_largest_input_of_the_observation() -> None:
     with pytest.raises(ModelError, match="no static range yet"):
         module(row(1.0))
     with observe_activations(nn.Sequential(module)):
-        for values in (row(1.0, -3.0), row(12.7, 0.0), row(5.0, float("nan"))):
+        for values in (row(1.0, -3.0), row(12.7, 0.0), row(5.0, 1.0)):
             assert same_bits(module(values), values)  # unquantized while observed
     assert state(module) == [12.7]
     # scale 12.7 / 127 = 0.1: codes 10, -127 (clipped), 1 and 0
@@ -56,12 +57,42 @@ def test_static_keeps_the_largest_input_of_the_observation() -> None:
     assert state(module) == [12.7]  # and it does not move any more
 
 
-def test_observation_ends_even_on_an_error() -> None:
+def test_observation_ends_on_an_error_and_changes_nothing() -> None:
     module = quantizer(f"{INT8}@static")
+    with observe_activations(module):
+        module(row(5.0))
     with pytest.raises(KeyError), observe_activations(module):
         module(row(2.0))
         raise KeyError
-    assert not module.is_observing and state(module) == [2.0]
+    assert module.observer is None and state(module) == [5.0]
+
+
+def test_a_new_observation_takes_the_place_of_the_old_range() -> None:
+    module = quantizer(f"{INT8}@static")
+    for value in (3.0, 2.0):
+        with observe_activations(module):
+            module(row(value))
+        assert state(module) == [value]
+    with observe_activations(module):
+        pass  # nothing was seen
+    assert state(module) == [2.0]
+
+
+def test_nan_gives_no_range() -> None:
+    model = nn.Sequential(quantizer(f"{INT8}@static"))
+    with pytest.raises(NonFiniteError, match="input of 0 holds 1 NaN"), observe_activations(model):
+        model(row(1.0, float("nan")))
+
+
+def test_any_observer_can_find_the_range() -> None:
+    def make(name: str, spec: ActivationSpec) -> Observer:
+        return make_observer("window(2)", fmt=spec.format, quantize=lambda rows, _: rows, name=name)
+
+    module = quantizer(f"{INT8}@static")
+    with observe_activations(module, make) as observers:
+        for value in (9.0, 2.0, 3.0):
+            module(row(value))
+    assert list(observers) == [""] and state(module) == [3.0]
 
 
 def test_observation_leaves_other_ranges_alone() -> None:
@@ -139,10 +170,6 @@ def test_nan_and_inf_in_the_inputs() -> None:
             assert bool(torch.isnan(answer[0, :16]).all()) and bool(torch.isfinite(answer[0, 16:]).all())
             assert state(module) == expected
             assert bool(torch.isfinite(module(torch.ones(1, 64))).all())
-        static = quantizer("nvfp4@static")
-        with observe_activations(static):
-            static(values)
-        assert state(static) == [3.0]
 
 
 def test_a_layer_quantizes_its_inputs() -> None:

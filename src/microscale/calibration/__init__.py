@@ -1,6 +1,14 @@
-"""Text in, statistics out: token windows and one-pass statistics of layer inputs. Knows no algorithm."""
+"""Text in, statistics out: token windows, statistics and static ranges of layer inputs. Knows no algorithm."""
 
 from microscale.calibration.histogram import HistogramSketch
+from microscale.calibration.observers import (
+    MinMaxObserver,
+    Observer,
+    ObserverKind,
+    ObserverSpec,
+    make_observer,
+    parse_observer,
+)
 from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
 from microscale.calibration.windows import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
 
@@ -9,7 +17,13 @@ __all__ = [
     "DEFAULT_WINDOW",
     "HistogramSketch",
     "InputStatistics",
+    "MinMaxObserver",
+    "Observer",
+    "ObserverKind",
+    "ObserverSpec",
     "StatisticsCollector",
     "Wanted",
     "calibration_windows",
+    "make_observer",
+    "parse_observer",
 ]

@@ -24,7 +24,7 @@ class MeanAbs:
         self.total = torch.zeros(cols, dtype=torch.float64, device=device)
 
     def update(self, rows: Float[Tensor, "n cols"]) -> None:
-        self.total += rows.abs().sum(0, dtype=torch.float64)
+        self.total += rows.abs().sum(0)  # in the rows' dtype for one batch, in float64 across batches
 
     def merge(self, other: MeanAbs) -> None:
         self.total += other.total.to(self.total.device)
@@ -116,12 +116,13 @@ class Reservoir:
         self.rows = torch.zeros(0, cols, device=device)
 
     def update(self, rows: Float[Tensor, "n cols"]) -> None:
-        self._keep(self.random.random(rows.shape[0]), rows)
+        self.offer(self.random.random(rows.shape[0]), rows)
 
     def merge(self, other: Reservoir) -> None:
-        self._keep(other.keys, other.rows.to(self.rows.device))
+        self.offer(other.keys, other.rows.to(self.rows.device))
 
-    def _keep(self, keys: np.ndarray, rows: Tensor) -> None:
+    def offer(self, keys: np.ndarray, rows: Tensor) -> None:
+        """Keep the rows with the largest keys among those at hand and these."""
         if self.keys.size == self.size and self.size:
             chosen = np.flatnonzero(keys > self.keys.min())  # most rows of a long text never enter
             keys, rows = keys[chosen], rows[torch.from_numpy(chosen).to(rows.device)]

@@ -151,7 +151,7 @@ class StatisticsCollector:
         rows = inputs.detach().reshape(-1, self.cols).to(self.device)
         if not rows.shape[0]:
             return
-        low, high = (part.to(torch.float32) for part in torch.aminmax(rows, dim=0))
+        low, high = rows.amin(0).to(torch.float32), rows.amax(0).to(torch.float32)  # NaN stays NaN in both
         if not bool(torch.isfinite(low).logical_and_(torch.isfinite(high)).all()):
             raise NonFiniteError(self._complaint(rows))
         self.minimum = torch.minimum(self.minimum, low)

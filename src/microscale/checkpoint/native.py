@@ -46,7 +46,7 @@ class NativeLayout:
         schemes: list[dict[str, Any]] = []
         listed: dict[str, Any] = {}
         for layer in layers:
-            scheme = {
+            scheme: dict[str, Any] = {
                 "format": spec_text(layer.format),
                 "activations": None if layer.activations is None else str(layer.activations),
                 "method": layer.method,

@@ -7,6 +7,7 @@ same bytes back. Without it transformers only warns about the unknown method and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -27,6 +28,12 @@ from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
 from microscale.families import is_transposed
 from microscale.integrations.pending import PendingTensor
+from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.recipes.experts import unstack_experts
+from microscale.recipes.modules import replace_module, untie
+
+ONLINE_PART = re.compile(r"\.(transforms\.\d+_(scale|order|matrix|left|right)|low_rank\.(down|up))$")
+"""The tensors of what a layer does online."""
 
 
 class MicroscaleConfig(QuantizationConfigMixin):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microscale.calibration import MinMaxObserver, Observer
 from microscale.errors import ModelError
 from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
@@ -19,8 +20,9 @@ class ActivationQuantizer(nn.Module):
 
     ``amax`` (float32) is the state of the ranges that have one: [1] for static and EMA, [calls] for a window; NaN
     where nothing has been seen yet. It is saved with the checkpoint, and casting the module leaves it float32. Only
-    finite inputs count. The update of EMA and window runs in every
-    forward call, also in eval mode: the scale used is the one after the update.
+    finite inputs count for EMA and window, whose update runs in every forward call, also in eval mode: the scale used
+    is the one after the update. While ``observer`` is set, a static quantizer shows it the inputs and passes them on
+    unquantized; see :func:`observe_activations`.
     """
 
     amax: Tensor | None
@@ -28,7 +30,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, spec: ActivationSpec, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.is_observing = False
+        self.observer: Observer | None = None
         state: Tensor | None = None
         if spec.num_ranges:
             state = torch.full((spec.num_ranges,), float("nan"), dtype=torch.float32, device=device)
@@ -39,15 +41,12 @@ class ActivationQuantizer(nn.Module):
 
         Raises:
             ModelError: a static range that was never calibrated.
+            NonFiniteError: NaN or Inf while a static range is being observed.
         """
-        if self.is_observing and self.spec.range is RangeKind.STATIC:
-            self._observe(inputs)
+        if self.observer is not None:
+            self.observer.update(inputs)
             return inputs
         return fake_quantize(inputs, self.spec.format, amax=self._range(inputs), name="the layer input")
-
-    def _observe(self, inputs: Tensor) -> None:
-        assert self.amax is not None
-        self.amax.copy_(torch.fmax(self.amax, _largest(inputs)))
 
     def _range(self, inputs: Tensor) -> Float[Tensor, "1"] | None:
         if self.amax is None:
@@ -86,14 +85,38 @@ def _largest(inputs: Tensor) -> Float[Tensor, "1"]:
     return torch.where(torch.isfinite(magnitudes), magnitudes, 0.0).amax().to(torch.float32).reshape(1)
 
 
+ObserverFactory = Callable[[str, ActivationSpec], Observer]
+"""Makes the observer of a layer from the name of its quantizer and its setting."""
+
+
+def _largest_of_all(name: str, spec: ActivationSpec) -> Observer:
+    del spec
+    return MinMaxObserver(name)
+
+
 @contextmanager
-def observe_activations(model: nn.Module) -> Generator[None, None, None]:
-    """Record the largest input of every layer with a static range; inside, inputs pass unquantized."""
-    quantizers = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
-    for quantizer in quantizers:
-        quantizer.is_observing = True
+def observe_activations(
+    model: nn.Module, make: ObserverFactory = _largest_of_all
+) -> Generator[dict[str, Observer], None, None]:
+    """Find the range of every layer with a static one; inside, the inputs of those layers pass unquantized.
+
+    Yields the observers by the dotted names of their quantizers. At the end the new ranges take the place of older
+    ones; a layer that saw nothing keeps what it had, and after an error all do.
+    """
+    quantizers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, ActivationQuantizer) and module.spec.range is RangeKind.STATIC
+    }
+    observers = {name: make(name or "the layer", quantizer.spec) for name, quantizer in quantizers.items()}
+    for name, quantizer in quantizers.items():
+        quantizer.observer = observers[name]
     try:
-        yield
+        yield observers
     finally:
-        for quantizer in quantizers:
-            quantizer.is_observing = False
+        for quantizer in quantizers.values():
+            quantizer.observer = None
+    for name, quantizer in quantizers.items():
+        found = observers[name].amax()
+        if quantizer.amax is not None and not bool(torch.isnan(found).any()):
+            quantizer.amax.copy_(found)

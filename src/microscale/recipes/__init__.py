@@ -21,6 +21,7 @@ from microscale.recipes.folding import (
 )
 from microscale.recipes.modules import replace_module
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
+from microscale.recipes.ranges import RangeReport, calibrate_ranges, has_static_ranges
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 
 __all__ = [
@@ -29,11 +30,14 @@ __all__ = [
     "PlannedLayer",
     "Progress",
     "QuantizationReport",
+    "RangeReport",
     "Recipe",
     "Rule",
+    "calibrate_ranges",
     "centre_residual",
     "fold_scale",
     "fuse_norms",
+    "has_static_ranges",
     "ignore_progress",
     "load_recipe",
     "make_plan",
