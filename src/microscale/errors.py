@@ -70,6 +70,14 @@ class TextError(MicroscaleError, ValueError):
     """A text that is too short, empty or not readable for what was asked."""
 
 
+class TaskError(MicroscaleError, ValueError):
+    """An evaluation task that is unknown or cannot run, or whose data is absent, damaged or of another form."""
+
+
+class StudyError(MicroscaleError, ValueError):
+    """A study file that is not valid, or a results file that is damaged or belongs to another study."""
+
+
 class DependencyError(MicroscaleError, ImportError):
     """An optional library is absent; the message names the extra to install."""
 
