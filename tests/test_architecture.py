@@ -49,6 +49,7 @@ LAZY_ROOMS = {"integrations", "cli"}
 EVERYWHERE = {"numpy", "torch", "jaxtyping", "typing_extensions"}
 ROOM_OF_THIRD_PARTY = {
     "compressed_tensors": "integrations",
+    "datasets": "integrations",
     "gguf": "checkpoint",
     "huggingface_hub": "integrations",
     "jinja2": "report",
@@ -58,6 +59,7 @@ ROOM_OF_THIRD_PARTY = {
     "rich": "cli",
     "safetensors": "checkpoint",
     "tokenizers": "integrations",
+    "tqdm": "integrations",
     "transformers": "integrations",
     "triton": "kernels",
     "typer": "cli",

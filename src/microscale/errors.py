@@ -74,6 +74,14 @@ class CalibrationError(MicroscaleError, ValueError):
     """Calibration data that lacks what is asked of it, does not fit together, is not finite, singular or damaged."""
 
 
+class TaskError(MicroscaleError, ValueError):
+    """An evaluation task that is unknown or cannot run, or whose data is absent, damaged or of another form."""
+
+
+class StudyError(MicroscaleError, ValueError):
+    """A study file that is not valid, or a results file that is damaged or belongs to another study."""
+
+
 class DependencyError(MicroscaleError, ImportError):
     """An optional library is absent; the message names the extra to install."""
 

@@ -179,7 +179,7 @@ def _value(step: str, name: str, text: str, default: object) -> object:
             return int(text)
         return float(text) if isinstance(default, float) else text
     except (KeyError, ValueError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+        wanted = "true or false" if isinstance(default, bool) else f"a number like {default}"
         raise RecipeError(f"step {step}: {name} must be {wanted}, got {text!r}") from None
 
 

@@ -15,6 +15,7 @@ from microscale.cli.generate_command import generate
 from microscale.cli.inspect_command import inspect
 from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
+from microscale.cli.task_scores import tasks
 from microscale.kernels.cpu import native
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("compare")(compare)
 app.command("bench")(bench)
+app.command("tasks")(tasks)
 
 
 def _show_version(value: bool) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from torch import Tensor
 
@@ -22,6 +23,17 @@ from microscale.cli.output import (
     print_table,
     progress_bar,
     tell_missing_kernels,
+)
+from microscale.cli.task_scores import (
+    CodeOption,
+    FewshotOption,
+    LimitOption,
+    TaskDataOption,
+    TasksOption,
+    make_request,
+    print_task_scores,
+    score_tasks,
+    task_scores_json,
 )
 from microscale.errors import TextError
 from microscale.evaluation import (
@@ -87,39 +99,69 @@ class TextScores:
 @command
 def evaluate(
     path: Annotated[str, typer.Argument(help="Checkpoint directory (quantized or not), or hub name.")],
-    text: TextOption,
+    text: Annotated[Path | None, typer.Option("--text", help="UTF-8 text file to score.")] = None,
     tokens: TokensOption = None,
     window: WindowOption = DEFAULT_WINDOW,
-    batch: BatchOption = DEFAULT_BATCH,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Windows (4) or task requests (16) in one forward call.")
+    ] = None,
     dtype: DtypeOption = "float32",
     reference: ReferenceOption = None,
     layers: LayersOption = False,
+    tasks: TasksOption = None,
+    task_data: TaskDataOption = None,
+    limit: LimitOption = None,
+    num_fewshot: FewshotOption = None,
+    allow_code_execution: CodeOption = False,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Score a model on a text: perplexity over windows of BOS and text tokens.
+    """Score a model: on a text (perplexity, and how far it is from a reference), on tasks through lm-eval, or both.
 
     Example: `microscale eval OUT --text book.txt --tokens 17391 --window 1024 --reference MODEL --layers`
+
+    Example: `microscale eval OUT --tasks lambada,piqa --task-data DIR --limit 200` (`microscale tasks` lists them)
     """
-    del seed
     from microscale.integrations.loading import check_window, load_model, load_tokenizer, parse_dtype
 
+    if text is None and tasks is None:
+        raise click.UsageError("nothing to score: give --text FILE, --tasks NAMES or both")
     if layers and reference is None:
-        raise typer.BadParameter("--layers compares with a reference; give --reference MODEL")
+        raise click.UsageError("--layers compares with a reference; give --reference MODEL")
+    if reference is not None and text is None:
+        raise click.UsageError("--reference compares on a text; give --text FILE")
     tell_missing_kernels()
-    content = read_text(text)
+    request = None
+    if tasks is not None:
+        request = make_request(
+            tasks,
+            task_data=task_data,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch=batch,
+            seed=seed,
+            allow_code_execution=allow_code_execution,
+        )
+    content = None if text is None else read_text(text)
     compute_dtype = parse_dtype(dtype)
     tokenizer = load_tokenizer(path)
-    windows = text_windows(tokenizer, content, window=window, tokens=tokens)
+    windows = [] if content is None else text_windows(tokenizer, content, window=window, tokens=tokens)
     model = load_model(path, dtype=compute_dtype)
-    check_window(model, window)
-    original = None if reference is None else load_model(reference, dtype=compute_dtype)
-    scores = score_text(model, original, windows, batch=batch, with_layers=layers)
+    facts: dict[str, Any] = {"model": path, "dtype": dtype}
+    if text is not None:
+        check_window(model, window)
+        original = None if reference is None else load_model(reference, dtype=compute_dtype)
+        scores = score_text(model, original, windows, batch=batch or DEFAULT_BATCH, with_layers=layers)
+        facts |= {"reference": reference, "text": str(text), "window": window} | text_scores_json(scores)
+        if not as_json:
+            print_text_scores(scores, window=window, dtype=dtype)
+    if request is not None:
+        found = score_tasks(model, tokenizer, request)
+        facts |= {"task_data": None if task_data is None else str(task_data), "tasks": task_scores_json(found)}
+        if not as_json:
+            print_task_scores(found, limit=limit)
     if as_json:
-        facts = {"model": path, "reference": reference, "text": str(text), "window": window, "dtype": dtype}
-        print_json(facts | text_scores_json(scores))
-        return
-    print_text_scores(scores, window=window, dtype=dtype)
+        print_json(facts)
 
 
 def score_text(model: Any, reference: Any, windows: list[Tensor], *, batch: int, with_layers: bool) -> TextScores:

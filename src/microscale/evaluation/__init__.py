@@ -10,17 +10,23 @@ from microscale.evaluation.perplexity import (
     make_windows,
     perplexity,
 )
+from microscale.evaluation.tasks import GROUPS, TASKS, TaskRecord, TaskScore, find_task
 
 __all__ = [
     "DEFAULT_BATCH",
     "DEFAULT_WINDOW",
+    "GROUPS",
+    "TASKS",
     "FidelityResult",
     "LanguageModel",
     "LayerError",
     "PerplexityResult",
+    "TaskRecord",
+    "TaskScore",
     "decoder_layers",
     "divergence",
     "fidelity",
+    "find_task",
     "layer_errors",
     "make_windows",
     "perplexity",
