@@ -75,12 +75,13 @@ def quantize_model(
     structure, notes = structure_for(model, recipe.part, list(pipelines.values()))
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
     quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress)
-    done = set(quantizer.run(lambda name, module: replace_module(model, name, module)))
+    done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
     rest = [name for name in layers if name not in done]
     for index, name in enumerate(rest):
         progress(index, len(rest), name)
         replace_module(model, name, quantize_module(model.get_submodule(name), layers[name], pipelines[name]))
-    progress(len(layers), len(layers), "")
+    if rest:
+        progress(len(rest), len(rest), "")
     untie(model, set(layers))
     num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
     num_bytes = sum(module_bytes(model.get_submodule(name)) for name in layers)
