@@ -48,6 +48,7 @@ LAZY_ROOMS = {"integrations", "cli"}
 EVERYWHERE = {"numpy", "torch", "jaxtyping", "typing_extensions"}
 ROOM_OF_THIRD_PARTY = {
     "compressed_tensors": "integrations",
+    "datasets": "integrations",
     "gguf": "checkpoint",
     "huggingface_hub": "integrations",
     "jinja2": "report",

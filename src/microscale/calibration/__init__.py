@@ -10,6 +10,7 @@ from microscale.calibration.observers import (
     parse_observer,
 )
 from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration.texts import pack_tokens, read_text_file, read_texts
 from microscale.calibration.windows import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
 
 __all__ = [
@@ -25,5 +26,8 @@ __all__ = [
     "Wanted",
     "calibration_windows",
     "make_observer",
+    "pack_tokens",
     "parse_observer",
+    "read_text_file",
+    "read_texts",
 ]

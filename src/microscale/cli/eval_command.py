@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor
 
+from microscale.calibration import read_text_file
 from microscale.cli.output import (
     Column,
     JsonOption,
@@ -23,7 +24,6 @@ from microscale.cli.output import (
     progress_bar,
     tell_missing_kernels,
 )
-from microscale.errors import TextError
 from microscale.evaluation import (
     DEFAULT_BATCH,
     DEFAULT_WINDOW,
@@ -51,23 +51,6 @@ LayersOption = Annotated[
     bool, typer.Option("--layers", help="With --reference: also the error of every decoder layer's output.")
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Float type of the computation.")]
-
-
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        TextError: it is absent, empty or not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(f"text {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
-    except OSError as error:
-        raise TextError(f"text {path} cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise TextError(f"text {path} is empty; give a text to score")
-    return text
 
 
 def text_windows(tokenizer: Any, text: str, *, window: int, tokens: int | None) -> list[Tensor]:
@@ -107,7 +90,7 @@ def evaluate(
     if layers and reference is None:
         raise typer.BadParameter("--layers compares with a reference; give --reference MODEL")
     tell_missing_kernels()
-    content = read_text(text)
+    content = read_text_file(text)
     compute_dtype = parse_dtype(dtype)
     tokenizer = load_tokenizer(path)
     windows = text_windows(tokenizer, content, window=window, tokens=tokens)
