@@ -1,5 +1,6 @@
-"""Text in, statistics out: token windows, statistics and static ranges of layer inputs. Knows no algorithm."""
+"""Text in, statistics out: texts, token windows, statistics and ranges of layer inputs. Knows no algorithm."""
 
+from microscale.calibration.cache import ActivationStore
 from microscale.calibration.histogram import HistogramSketch
 from microscale.calibration.observers import (
     MinMaxObserver,
@@ -16,6 +17,7 @@ from microscale.calibration.windows import DEFAULT_SAMPLES, DEFAULT_WINDOW, cali
 __all__ = [
     "DEFAULT_SAMPLES",
     "DEFAULT_WINDOW",
+    "ActivationStore",
     "HistogramSketch",
     "InputStatistics",
     "MinMaxObserver",
