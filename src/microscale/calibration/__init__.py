@@ -1,5 +1,6 @@
-"""Text in, statistics out: token windows, statistics and static ranges of layer inputs. Knows no algorithm."""
+"""Text in, statistics out: texts, token windows, statistics and ranges of layer inputs. Knows no algorithm."""
 
+from microscale.calibration.cache import ActivationStore
 from microscale.calibration.histogram import HistogramSketch
 from microscale.calibration.observers import (
     MinMaxObserver,
@@ -10,11 +11,13 @@ from microscale.calibration.observers import (
     parse_observer,
 )
 from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration.texts import pack_tokens, read_text_file, read_texts
 from microscale.calibration.windows import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
 
 __all__ = [
     "DEFAULT_SAMPLES",
     "DEFAULT_WINDOW",
+    "ActivationStore",
     "HistogramSketch",
     "InputStatistics",
     "MinMaxObserver",
@@ -25,5 +28,8 @@ __all__ = [
     "Wanted",
     "calibration_windows",
     "make_observer",
+    "pack_tokens",
     "parse_observer",
+    "read_text_file",
+    "read_texts",
 ]

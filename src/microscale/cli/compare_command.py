@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from microscale import __version__
+from microscale.calibration import read_text_file
 from microscale.checkpoint import write_text_file
-from microscale.cli.eval_command import BatchOption, TextOption, TokensOption, WindowOption, read_text, text_windows
+from microscale.cli.eval_command import BatchOption, TextOption, TokensOption, WindowOption, text_windows
 from microscale.cli.output import (
     JsonOption,
     SeedOption,
@@ -55,7 +56,7 @@ def compare(
 
     tell_missing_kernels()
     chosen = split_formats(formats)
-    content = read_text(text)
+    content = read_text_file(text)
     tokenizer = load_tokenizer(model)
     windows = text_windows(tokenizer, content, window=window, tokens=tokens)
     original = load_original(model, dtype=torch.float32)

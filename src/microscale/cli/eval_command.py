@@ -13,6 +13,7 @@ import click
 import typer
 from torch import Tensor
 
+from microscale.calibration import read_text_file
 from microscale.cli.output import (
     Column,
     JsonOption,
@@ -35,7 +36,6 @@ from microscale.cli.task_scores import (
     score_tasks,
     task_scores_json,
 )
-from microscale.errors import TextError
 from microscale.evaluation import (
     DEFAULT_BATCH,
     DEFAULT_WINDOW,
@@ -63,23 +63,6 @@ LayersOption = Annotated[
     bool, typer.Option("--layers", help="With --reference: also the error of every decoder layer's output.")
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Float type of the computation.")]
-
-
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        TextError: it is absent, empty or not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(f"text {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
-    except OSError as error:
-        raise TextError(f"text {path} cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise TextError(f"text {path} is empty; give a text to score")
-    return text
 
 
 def text_windows(tokenizer: Any, text: str, *, window: int, tokens: int | None) -> list[Tensor]:
@@ -142,7 +125,7 @@ def evaluate(
             seed=seed,
             allow_code_execution=allow_code_execution,
         )
-    content = None if text is None else read_text(text)
+    content = None if text is None else read_text_file(text)
     compute_dtype = parse_dtype(dtype)
     tokenizer = load_tokenizer(path)
     windows = [] if content is None else text_windows(tokenizer, content, window=window, tokens=tokens)

@@ -1,0 +1,119 @@
+"""Read calibration texts: plain UTF-8 files and JSON lines; pack their tokens into one stream.
+
+Left out: directories and compressed files. Datasets by hub name are the integrations' matter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from microscale.errors import TextError
+
+DEFAULT_FIELD = "text"
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> Iterator[str]:
+    """Yield the texts of a file: one for each line of JSON lines (by the name's suffix), else the file as a whole.
+
+    A line is an object whose ``field`` holds the text. Blank lines and blank texts are passed over, and so is a byte
+    order mark.
+
+    Raises:
+        TextError: absent, a directory, not UTF-8, empty; a line that is no JSON object or lacks the field, with its
+            number.
+    """
+    source = Path(path)
+    if source.is_dir():
+        raise TextError(f"text {source} is a directory; give a text file or a file of JSON lines")
+    if source.suffix not in JSON_LINES_SUFFIXES:
+        yield read_text_file(source)
+        return
+    is_empty = True
+    for text in _json_lines(source, field):
+        if text.strip():
+            is_empty = False
+            yield text
+    if is_empty:
+        raise TextError(f"text {source} is empty; give a file with some text in it")
+
+
+def read_text_file(path: str | Path) -> str:
+    """Return the whole text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        TextError: it is absent, empty or not UTF-8.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(f"text {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    except OSError as error:
+        raise TextError(f"text {path} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise TextError(f"text {path} is empty; give a file with some text in it")
+    return text
+
+
+def pack_tokens(
+    texts: Iterable[str],
+    encode: Callable[[str], Sequence[int]],
+    *,
+    separator: int | None = None,
+    limit: int | None = None,
+) -> list[int]:
+    """Return the tokens of all texts as one stream, with ``separator`` between two texts where there is one.
+
+    ``encode`` adds no special tokens. No further text is read once there are ``limit`` tokens, and the rest is cut.
+    """
+    stream: list[int] = []
+    for place, text in enumerate(texts):
+        if place and separator is not None:
+            stream.append(separator)
+        stream.extend(encode(text))
+        if limit is not None and len(stream) >= limit:
+            return stream[:limit]
+    return stream
+
+
+def checked_text(record: Any, field: str, where: str) -> str:
+    """Return the text in a field of a record; ``where`` says which record, for errors.
+
+    Raises:
+        TextError: no object, no such field, or no text in it.
+    """
+    if not isinstance(record, dict):
+        raise TextError(f"{where} must be an object like {{{field!r}: …}}, got {type(record).__name__}")
+    fields = cast("dict[str, Any]", record)
+    if field not in fields:
+        names = ", ".join(map(repr, fields)) or "none"
+        raise TextError(f"{where} has no field {field!r}; its fields are {names}: name the one that holds the text")
+    if not isinstance(fields[field], str):
+        raise TextError(f"field {field!r} of {where} must hold text, got {type(fields[field]).__name__}")
+    return fields[field]
+
+
+def _json_lines(path: Path, field: str) -> Iterator[str]:
+    try:
+        with path.open("rb") as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    yield checked_text(_parse_line(line, path, number), field, f"line {number} of {path}")
+    except OSError as error:
+        raise TextError(f"text {path} cannot be read: {error.strerror}") from None
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise TextError(f"line {number} of {path} is not UTF-8 ({error.reason}); convert the file") from None
+    except json.JSONDecodeError as error:
+        raise TextError(
+            f"line {number} of {path} is no JSON ({error.msg} at column {error.colno}); each line must be an object"
+        ) from None
+    except RecursionError:
+        raise TextError(f"line {number} of {path} is nested too deeply to be read") from None

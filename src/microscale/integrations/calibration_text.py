@@ -1,0 +1,70 @@
+"""Calibration texts from a file or, through the ``datasets`` library, from a hub dataset by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from microscale.calibration.texts import DEFAULT_FIELD, JSON_LINES_SUFFIXES, checked_text, read_texts
+from microscale.errors import DependencyError, TextError
+
+DEFAULT_SPLIT = "train"
+_LIBRARY_ERRORS = (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, ImportError)
+
+
+def read_calibration(source: str | Path, *, field: str = DEFAULT_FIELD, split: str = DEFAULT_SPLIT) -> Iterator[str]:
+    """Yield the texts of a file (plain or JSON lines) or of a dataset ``NAME[:CONFIG]``, which is streamed.
+
+    An existing file always wins over a dataset of the same name.
+
+    Raises:
+        TextError: at the first text, unless a later line is broken: see :func:`read_texts`; a dataset that cannot be
+            loaded or has no such field, or no text at all.
+        DependencyError: a dataset is named and the library is not installed.
+    """
+    if Path(source).exists() or looks_like_file(source):
+        return read_texts(source, field=field)
+    return _dataset_texts(str(source), field, split)
+
+
+def looks_like_file(source: str | Path) -> bool:
+    """Return whether a source that does not exist was meant as a file: by a path's first letter, depth or suffix."""
+    text = str(source)
+    is_path = isinstance(source, Path) or text.startswith(("/", ".", "~")) or text.count("/") > 1 or not text
+    return is_path or Path(text).suffix in {".txt", ".text", ".md", *JSON_LINES_SUFFIXES}
+
+
+def _dataset_texts(source: str, field: str, split: str) -> Iterator[str]:
+    try:
+        library: Any = importlib.import_module("datasets")
+    except ImportError:
+        purpose = f"reading the dataset {source!r} (no file of that name exists)"
+        raise DependencyError("datasets", extra="datasets", purpose=purpose) from None
+    name, _, config = source.partition(":")
+    try:
+        rows = iter(library.load_dataset(name, config or None, split=split, streaming=True))
+    except _LIBRARY_ERRORS as error:
+        raise TextError(
+            f"{source!r} is no file, and no dataset of that name can be loaded (split {split!r}): {error}"
+        ) from error
+    is_empty = True
+    for number, row in enumerate(_guarded(rows, source), start=1):
+        text = checked_text(row, field, f"row {number} of dataset {source!r}")
+        if text.strip():
+            is_empty = False
+            yield text
+    if is_empty:
+        raise TextError(f"split {split!r} of dataset {source!r} holds no text; choose another split")
+
+
+def _guarded(rows: Iterator[Any], source: str) -> Iterator[Any]:
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except _LIBRARY_ERRORS as error:
+            raise TextError(f"dataset {source!r} broke off: {error}") from error
+        yield row
