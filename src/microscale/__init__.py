@@ -72,6 +72,13 @@ def quantize(
     *,
     activations: str | None = None,
     method: str = "rtn",
+    effort: str = "fast",
+    calibration: str | Path | torch.Tensor | None = None,
+    samples: int = 128,
+    window: int = 2048,
+    observer: str = "minmax",
+    tokenizer: Any = None,
+    seed: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rules: Sequence[str] = (),
@@ -90,12 +97,27 @@ def quantize(
     The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
 
+    Methods that learn from inputs (``microscale methods`` lists them) take ``calibration``: a text file, JSON lines,
+    the name of a dataset, or token ids [samples, tokens]; ``samples`` windows of ``window`` tokens are drawn by ``seed``.
+    ``tokenizer`` defaults to the one beside the model. ``observer`` measures static activation ranges.
+
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
+    import torch
+
+    from microscale.integrations.calibration import read_windows
     from microscale.integrations.loading import load_original
     from microscale.integrations.saving import mark_quantized
-    from microscale.recipes import Recipe, ignore_progress, make_recipe, parse_rule, quantize_model
+    from microscale.recipes import (
+        Recipe,
+        calibrate_ranges,
+        has_static_ranges,
+        ignore_progress,
+        make_recipe,
+        parse_rule,
+        quantize_model,
+    )
 
     recipe = (
         format
@@ -104,6 +126,7 @@ def quantize(
             format=format,
             activations=activations,
             method=method,
+            effort=effort,
             include=tuple(include),
             exclude=tuple(exclude),
             rules=tuple(parse_rule(rule) for rule in rules),
@@ -113,7 +136,16 @@ def quantize(
         )
     )
     loaded = load_original(model) if isinstance(model, str | Path) else model
-    quantize_model(loaded, recipe, progress or ignore_progress)
+    given = None
+    if calibration is not None:
+        source = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
+        text_tokenizer = tokenizer
+        if text_tokenizer is None and not isinstance(calibration, torch.Tensor):
+            text_tokenizer = load_tokenizer(source)
+        given = read_windows(calibration, text_tokenizer, loaded, samples=samples, window=window, seed=seed)
+    quantize_model(loaded, recipe, progress or ignore_progress, calibration=given)
+    if given is not None and has_static_ranges(loaded):
+        calibrate_ranges(loaded, given.windows, observer, seed=seed)
     mark_quantized(loaded, __version__)
     return loaded
 

@@ -13,6 +13,7 @@ from microscale.cli.eval_command import evaluate
 from microscale.cli.formats_command import formats
 from microscale.cli.generate_command import generate
 from microscale.cli.inspect_command import inspect
+from microscale.cli.methods_command import methods
 from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
 from microscale.cli.task_scores import tasks
@@ -33,6 +34,7 @@ app.command("generate")(generate)
 app.command("compare")(compare)
 app.command("bench")(bench)
 app.command("tasks")(tasks)
+app.command("methods")(methods)
 
 
 def _show_version(value: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from microscale import __version__
+from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW
 from microscale.checkpoint import check_target
 from microscale.cli.inspect_command import group_names
 from microscale.cli.output import (
@@ -24,7 +25,17 @@ from microscale.cli.output import (
 from microscale.errors import CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import format_name
 from microscale.planning import Inspection, inspect_checkpoint
-from microscale.recipes import QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule, quantize_model
+from microscale.recipes import (
+    DEFAULT_OBSERVER,
+    QuantizationReport,
+    Recipe,
+    calibrate_ranges,
+    has_static_ranges,
+    load_recipe,
+    make_recipe,
+    parse_rule,
+    quantize_model,
+)
 from microscale.report import size_text
 
 
@@ -47,7 +58,23 @@ def quantize(
         typer.Option("--rule", help="GLOB=WEIGHTS[/ACTIVATIONS] for some layers; later ones win; 'none' leaves alone."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file with all of this instead.")] = None,
-    method: Annotated[str | None, typer.Option("--method", help="Quantization method (default: rtn).")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Method or chain of steps, see `microscale methods` (default: rtn).")
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option("--effort", help="Of method best: fast (default, no gradients), good or max.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="Of a model that sees: language (default), vision or all.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", help="Text file, JSON lines or dataset name to calibrate on.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Windows of calibration text.")] = DEFAULT_SAMPLES,
+    window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window, BOS included.")] = DEFAULT_WINDOW,
+    observer: Annotated[
+        str, typer.Option("--observer", help="Of static activation ranges: minmax, percentile(99.9), mse, kl …")
+    ] = DEFAULT_OBSERVER,
     layout: Annotated[
         str | None, typer.Option("--layout", help="auto (default), compressed-tensors, quark or microscale.")
     ] = None,
@@ -60,13 +87,14 @@ def quantize(
     """Quantize a model and write the checkpoint.
 
     Examples: `microscale quantize MODEL -f mxfp4 -o OUT`,
-    `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`
+    `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`,
+    `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`
     """
+    from microscale.integrations.calibration import read_windows
     from microscale.integrations.loading import load_original
     from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
 
     tell_missing_kernels()
-    del seed
     started = time.perf_counter()
     flags = {
         "format": format,
@@ -75,6 +103,8 @@ def quantize(
         "exclude": tuple(exclude or ()) or None,
         "rules": tuple(parse_rule(text) for text in rule or ()) or None,
         "method": method,
+        "effort": effort,
+        "part": part,
         "nan": nan,
     }
     chosen = _recipe(recipe, flags, layout)
@@ -85,8 +115,15 @@ def quantize(
     notes: list[str] = []
     tokenizer = _tokenizer(model, notes)
     num_all = sum(parameter.numel() for parameter in original.parameters())
+    given = None
+    if calibration is not None:
+        given = read_windows(calibration, tokenizer, original, samples=samples, window=window, seed=seed)
     with progress_bar("quantizing") as advance:
-        report = quantize_model(original, chosen, advance)
+        report = quantize_model(original, chosen, advance, calibration=given)
+    if given is not None and has_static_ranges(original):
+        with progress_bar("measuring ranges") as advance:
+            windows = given.windows
+            calibrate_ranges(original, windows, observer, seed=seed, progress=lambda a, b: advance(a, b, "windows"))
     mark_quantized(original, __version__)
     notes = [*report.plan.notes, *_coverage_notes(report, num_all, original), *notes]
     written = save_model(

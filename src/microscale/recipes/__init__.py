@@ -21,10 +21,11 @@ from microscale.recipes.folding import (
 )
 from microscale.recipes.modules import replace_module
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
-from microscale.recipes.ranges import RangeReport, calibrate_ranges, has_static_ranges
+from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 
 __all__ = [
+    "DEFAULT_OBSERVER",
     "Calibration",
     "Plan",
     "PlannedLayer",
