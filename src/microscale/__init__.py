@@ -98,7 +98,8 @@ def quantize(
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
 
     Methods that learn from inputs (``microscale methods`` lists them) take ``calibration``: a text file, JSON lines,
-    the name of a dataset, or token ids [samples, tokens]; ``samples`` windows of ``window`` tokens are drawn by ``seed``.
+    the name of a dataset, or token ids [samples, tokens]; ``samples`` windows of ``window`` tokens are drawn by
+    ``seed``.
     ``tokenizer`` defaults to the one beside the model. ``observer`` measures static activation ranges.
 
     Raises:
