@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernel_levels import LEVELS
 from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.kernels.cpu import decoder, native
 from small_models import same_bits
@@ -23,7 +24,7 @@ U = 2.0**-24
 EXPONENTIAL = 4 * U
 
 
-@pytest.fixture(params=list(native.levels()), autouse=True)
+@pytest.fixture(params=LEVELS, autouse=True)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     with native.use_level(request.param):
         yield request.param

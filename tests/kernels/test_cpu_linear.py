@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bounds import exact_linear, linear_bound
+from kernel_levels import LEVELS
 from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import dequantize, dispatch, fake_quantize, linear, linear_mixed, quantize, to_layout
@@ -23,7 +24,6 @@ from microscale.tensor import QuantizedTensor
 
 pytestmark = pytest.mark.skipif(native.NATIVE is None, reason="the compiled kernels are not installed")
 
-LEVELS = list(native.levels())
 WEIGHTS = [
     *(name for name in NAMED_FORMATS if LAYOUTS["rows16"].refusal(parse_format(name), (16, 64)) is None),
     *("e3m1/32:e8m0:floor", "e2m2/32:e8m0:floor", "e3m3/32:e8m0:floor", "e4m2-none/32:e8m0:floor"),
