@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -299,6 +300,17 @@ def test_shared_inputs_and_silu() -> None:
         g = (linear(inputs, gate) + bias).double()
         expected = torch.nn.functional.silu(g) * linear(inputs, up)
         assert bool(((out - expected).abs() <= 16 * 2.0**-24 * expected.abs() + 2.0**-90).all())
+
+
+def test_silu_of_numbers_that_are_not_finite(level: str) -> None:
+    gate, up = packed("mxfp4", 16, 64), packed("mxfp8", 16, 64)
+    bias = torch.tensor([math.inf, -math.inf, math.nan, 3e38, -3e38, *[0.0] * 11])
+    for count in (1, 3):
+        out = torch.empty(count, 16)
+        prepare_linear([gate, up], [bias, torch.ones(16)], combine=Combine.SILU_MUL).run(torch.zeros(count, 64), out)
+        for row in out:
+            assert row[0] == math.inf and row[1].isnan() and row[2].isnan() and row[3] == torch.tensor(3e38)
+            assert not bool(row[4:].any())
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])
