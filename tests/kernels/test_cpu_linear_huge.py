@@ -6,6 +6,7 @@ outputs of the groups of rows, or of the columns, on both sides of an offset of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from microscale.kernels.cpu import native
 from microscale.layouts import LAYOUTS
 from microscale.tensor import QuantizedTensor
 
+fcntl = pytest.importorskip("fcntl", reason="needs the locks and the /proc of Linux")
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(native.NATIVE is None, reason="the compiled kernels are not installed"),
@@ -27,6 +30,14 @@ pytestmark = [
 ROWS = 16
 """Rows that the layout rows16 sets side by side: one group."""
 INT8 = "int8/32:fp32:amax"
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One of these tests at a time, however many workers there are: what they need would add up."""
+    with (tmp_path_factory.getbasetemp().parent / "huge.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def need_gib(gib: int) -> None:
