@@ -17,6 +17,8 @@ constexpr int64_t kRowsAtOnce = 512;     // rows of activations that are packed 
 constexpr int64_t kGroupsAtOnce = 16;    // groups of outputs in one task of many rows
 constexpr int64_t kTaskBytes = 1 << 17;  // weights in one task of one row: enough for the prefetchers to run
 
+constexpr size_t kKeptBytes = 256 << 20;  // of a buffer: the rounded float32 input of 4,096 tokens and 16,384 channels
+
 // Memory that a thread keeps between calls, aligned to cache lines.
 class Buffer {
  public:
@@ -24,14 +26,25 @@ class Buffer {
   T* get(int64_t count) {
     const size_t bytes = static_cast<size_t>(count) * sizeof(T) + 64;
     if (bytes > size_) {
-      memory_ = std::make_unique<char[]>(bytes + 64);
+      drop();  // before the new memory is there
+      memory_.reset(new char[bytes + 64]);
       size_ = bytes;
     }
     const uintptr_t at = (reinterpret_cast<uintptr_t>(memory_.get()) + 63) & ~uintptr_t{63};
     return reinterpret_cast<T*>(at);
   }
 
+  // Gives back what is too much to keep.
+  void trim() {
+    if (size_ > kKeptBytes) drop();
+  }
+
  private:
+  void drop() {
+    size_ = 0;
+    memory_.reset();
+  }
+
   std::unique_ptr<char[]> memory_;
   size_t size_ = 0;
 };
@@ -86,6 +99,10 @@ class Run {
       out_ = out + first * call_.output_stride * size;
       make_ready();
       share_out();
+    }
+    for (size_t i = 0; i < call_.inputs.size(); ++i) {  // what is as large as all rows
+      buffers(i).whole.trim();
+      buffers(i).rounded.trim();
     }
   }
 

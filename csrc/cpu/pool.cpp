@@ -50,7 +50,7 @@ class Pool {
     if (sleepers_.load(std::memory_order_seq_cst) > 0) state_.notify_all();
     work();
     open_.store(kClosed, std::memory_order_seq_cst);  // a helper that was not scheduled in time need not be waited for
-    for (int spin = 0; active_.load(std::memory_order_seq_cst) != 0; ++spin) {
+    for (int64_t spin = 0; active_.load(std::memory_order_seq_cst) != 0; ++spin) {
       pause();
       if (spin > 20 * kSpins) std::this_thread::yield();
     }

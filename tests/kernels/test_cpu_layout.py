@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel_levels import LEVELS
 from microscale.errors import KernelError, LayoutError
 from microscale.formats import parse_format
 from microscale.kernels import quantize, reference, to_layout
@@ -19,7 +20,6 @@ from vectors.inputs import matrices
 
 pytestmark = pytest.mark.skipif(native.NATIVE is None, reason="the compiled kernels are not installed")
 
-LEVELS = list(native.levels())
 SPECS = [
     *("mxfp4", "nvfp4", "mxfp8", "mxfp8_e5m2", "mxfp6_e2m3", "mxint8", "int7/16:fp16", "int5/32:bf16", "int3/128:fp32"),
     *("int2/16:e8m0", "int8/channel:fp32", "e2m1/channel:fp16", "e3m4/64:fp16", "ue4m4/32:fp16"),

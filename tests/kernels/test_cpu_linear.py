@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bounds import exact_linear, linear_bound
+from kernel_levels import LEVELS
 from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import dequantize, dispatch, fake_quantize, linear, linear_mixed, quantize, to_layout
@@ -23,7 +25,6 @@ from microscale.tensor import QuantizedTensor
 
 pytestmark = pytest.mark.skipif(native.NATIVE is None, reason="the compiled kernels are not installed")
 
-LEVELS = list(native.levels())
 WEIGHTS = [
     *(name for name in NAMED_FORMATS if LAYOUTS["rows16"].refusal(parse_format(name), (16, 64)) is None),
     *("e3m1/32:e8m0:floor", "e2m2/32:e8m0:floor", "e3m3/32:e8m0:floor", "e4m2-none/32:e8m0:floor"),
@@ -299,6 +300,17 @@ def test_shared_inputs_and_silu() -> None:
         g = (linear(inputs, gate) + bias).double()
         expected = torch.nn.functional.silu(g) * linear(inputs, up)
         assert bool(((out - expected).abs() <= 16 * 2.0**-24 * expected.abs() + 2.0**-90).all())
+
+
+def test_silu_of_numbers_that_are_not_finite(level: str) -> None:
+    gate, up = packed("mxfp4", 16, 64), packed("mxfp8", 16, 64)
+    bias = torch.tensor([math.inf, -math.inf, math.nan, 3e38, -3e38, *[0.0] * 11])
+    for count in (1, 3):
+        out = torch.empty(count, 16)
+        prepare_linear([gate, up], [bias, torch.ones(16)], combine=Combine.SILU_MUL).run(torch.zeros(count, 64), out)
+        for row in out:
+            assert row[0] == math.inf and row[1].isnan() and row[2].isnan() and row[3] == torch.tensor(3e38)
+            assert not bool(row[4:].any())
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel_levels import LEVELS
 from microscale.errors import DtypeError, FormatError, KernelError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import cpu, dequantize, fake_quantize, quantize, reference
@@ -125,13 +126,13 @@ def check_equal(values: torch.Tensor, spec: str) -> None:
     fmt = parse_format(spec)
     expected = outcome(reference.quantize, values, fmt)
     if not isinstance(expected, QuantizedTensor):
-        for name in native.levels():
+        for name in LEVELS:
             with native.use_level(name):
                 assert outcome(cpu.quantize, values, fmt) == expected
                 assert outcome(cpu.fake_quantize, values, fmt) == expected
         return
     restored = {dtype: reference.dequantize(expected, dtype) for dtype in DTYPES}
-    for name in native.levels():
+    for name in LEVELS:
         with native.use_level(name):
             got = cpu.quantize(values, fmt)
             for part, tensor in expected.parts.items():
@@ -223,7 +224,7 @@ def test_a_given_amax_is_used_as_the_reference_uses_it(spec: str, amax: torch.Te
     values[1, 1], values[2, 0] = math.inf, -0.0
     fmt = parse_format(spec)
     expected = reference.quantize(values, fmt, amax=amax)
-    for name in native.levels():
+    for name in LEVELS:
         with native.use_level(name):
             got = cpu.quantize(values, fmt, amax=amax)
             assert all(same_bits(got.parts[part], tensor) for part, tensor in expected.parts.items())
@@ -292,7 +293,7 @@ def test_every_code_and_scale_byte_decodes_as_the_reference_has_it() -> None:
             for name, part in packed.parts.items()
         }
         hostile = QuantizedTensor(format=fmt, shape=packed.shape, dtype=packed.dtype, parts=parts)
-        for name in native.levels():
+        for name in LEVELS:
             with native.use_level(name):
                 assert same_bits(cpu.dequantize(hostile), reference.dequantize(hostile)), (spec, name)
 

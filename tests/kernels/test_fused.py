@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from kernel_levels import LEVELS
 from microscale.errors import DtypeError, NonFiniteError, ShapeError
 from microscale.formats import parse_format
 from microscale.kernels import (
@@ -34,10 +35,9 @@ SHAPES = ((1, 1), (3, 7), (2, 33), (1, 4096), (5, 1031), (2, 3, 96), (67, 512))
 SPECS = ("mxfp4", "mxfp6_e2m3", "mxfp8", "nvfp4", "mxfp4_plus", "int4_asym", "int8/32:fp32:amax", "mxfp8:stochastic(4)")
 COMPOUND = ("mxfp4_sparse", "adaptive_2_4", "int8/channel:fp32", "int4_asym_fp8")
 UNIT = 2.0**-24
-LEVELS = [None, *native.levels()]
 
 
-@pytest.fixture(params=LEVELS, ids=lambda name: name or "reference")
+@pytest.fixture(params=[None, *LEVELS], ids=lambda name: name or "reference")
 def backend(request: pytest.FixtureRequest) -> Generator[object, None, None]:
     """The reference, then the kernels on every level."""
     with native.use_level(request.param) if request.param else nullcontext():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import microscale
+from kernel_levels import LEVELS
 from microscale.errors import ModelError, ShapeError
 from microscale.formats import parse_format
 from microscale.integrations.decoding import make_decoder, why_not_decoder
@@ -219,7 +220,7 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
     assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
 
 
-@pytest.mark.parametrize("level", list(native.levels()))
+@pytest.mark.parametrize("level", LEVELS)
 def test_levels(tmp_path: Path, level: str) -> None:
     model = small_model(tmp_path, "llama", "mxfp4")
     with native.use_level(level):

@@ -5,6 +5,7 @@
 // at once: the queries that share a key/value head. All shares are cut by shapes and positions alone, so the number of
 // threads changes no bit.
 #include "decoder.h"
+#include "exponential.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -54,30 +55,6 @@ MS_INLINE F numbers(const Bf16* from) {
 #endif
 }
 
-// e^x: x = n ln2 + r, Taylor's polynomial of degree 7 in r (its remainder is below 6e-9), times 2^n.
-// Below -86.6 it is 0, above 88.72 it is Inf, of NaN it is NaN.
-MS_INLINE F exponential(F x) {
-  const F n = round_even(x * set1(1.44269504f));
-  F r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
-  F p = set1(1.0f / 5040);
-  p = fma(p, r, set1(1.0f / 720));
-  p = fma(p, r, set1(1.0f / 120));
-  p = fma(p, r, set1(1.0f / 24));
-  p = fma(p, r, set1(1.0f / 6));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.0f));
-  p = fma(p, r, set1(1.0f));
-  const F bounded = min(max(n, set1(-125)), set1(128));
-  const F power = as<F>((to_int(bounded) + 126) << 23);  // 2^(n-1): 2^128 is no float
-  F value = (p * power) * set1(2);
-  value = select(x < set1(-86.6f), F{}, value);
-  value = select(x > set1(88.72f), set1(__builtin_inff()), value);
-  return select(x == x, value, x);
-}
-
-MS_INLINE float exponential(float x) { return exponential(set1(x))[0]; }
-
 // ---------------------------------------------------------------------------------------------------- norms and gates
 
 MS_INLINE float square_sum(const float* x, int64_t count) {
@@ -115,7 +92,7 @@ void add_rms_norm(float* residual, const float* added, const float* weight, floa
 
 template <Gate KIND>
 MS_INLINE F activated(F x) {
-  if constexpr (KIND == Gate::silu) return x / (set1(1) + exponential(-x));
+  if constexpr (KIND == Gate::silu) return silu(x);
   // 0.5 x (1 + tanh(z)) with z = sqrt(2 / pi) (x + 0.044715 x^3) is x / (1 + e^(-2z))
   const F z = set1(1.5957691216f) * (x + set1(0.044715f) * x * x * x);
   return x / (set1(1) + exponential(-z));

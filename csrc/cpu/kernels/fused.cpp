@@ -2,6 +2,7 @@
 //
 // Every operation makes one row at a time in float32, rounds it once to the dtype of the input, and stores it or encodes
 // it as kernels/quantize.cpp would encode the stored row, so that the fused result is quantize(operation(x)) bit for bit.
+#include "exponential.h"
 #include "kernels.h"
 #include "quantize_unit.h"
 
@@ -36,27 +37,6 @@ void rms_norm_row(const FusedArgs& args, int64_t row, float* to) {
 
 // ------------------------------------------------------------------------------------------ SiLU
 
-// e^x within 3 units of the last place of the result; 0 below -104, Inf above 88.73, NaN stays.
-MS_INLINE F exponential(F x) {
-  const F bounded = min(max(x, set1(-104.0f)), set1(88.73f));
-  const F n = round_even(bounded * 1.44269504f);
-  F r = fma(n, set1(-0x1.62e4p-1f), bounded);  // ln 2 in two parts: n times the first, 16 bits, is exact
-  r = fma(n, set1(-1.42860677e-6f), r);
-  F p = set1(1.0f / 5040);  // the series to r^7: |r| <= ln 2 / 2, so what is left out is below 2^-27
-  p = fma(p, r, set1(1.0f / 720));
-  p = fma(p, r, set1(1.0f / 120));
-  p = fma(p, r, set1(1.0f / 24));
-  p = fma(p, r, set1(1.0f / 6));
-  p = fma(p, r, set1(0.5f));
-  const F value = fma(p * r, r, r) + 1.0f;
-  // 2^n in two factors, so that results near both ends of float32 are right.
-  const I whole = to_int(n), half = whole >> 1;
-  const F first = as<F>((half + 127) << 23), second = as<F>((whole - half + 127) << 23);
-  F result = value * first * second;
-  result = select(x > set1(88.73f), set1(__builtin_inff()), result);
-  return select(x == x, result, x);
-}
-
 void silu_mul_row(const FusedArgs& args, int64_t row, float* to) {
   const int64_t cols = args.cols;
   constexpr int64_t kPiece = 256;
@@ -67,10 +47,7 @@ void silu_mul_row(const FusedArgs& args, int64_t row, float* to) {
     float gate[kPiece];
     load_floats(args.dtype, args.values, row * cols + start, count, padded, gate);
     load_floats(args.dtype, args.other, row * cols + start, count, padded, up);
-    for (int64_t k = 0; k < padded; k += W) {
-      const F g = load<F>(gate + k);
-      store(gate + k, g / (exponential(-g) + 1.0f) * load<F>(up + k));
-    }
+    for (int64_t k = 0; k < padded; k += W) store(gate + k, silu(load<F>(gate + k)) * load<F>(up + k));
     __builtin_memcpy(to + start, gate, static_cast<size_t>(count) * sizeof(float));
   }
 }

@@ -11,6 +11,7 @@
 // The largest element of MX+ and MX++ is a correction: one product more for each block, no second pass.
 #include "linear.h"
 
+#include "exponential.h"
 #include "kernels.h"
 #include "tile.h"
 
@@ -816,31 +817,13 @@ Block choose_block(const Weight& w, ActKind kind, int32_t sub) {
   return for_float(w, []<ElementKind KIND, int BITS, Extra EXTRA>() -> Block { return block_f32<KIND, BITS, EXTRA>; });
 }
 
-// exp(-|x|) to a few units in the last place: 2^n by the exponent, a polynomial of degree 6 for the rest.
-MS_INLINE F exp_negative(F x) {
-  x = max(x, set1(-87.0f));
-  const F n = round_even(x * set1(1.44269504088896f));
-  const F r = fma(n, set1(-1.42860677e-6f), fma(n, set1(-0.693145752f), x));
-  F p = set1(1.0f / 720);
-  p = fma(p, r, set1(1.0f / 120));
-  p = fma(p, r, set1(1.0f / 24));
-  p = fma(p, r, set1(1.0f / 6));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.0f));
-  p = fma(p, r, set1(1.0f));
-  return p * as<F>((to_int(n) + 127) << 23);
-}
-
 void silu_mul(const float* gate, const float* up, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += W) {
     const int64_t left = count - i < W ? count - i : W;
     F g = F{}, u = F{};
     __builtin_memcpy(&g, gate + i, 4 * left);
     __builtin_memcpy(&u, up + i, 4 * left);
-    const F e = exp_negative(-abs(g));  // in (0, 1]: no overflow
-    const F sigmoid = select(g >= F{}, set1(1.0f), e) / (set1(1.0f) + e);
-    F result = g * sigmoid * u;
-    result = select(g != g, g, result);
+    const F result = silu(g) * u;
     __builtin_memcpy(out + i, &result, 4 * left);
   }
 }

@@ -102,40 +102,24 @@ def prepare_linear(
         KernelError: no compiled kernels; a layout, device or activation format that they do not take.
         ShapeError: weights of different widths, a bias of another length, or SILU_MUL of other than two equal weights.
     """
-    if NATIVE is None:
-        raise KernelError(UNAVAILABLE or "")
-    refusal = activation_refusal(activations)
-    if refusal is not None:
-        raise KernelError(f"the CPU kernels cannot round their input on the fly: {refusal}; quantize it beforehand")
-    if dtype not in DTYPES:
-        raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
+    _check_request([activations], dtype)
     packed = [pack_weight(weight) for weight in weights]
     _check_group(packed, biases, combine)
     kept_biases = [None if bias is None else _as_float32(bias) for bias in biases]
-    outputs: list[tuple[int, int, int, int, int]] = []
+    outputs: list[_Output] = []
     column = 0
     for place, (weight, bias) in enumerate(zip(packed, kept_biases, strict=True)):
         outputs.append((weight.rows, column, place, 1, 0 if bias is None else bias.data_ptr()))
         column += 0 if combine is Combine.SILU_MUL else weight.rows
-    rows_out = column or packed[0].rows
-    cols = packed[0].cols
     plan = plan_activations(activations)
-    handle = NATIVE.make_linear_call(
-        [(0, cols, int(plan.rule), _TERMS[dtype], plan.handle)],
-        [weight.handle for weight in packed],
-        [0] * len(packed),
-        outputs,
-        int(combine),
-        DTYPES[dtype],
-        cols,
-        rows_out,
-    )
-    return LinearCall(
-        handle=handle,
-        cols=cols,
-        rows_out=rows_out,
+    return _make_call(
+        inputs=[(0, packed[0].cols, int(plan.rule), _TERMS[dtype], plan.handle)],
+        packed=packed,
+        weight_inputs=[0] * len(packed),
+        outputs=outputs,
+        combine=combine,
         dtype=dtype,
-        num_bytes=sum(weight.num_bytes for weight in packed),
+        rows_out=column or packed[0].rows,
         kept=(plan, *packed, *kept_biases),
     )
 
@@ -156,47 +140,57 @@ def prepare_linear_mixed(
     Raises:
         KernelError, ShapeError, DtypeError: as :func:`prepare_linear`.
     """
-    if NATIVE is None:
-        raise KernelError(UNAVAILABLE or "")
-    refusal = next((reason for fmt in activations if (reason := activation_refusal(fmt))), None)
-    if refusal is not None:
-        raise KernelError(f"the CPU kernels cannot round their input on the fly: {refusal}; quantize it beforehand")
-    if dtype not in DTYPES:
-        raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
+    _check_request(activations, dtype)
     packed = [pack_weight(weight) for weight in weights]
     shapes = [(weight.rows, weight.cols) for weight in packed]
     if not packed or len(packed) != len(activations) or len({rows for rows, _ in shapes}) != 1:
         raise ShapeError(f"segments need one number of rows and an activation format (or None) each, got {shapes}")
-    if bias is not None and tuple(bias.shape) != (packed[0].rows,):
-        raise ShapeError(
-            f"the bias of a weight with {packed[0].rows} rows is [{packed[0].rows}], got {list(bias.shape)}"
-        )
+    rows = packed[0].rows
+    _check_bias(bias, rows)
     kept_bias = None if bias is None else _as_float32(bias)
     plans = [plan_activations(fmt) for fmt in activations]
-    inputs: list[tuple[int, int, int, int, Any]] = []
+    inputs: list[_Input] = []
     column = 0
     for weight, plan in zip(packed, plans, strict=True):
         inputs.append((column, weight.cols, int(plan.rule), _TERMS[dtype], plan.handle))
         column += weight.cols
-    rows = packed[0].rows
-    handle = NATIVE.make_linear_call(
-        inputs,
-        [weight.handle for weight in packed],
-        list(range(len(packed))),
-        [(rows, 0, 0, len(packed), 0 if kept_bias is None else kept_bias.data_ptr())],
-        int(Combine.CONCATENATE),
-        DTYPES[dtype],
-        column,
-        rows,
-    )
-    return LinearCall(
-        handle=handle,
-        cols=column,
-        rows_out=rows,
+    return _make_call(
+        inputs=inputs,
+        packed=packed,
+        weight_inputs=list(range(len(packed))),
+        outputs=[(rows, 0, 0, len(packed), 0 if kept_bias is None else kept_bias.data_ptr())],
+        combine=Combine.CONCATENATE,
         dtype=dtype,
-        num_bytes=sum(weight.num_bytes for weight in packed),
+        rows_out=rows,
         kept=(*plans, *packed, kept_bias),
     )
+
+
+_Input = tuple[int, int, int, int, Any]
+"""First column, columns, rule, bfloat16 terms, and the activation format as the extension knows it."""
+_Output = tuple[int, int, int, int, int]
+"""Rows, first column, first segment, number of segments, address of the bias."""
+
+
+def _make_call(
+    *,
+    inputs: Sequence[_Input],
+    packed: Sequence[PackedWeight],
+    weight_inputs: Sequence[int],
+    outputs: Sequence[_Output],
+    combine: Combine,
+    dtype: torch.dtype,
+    rows_out: int,
+    kept: tuple[Any, ...],
+) -> LinearCall:
+    assert NATIVE is not None
+    cols = sum(each[1] for each in inputs)
+    handles = [weight.handle for weight in packed]
+    handle = NATIVE.make_linear_call(
+        inputs, handles, weight_inputs, outputs, int(combine), DTYPES[dtype], cols, rows_out
+    )
+    num_bytes = sum(weight.num_bytes for weight in packed)
+    return LinearCall(handle=handle, cols=cols, rows_out=rows_out, dtype=dtype, num_bytes=num_bytes, kept=kept)
 
 
 def linear_mixed(
@@ -222,6 +216,16 @@ def linear_refusal(layout: str, activations: Format | None) -> str | None:
     return None if refusal is None else f"cannot round its input on the fly: {refusal}"
 
 
+def _check_request(activations: Sequence[Format | None], dtype: torch.dtype) -> None:
+    if NATIVE is None:
+        raise KernelError(UNAVAILABLE or "")
+    refusal = next((reason for fmt in activations if (reason := activation_refusal(fmt))), None)
+    if refusal is not None:
+        raise KernelError(f"the CPU kernels cannot round their input on the fly: {refusal}; quantize it beforehand")
+    if dtype not in DTYPES:
+        raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
+
+
 def _check_group(packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], combine: Combine) -> None:
     shapes = [(weight.rows, weight.cols) for weight in packed]
     if not packed or len(packed) != len(biases) or len({cols for _, cols in shapes}) != 1:
@@ -229,8 +233,12 @@ def _check_group(packed: Sequence[PackedWeight], biases: Sequence[Tensor | None]
     if combine is Combine.SILU_MUL and (len(packed) != 2 or packed[0].rows != packed[1].rows):
         raise ShapeError(f"SILU_MUL takes two weights of equal shape, got {shapes}")
     for bias, (rows, _) in zip(biases, shapes, strict=True):
-        if bias is not None and tuple(bias.shape) != (rows,):
-            raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
+        _check_bias(bias, rows)
+
+
+def _check_bias(bias: Tensor | None, rows: int) -> None:
+    if bias is not None and tuple(bias.shape) != (rows,):
+        raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
 
 
 CACHED_CALLS = 4096
