@@ -11,6 +11,7 @@ from microscale.recipes.apply import (
 )
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
+from microscale.recipes.study_file import Study, StudyFormat, StudyMethod, StudyModel, StudyTask, load_study
 
 __all__ = [
     "Plan",
@@ -19,8 +20,14 @@ __all__ = [
     "QuantizationReport",
     "Recipe",
     "Rule",
+    "Study",
+    "StudyFormat",
+    "StudyMethod",
+    "StudyModel",
+    "StudyTask",
     "ignore_progress",
     "load_recipe",
+    "load_study",
     "make_plan",
     "make_recipe",
     "matches",
