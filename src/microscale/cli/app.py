@@ -16,6 +16,7 @@ from microscale.cli.inspect_command import inspect
 from microscale.cli.methods_command import methods
 from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
+from microscale.cli.study_command import study
 from microscale.cli.task_scores import tasks
 from microscale.kernels.cpu import native
 
@@ -35,6 +36,7 @@ app.command("compare")(compare)
 app.command("bench")(bench)
 app.command("tasks")(tasks)
 app.command("methods")(methods)
+app.command("study")(study)
 
 
 def _show_version(value: bool) -> None:

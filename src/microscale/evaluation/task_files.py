@@ -31,7 +31,16 @@ _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
     ".xz": cast(Any, lzma.open),
 }
 _COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zip")
-_READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    KeyError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

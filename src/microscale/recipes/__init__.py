@@ -23,6 +23,7 @@ from microscale.recipes.modules import replace_module
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
+from microscale.recipes.study_file import Study, StudyFormat, StudyMethod, StudyModel, StudyTask, load_study
 
 __all__ = [
     "DEFAULT_OBSERVER",
@@ -34,6 +35,11 @@ __all__ = [
     "RangeReport",
     "Recipe",
     "Rule",
+    "Study",
+    "StudyFormat",
+    "StudyMethod",
+    "StudyModel",
+    "StudyTask",
     "calibrate_ranges",
     "centre_residual",
     "fold_scale",
@@ -41,6 +47,7 @@ __all__ = [
     "has_static_ranges",
     "ignore_progress",
     "load_recipe",
+    "load_study",
     "make_plan",
     "make_recipe",
     "matches",

@@ -195,18 +195,18 @@ def load_recipe(path: str | Path) -> Recipe:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {file} is not valid YAML: {error}") from None
-    for line, problem in _key_problems(node):
+    for line, problem in key_problems(node):
         raise RecipeError(f"recipe {file}, line {line}: {problem}")
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {file}, line 1: a recipe is a mapping that begins with 'format: NAME'")
     try:
         return Recipe(**cast("dict[str, Any]", content))
     except ValidationError as error:
-        line = _line_of(node, error.errors()[0]["loc"])
+        line = line_of(node, error.errors()[0]["loc"])
         raise RecipeError(f"recipe {file}, line {line}: {_first_problem(error)}") from None
 
 
-def _key_problems(root: Any) -> list[tuple[int, str]]:
+def key_problems(root: Any) -> list[tuple[int, str]]:
     """Return (line, problem) of every key that is no word or stands twice in its mapping, which YAML would let pass."""
     problems: list[tuple[int, str]] = []
     queue, visited = [root], set[int]()
@@ -242,7 +242,7 @@ def _first_problem(error: ValidationError) -> str:
     return message if message.startswith(("format ", "rule for ")) else f"{where}: {message}"
 
 
-def _line_of(node: Any, location: Sequence[int | str]) -> int:
+def line_of(node: Any, location: Sequence[int | str]) -> int:
     """Return the line of the deepest part of a location that the YAML text has."""
     line = int(node.start_mark.line) + 1
     for piece in location:

@@ -6,13 +6,17 @@ This room gets plain records and computes nothing. matplotlib and jinja2 are imp
 from microscale.report.comparison import ComparisonRow, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
+from microscale.report.study import StudyCell, StudyReportRow, study_html
 
 __all__ = [
     "ComparisonRow",
     "FormatRow",
+    "StudyCell",
+    "StudyReportRow",
     "comparison_html",
     "explain_format",
     "formats_table_rows",
     "size_text",
+    "study_html",
     "value_grid_text",
 ]

@@ -1,0 +1,285 @@
+"""Run a study: quantize each model in each format by each method, score it on each task, and keep what was found.
+
+The work itself comes as an executor, so this room knows neither how a model is loaded nor how a task is run. A run that
+fails is stored with its message and the next one begins; an interrupt leaves finished runs and scores as they are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import math
+import platform
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from microscale.errors import MicroscaleError, StudyError
+from microscale.planning.bench import resident_bytes
+from microscale.planning.study_store import RunState, StudyScore, StudyStore
+from microscale.recipes.study_file import Study, StudyMethod, StudyModel, StudyTask
+
+UNQUANTIZED = "unquantized"
+FAILURES = (
+    MicroscaleError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    OSError,
+    ImportError,
+    AssertionError,
+    MemoryError,
+)
+"""What ends one run and not the study: our errors, and what libraries raise about a model that they cannot take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRun:
+    """One cell of a study. ``weights`` is None for the unquantized model; ``method`` is then None too."""
+
+    key: str
+    model: StudyModel
+    format: str
+    weights: str | None
+    activations: str | None
+    method: StudyMethod | None
+
+    @property
+    def method_label(self) -> str:
+        """The method's name, ``unquantized`` without one."""
+        return UNQUANTIZED if self.method is None else self.method.label
+
+    @property
+    def label(self) -> str:
+        """Model, format and method, as ``--only`` matches them."""
+        return f"{self.model.label} {self.format} {self.method_label}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedModel:
+    """A quantized model, ready to be scored, and its size."""
+
+    model: Any
+    bits_per_weight: float
+    num_bytes: int
+
+
+class StudyExecutor(Protocol):
+    """How models are made and scored."""
+
+    def prepare(self, run: StudyRun) -> PreparedModel:
+        """Load and quantize the model of a run."""
+        ...
+
+    def score(self, prepared: PreparedModel, run: StudyRun, task: StudyTask) -> Sequence[StudyScore]:
+        """Score it on one task; the task's key and the seconds are filled in by the caller."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStep:
+    """What a display shows: steps done of all, what runs now, and the seconds left by the pace so far."""
+
+    done: int
+    total: int
+    label: str
+    seconds_left: float
+
+
+def study_runs(study: Study) -> list[StudyRun]:
+    """Return every run of a study: for each model the unquantized one, then formats by methods."""
+    runs: list[StudyRun] = []
+    for model in study.models:
+        key = f"{model.label} | {UNQUANTIZED}"
+        runs.append(StudyRun(key=key, model=model, format="none", weights=None, activations=None, method=None))
+        for format in study.formats:
+            label = study.format_label(format)
+            activations = study.activations_of(format)
+            for method in study.methods:
+                if method.formats and label not in method.formats:
+                    continue
+                spec = f"{format.weights} | {activations or 'none'} | {method.label}"
+                runs.append(
+                    StudyRun(
+                        key=f"{model.label} | {spec} | {study.settings_hash(method)}",
+                        model=model,
+                        format=label,
+                        weights=format.weights,
+                        activations=activations,
+                        method=method,
+                    )
+                )
+    return runs
+
+
+def select_runs(runs: Sequence[StudyRun], only: Sequence[str]) -> list[StudyRun]:
+    """Return the runs that hold one of several globs in ``MODEL FORMAT METHOD``; all without globs.
+
+    Raises:
+        StudyError: none does.
+    """
+    chosen = [run for run in runs if not only or any(_matches(run, glob) for glob in only)]
+    if not chosen:
+        raise StudyError(f"no run matches {' or '.join(only)}; they read e.g. {runs[-1].label!r}")
+    return chosen
+
+
+def _matches(run: StudyRun, glob: str) -> bool:
+    return fnmatch.fnmatchcase(run.label, f"*{glob}*")
+
+
+def run_study(
+    study: Study,
+    store: StudyStore,
+    executor: StudyExecutor,
+    *,
+    only: Sequence[str] = (),
+    retry: bool = False,
+    progress: Callable[[StudyStep], None] = lambda step: None,
+) -> None:
+    """Work off what is not finished; with ``retry`` also what failed before.
+
+    Raises:
+        StudyError: another process works on the results, or they cannot be written.
+    """
+    runs = select_runs(study_runs(study), only)
+    with store.working():
+        for run in runs:
+            store.add(run.key, model=run.model.label, format=run.format, method=run.method_label)
+        todo = [(run, missing) for run in runs if (missing := _missing(study, store, run, retry=retry))]
+        for run in runs:
+            if not _missing(study, store, run, retry=True) and store.runs()[run.key].state is RunState.WAITING:
+                store.update(run.key, RunState.DONE)  # interrupted after its last score
+        counter = _Counter(total=sum(1 + len(missing) for _, missing in todo), report=progress)
+        for run, missing in todo:
+            _run_one(run, missing, store, executor, counter)
+
+
+def _missing(study: Study, store: StudyStore, run: StudyRun, *, retry: bool) -> list[StudyTask]:
+    """Return the tasks of a run that have no score yet."""
+    if store.runs()[run.key].state is RunState.FAILED and not retry:
+        return []
+    scored = store.scores().get(run.key, {})
+    return [task for task in study.tasks if task.key not in scored]
+
+
+def _run_one(
+    run: StudyRun, tasks: Sequence[StudyTask], store: StudyStore, executor: StudyExecutor, counter: _Counter
+) -> None:
+    counter.begin(run.label)
+    planned = 1 + len(tasks)
+    done_before = counter.done
+    machine = f"{platform.node()} ({_device()})"
+    store.update(run.key, RunState.RUNNING, message="", machine=machine)
+    try:
+        with _peak_memory() as peak:
+            started = time.perf_counter()
+            prepared = executor.prepare(run)
+            seconds = time.perf_counter() - started
+            store.update(
+                run.key,
+                RunState.RUNNING,
+                bits_per_weight=prepared.bits_per_weight,
+                num_bytes=prepared.num_bytes,
+                quantize_seconds=seconds,
+            )
+            counter.step()
+            for task in tasks:
+                counter.begin(f"{run.label}: {task.label}")
+                started = time.perf_counter()
+                found = executor.score(prepared, run, task)
+                seconds = time.perf_counter() - started
+                store.add_scores(run.key, [_completed(score, task, seconds) for score in found])
+                counter.step()
+        finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        store.update(run.key, RunState.DONE, peak_bytes=peak.bytes, finished=finished)
+    except KeyboardInterrupt:
+        store.update(run.key, RunState.WAITING)
+        raise
+    except StudyError:
+        raise  # the results file itself
+    except FAILURES as error:
+        store.update(run.key, RunState.FAILED, message=f"{type(error).__name__}: {error}")
+        counter.skip(done_before + planned)
+
+
+def _completed(score: StudyScore, task: StudyTask, seconds: float) -> StudyScore:
+    return StudyScore(
+        task_key=task.key,
+        metric=score.metric,
+        value=None if score.value is None or math.isnan(score.value) else score.value,
+        stderr=score.stderr,
+        samples=score.samples,
+        is_main=score.is_main,
+        is_higher_better=score.is_higher_better,
+        seconds=seconds,
+    )
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+
+
+@dataclass(slots=True)
+class _Peak:
+    bytes: int = 0
+
+
+@contextmanager
+def _peak_memory() -> Generator[_Peak, None, None]:
+    """Watch the resident memory of this process, twenty times a second; what torch allocated on a GPU is added."""
+    peak = _Peak(bytes=resident_bytes())
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.05):
+            peak.bytes = max(peak.bytes, resident_bytes())
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        is_over.set()
+        thread.join()
+        if torch.cuda.is_available():
+            peak.bytes += torch.cuda.max_memory_allocated()
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Counts steps (a quantization or a task) and tells the time left."""
+
+    total: int
+    report: Callable[[StudyStep], None]
+    done: int = 0
+    label: str = ""
+    started: float = 0.0
+
+    def begin(self, label: str) -> None:
+        self.started = self.started or time.perf_counter()
+        self.label = label
+        self._tell()
+
+    def step(self) -> None:
+        self.done += 1
+        self._tell()
+
+    def skip(self, done: int) -> None:
+        self.done = done
+        self._tell()
+
+    def _tell(self) -> None:
+        pace = (time.perf_counter() - self.started) / self.done if self.done else math.nan
+        left = pace * (self.total - self.done)
+        self.report(StudyStep(done=self.done, total=self.total, label=self.label, seconds_left=left))

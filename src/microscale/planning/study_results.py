@@ -1,0 +1,166 @@
+"""What a study found: one row for each run, with recovery against the unquantized model and gap closure against RTN.
+
+    recovery = 100 · score / score of the unquantized model          (higher is better)
+    recovery = 100 · perplexity of the unquantized model / perplexity  (lower is better)
+    gap closure = 100 · (RTN − x) / (RTN − unquantized)   with the same model and format, also in percent
+
+The recovery of a run is the mean over its tasks' main metrics. A gap of less than ``SMALLEST_GAP`` of the unquantized
+score is noise: no closure is given then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from microscale.planning.study import StudyRun, study_runs
+from microscale.planning.study_store import RunState, StoredRun, StudyScore, StudyStore
+from microscale.recipes.study_file import Study
+
+SMALLEST_GAP = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskCell:
+    """The main metric of one task in one run; recovery and gap closure in percent, None where there is none."""
+
+    task: str
+    metric: str
+    value: float | None
+    stderr: float | None
+    recovery: float | None
+    gap_closure: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRow:
+    """One run with everything that is known about it."""
+
+    model: str
+    format: str
+    method: str
+    state: RunState
+    message: str
+    bits_per_weight: float | None
+    num_bytes: int | None
+    quantize_seconds: float | None
+    score_seconds: float
+    peak_bytes: int | None
+    machine: str
+    recovery: float | None
+    gap_closure: float | None
+    cells: tuple[TaskCell | None, ...]
+    """In the order of the study's tasks; None where there is no score."""
+
+
+def study_rows(study: Study, store: StudyStore) -> list[StudyRow]:
+    """Return a row for each run of the study that the results file knows, in the order of the study."""
+    stored, scores = store.runs(), store.scores()
+    runs = [run for run in study_runs(study) if run.key in stored]
+    mains = {run.key: _mains(study, scores.get(run.key, {})) for run in runs}
+    rows: list[StudyRow] = []
+    for run in runs:
+        base = next((mains[other.key] for other in runs if _is_base(other, run)), {})
+        plain = next((mains[other.key] for other in runs if _is_plain(other, run)), {})
+        cells = tuple(
+            _cell(task.label, mains[run.key].get(task.key), base.get(task.key), plain.get(task.key))
+            for task in study.tasks
+        )
+        rows.append(_row(run, stored[run.key], cells))
+    return rows
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points (cost, gain) that none other beats, in order of cost.
+
+    A point is beaten by one of at most its cost and at least its gain that is better in one of the two.
+    """
+    order = sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1]))
+    front: list[int] = []
+    best = -math.inf
+    for place in order:
+        if points[place][1] > best:
+            front.append(place)
+            best = points[place][1]
+    return front
+
+
+def _is_base(other: StudyRun, run: StudyRun) -> bool:
+    return other.method is None and other.model == run.model
+
+
+def _is_plain(other: StudyRun, run: StudyRun) -> bool:
+    """Whether a run is the RTN of another's model and formats."""
+    same = (other.model, other.weights, other.activations) == (run.model, run.weights, run.activations)
+    return same and other.method is not None and other.method.method == "rtn"
+
+
+def _mains(study: Study, scores: Mapping[str, Sequence[StudyScore]]) -> dict[str, StudyScore]:
+    mains: dict[str, StudyScore] = {}
+    for task in study.tasks:
+        main = next((score for score in scores.get(task.key, ()) if score.is_main), None)
+        if main is not None:
+            mains[task.key] = main
+    return mains
+
+
+def _cell(task: str, score: StudyScore | None, base: StudyScore | None, plain: StudyScore | None) -> TaskCell | None:
+    if score is None:
+        return None
+    return TaskCell(
+        task=task,
+        metric=score.metric,
+        value=score.value,
+        stderr=score.stderr,
+        recovery=_recovery(score, base),
+        gap_closure=_closure(score, base, plain),
+        seconds=score.seconds,
+    )
+
+
+def _recovery(score: StudyScore, base: StudyScore | None) -> float | None:
+    if base is None or score.value is None or base.value is None:
+        return None
+    if score.is_higher_better:
+        return 100 * score.value / base.value if base.value else None
+    if math.isinf(score.value):
+        return 0.0
+    return 100 * base.value / score.value if score.value else None
+
+
+def _closure(score: StudyScore, base: StudyScore | None, plain: StudyScore | None) -> float | None:
+    values = [None if one is None else one.value for one in (score, base, plain)]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    value, unquantized, rtn = (float(one) for one in values if one is not None)
+    gap = unquantized - rtn if score.is_higher_better else rtn - unquantized
+    if gap <= SMALLEST_GAP * abs(unquantized):
+        return None
+    return 100 * (value - rtn if score.is_higher_better else rtn - value) / gap
+
+
+def _row(run: StudyRun, stored: StoredRun, cells: tuple[TaskCell | None, ...]) -> StudyRow:
+    known = [cell for cell in cells if cell is not None]
+    return StudyRow(
+        model=run.model.label,
+        format=run.format,
+        method=run.method_label,
+        state=stored.state,
+        message=stored.message,
+        bits_per_weight=stored.bits_per_weight,
+        num_bytes=stored.num_bytes,
+        quantize_seconds=stored.quantize_seconds,
+        score_seconds=sum(cell.seconds for cell in known),
+        peak_bytes=stored.peak_bytes,
+        machine=stored.machine,
+        recovery=_mean([cell.recovery for cell in known]) if len(known) == len(cells) else None,
+        gap_closure=_mean([cell.gap_closure for cell in known if cell.gap_closure is not None]),
+        cells=cells,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None

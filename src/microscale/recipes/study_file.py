@@ -1,0 +1,238 @@
+"""The file of a study: models × formats × methods × tasks, as data.
+
+::
+
+    models: [models/llama, {name: qwen, path: models/qwen}]
+    formats: [mxfp8, mxfp4, {name: mxfp4 weights, weights: mxfp4, activations: none}]
+    activations: same           # of formats that are one word: same as the weights, none, or a format
+    methods: [rtn, mr-gptq, {name: smooth, method: "smoothquant+rtn", formats: [mxfp4]}]
+    calibration: {text: texts/calibration.txt, samples: 128, window: 1024}
+    effort: fast
+    seed: 0
+    tasks:
+      - {name: books, text: texts/books.txt, tokens: 17391, window: 1024}    # perplexity of a text
+      - {task: piqa, limit: 500}                                             # lm-eval
+    task_data: tasks            # folder of local task files
+    batch: 4
+
+Paths are relative to the file. The unquantized model is always scored too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from microscale.errors import FormatError, StudyError
+from microscale.formats import parse_activation, parse_format
+from microscale.recipes.recipe import NONE, key_problems, line_of
+
+SAME = "same"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StudyModel(_Record):
+    """A model: directory or hub name, and a short name."""
+
+    path: str
+    name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @property
+    def label(self) -> str:
+        """The name, or the last part of the path."""
+        return self.name or Path(self.path).name
+
+
+class StudyFormat(_Record):
+    """Formats of weights and activations, under one name."""
+
+    weights: str
+    activations: str | None = None
+    name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return {"weights": value} if isinstance(value, str) else value
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_parse(cls, word: str) -> str:
+        parse_format(word)
+        return word
+
+    @field_validator("activations")
+    @classmethod
+    def _activations_parse(cls, word: str | None) -> str | None:
+        if word not in (None, NONE, SAME):
+            parse_activation(cast(str, word))
+        return word
+
+
+class StudyMethod(_Record):
+    """A method under a name; with ``formats`` it is used for those only, with ``effort`` that one."""
+
+    method: str
+    name: str = ""
+    effort: str | None = None
+    formats: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @property
+    def label(self) -> str:
+        """The name, or the method itself."""
+        return self.name or self.method
+
+
+class StudyCalibration(_Record):
+    """What methods that need it are calibrated on."""
+
+    text: str
+    samples: int = 128
+    window: int = 1024
+
+
+class StudyTask(_Record):
+    """A text whose perplexity is taken, or a task of lm-eval."""
+
+    text: str | None = None
+    tokens: int | None = None
+    window: int = 1024
+    task: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> StudyTask:
+        if (self.text is None) == (self.task is None):
+            raise ValueError("a task has either 'text' (perplexity of a file) or 'task' (a name of `microscale tasks`)")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name, or the task, or the name of the text without its ending."""
+        return self.name or self.task or Path(self.text or "").stem
+
+    @property
+    def key(self) -> str:
+        """What the score depends on; scores of another key are not taken for this task's."""
+        if self.text is not None:
+            return f"perplexity({Path(self.text).name},tokens={self.tokens},window={self.window})"
+        return f"{self.task}(limit={self.limit},shots={self.num_fewshot})"
+
+
+class Study(_Record):
+    """A whole study; ``folder`` is where its paths begin."""
+
+    models: tuple[StudyModel, ...]
+    formats: tuple[StudyFormat, ...]
+    methods: tuple[StudyMethod, ...] = (StudyMethod(method="rtn"),)
+    tasks: tuple[StudyTask, ...]
+    activations: str = SAME
+    calibration: StudyCalibration | None = None
+    effort: str = "fast"
+    seed: int = 0
+    task_data: str | None = None
+    batch: int = 4
+    name: str = ""
+    folder: Path = Path()
+
+    @field_validator("activations")
+    @classmethod
+    def _activations_parse(cls, word: str) -> str:
+        if word not in (NONE, SAME):
+            parse_activation(word)
+        return word
+
+    @model_validator(mode="after")
+    def _nothing_is_empty_or_double(self) -> Study:
+        for title, labels in (
+            ("models", [model.label for model in self.models]),
+            ("formats", [self.format_label(format) for format in self.formats]),
+            ("methods", [method.label for method in self.methods]),
+            ("tasks", [task.label for task in self.tasks]),
+        ):
+            if not labels:
+                raise ValueError(f"{title}: at least one is needed")
+            double = next((label for label in labels if labels.count(label) > 1), None)
+            if double is not None:
+                raise ValueError(f"{title}: {double!r} stands there twice; give one of them another name")
+        known = {self.format_label(format) for format in self.formats}
+        for method in self.methods:
+            for wanted in method.formats:
+                if wanted not in known:
+                    raise ValueError(f"methods: {method.label!r} names format {wanted!r}, which is none of {known}")
+        return self
+
+    def activations_of(self, format: StudyFormat) -> str | None:
+        """Return the activation format that goes with a format, None for none."""
+        word = format.activations or self.activations
+        return format.weights if word == SAME else None if word == NONE else word
+
+    def format_label(self, format: StudyFormat) -> str:
+        """Return the name of a format: its own, or WEIGHTS where the activations are the same, else both."""
+        if format.name:
+            return format.name
+        activations = self.activations_of(format)
+        return format.weights if activations == format.weights else f"{format.weights} / {activations or NONE}"
+
+    def settings_hash(self, method: StudyMethod) -> str:
+        """Return eight digits for all that shapes a quantized model beside its format and method."""
+        facts: dict[str, Any] = {"seed": self.seed, "effort": method.effort or self.effort, "method": method.method}
+        if self.calibration is not None:
+            calibration = self.calibration.model_dump()
+            facts |= calibration | {"text": Path(self.calibration.text).name}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+    def place(self, path: str) -> str:
+        """Return a path of the file as seen from here; what is no path below the file's folder stays (a hub name)."""
+        placed = self.folder / path
+        return str(placed) if placed.exists() else path
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        StudyError: the file is absent, not YAML, or not a study; the message names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"study {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise StudyError(f"study {path} is not valid YAML: {error}") from None
+    for line, problem in key_problems(node):
+        raise StudyError(f"study {path}, line {line}: {problem}")
+    if not isinstance(content, dict):
+        raise StudyError(f"study {path}, line 1: a study is a mapping with models, formats and tasks")
+    try:
+        return Study.model_validate({**cast("dict[str, Any]", content), "folder": path.parent})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(piece) for piece in first["loc"])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        line = line_of(node, first["loc"])
+        raise StudyError(f"study {path}, line {line}: {where + ': ' if where else ''}{message}") from None
+    except FormatError as error:
+        raise StudyError(f"study {path}: {error}") from None
