@@ -1,10 +1,6 @@
 // How quantize and dequantize walk a matrix: units of some blocks of a row, shared out in tasks, with their scratch.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "codec.h"
 #include "kernels.h"
 #include "pool.h"
@@ -124,20 +120,6 @@ inline void decode_unit(const Format& f, Dtype dtype, bool is_stream, const uint
     decode_row<ToF32Stream>(f, codes, unit.count, size, unit.valid, info, floats);
   else
     decode_row<ToF32>(f, codes, unit.count, size, unit.valid, info, floats);
-}
-
-// Ask for huge pages under a large result: memory fresh from the system is otherwise mapped in pieces of 4 KiB, which
-// takes longer than writing it.
-inline void prefer_huge_pages(void* memory, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096;
-  if (memory == nullptr || bytes < (4 << 20)) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: whether it fails does not matter
-#else
-  (void)memory, (void)bytes;
-#endif
 }
 
 inline void fence() {

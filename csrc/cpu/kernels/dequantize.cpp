@@ -56,7 +56,6 @@ void dequantize_unit(const DequantizeArgs& args, const Grid& grid, bool is_strea
 void dequantize(const DequantizeArgs& args) {
   const Grid grid(*args.format, args.rows, args.cols, args.threads);
   const bool is_stream = can_stream(args, grid);
-  prefer_huge_pages(args.restored, grid.rows * grid.cols * (args.dtype == Dtype::f32 ? 4 : 2));
   parallel(grid.tasks, args.threads, [&](int64_t task) {
     Scratch scratch(Scratch::bytes_of(grid.unit_elements(), grid.unit_blocks));
     for (int64_t index = grid.begin(task); index < grid.begin(task + 1); ++index) {
