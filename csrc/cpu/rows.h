@@ -4,6 +4,7 @@
 #include "codec.h"
 #include "kernels.h"
 #include "pool.h"
+#include "restore.h"
 
 namespace ms::MS_LEVEL {
 
@@ -108,18 +109,33 @@ inline void load_floats(Dtype dtype, const void* values, int64_t at, int64_t val
   for (; i < padded; ++i) to[i] = 0;
 }
 
-inline void decode_unit(const Format& f, Dtype dtype, bool is_stream, const uint8_t* codes, const Unit& unit,
+template <class Out>
+inline void decode_unit_to(const Format& f, const uint8_t* codes, int bits, const Unit& unit, int64_t size,
+                           const UnitInfo& info, typename Out::Type* to) {
+  if (!RestoreRow::takes(f, unit.count, size, unit.valid)) {
+    decode_row<Out>(f, codes, unit.count, size, unit.valid, info, to);
+    return;
+  }
+  restore_row<Out>({f, codes, bits, unit.count, size, info.stored, info.offset, info.tensor_inv, info.max_idx,
+                    info.delta}, to);
+}
+
+// `codes` are packed with `bits` bits each; less than 8 only where is_restored_packed holds.
+inline void decode_unit(const Format& f, Dtype dtype, bool is_stream, const uint8_t* codes, int bits, const Unit& unit,
                         int64_t size, const UnitInfo& info, void* to, int64_t at) {
   uint16_t* halves = static_cast<uint16_t*>(to) + at;
   float* floats = static_cast<float*>(to) + at;
   if (dtype == Dtype::bf16)
-    decode_row<ToBF16>(f, codes, unit.count, size, unit.valid, info, halves);
+    decode_unit_to<ToBF16>(f, codes, bits, unit, size, info, halves);
   else if (dtype == Dtype::f16)
-    decode_row<ToF16>(f, codes, unit.count, size, unit.valid, info, halves);
+    decode_unit_to<ToF16>(f, codes, bits, unit, size, info, halves);
   else if (is_stream)
-    decode_row<ToF32Stream>(f, codes, unit.count, size, unit.valid, info, floats);
+    decode_unit_to<ToF32Stream>(f, codes, bits, unit, size, info, floats);
   else
-    decode_row<ToF32>(f, codes, unit.count, size, unit.valid, info, floats);
+    decode_unit_to<ToF32>(f, codes, bits, unit, size, info, floats);
+}
+inline bool is_restored_packed(const Format& f, const Unit& unit, int64_t size) {
+  return CodeReader::kIsPacked && RestoreRow::takes(f, unit.count, size, unit.valid);
 }
 
 inline void fence() {

@@ -15,13 +15,13 @@ bool can_stream(const DequantizeArgs& args, const Grid& grid) {
 
 void dequantize_unit(const DequantizeArgs& args, const Grid& grid, bool is_stream, const Unit& unit, Scratch& scratch) {
   const Format& f = *args.format;
-  const int bits = f.element.bits;
+  int bits = f.element.bits;
   const int64_t size = grid.size, padded_cols = grid.blocks * size, elements = unit.count * size;
   const uint8_t* codes = args.codes + unit.row * ((padded_cols * bits + 7) / 8) + unit.col * bits / 8;
-  if (bits < 8) {
+  if (bits < 8 && !is_restored_packed(f, unit, size)) {
     uint8_t* staged = scratch.take<uint8_t>(elements);
     unpack_codes(codes, elements, bits, staged);
-    codes = staged;
+    codes = staged, bits = 8;
   }
   const int64_t block = unit.row * grid.blocks + unit.first;
   UnitInfo info = {f, args.scale, block, args.tensor_inv ? *args.tensor_inv : 1.0f, nullptr, nullptr, nullptr};
@@ -50,7 +50,7 @@ void dequantize_unit(const DequantizeArgs& args, const Grid& grid, bool is_strea
     }
     info.zero = zero;
   }
-  decode_unit(f, args.dtype, is_stream, codes, unit, size, info, args.restored, unit.row * grid.cols + unit.col);
+  decode_unit(f, args.dtype, is_stream, codes, bits, unit, size, info, args.restored, unit.row * grid.cols + unit.col);
 }
 
 void dequantize(const DequantizeArgs& args) {
