@@ -129,7 +129,8 @@ struct PairOfHalves {
 
 // ------------------------------------------------------------------------------------------ what belongs to vectors
 
-constexpr int64_t kVectors = 256;  // of one stretch
+constexpr int64_t kVectors = 256;     // of one stretch
+constexpr int64_t kCodesAhead = 4096;  // bytes: stores past the caches leave the hardware's own prefetching behind
 
 // For each vector of a stretch the factor and, with MX+ and MX++, lane and value of the largest element.
 struct VectorInfo {
@@ -137,21 +138,6 @@ struct VectorInfo {
   alignas(64) float largest[kVectors];
   alignas(64) int32_t lane[kVectors];
 };
-
-// factor_of for consecutive blocks.
-inline void factors_of(const Format& f, const void* stored, int64_t first, int64_t count, float tensor_inv, float* to) {
-  if (f.storage == Storage::code8) {
-    const uint8_t* codes = static_cast<const uint8_t*>(stored) + first;
-    for (int64_t i = 0; i < count; ++i) to[i] = f.scale_values[codes[i]];
-  } else {
-    for (int64_t i = 0; i < count; ++i)
-      to[i] = decode_stored(load_stored(stored, f.storage, first + i), f.storage, f.scale_values);
-  }
-  if (f.multiplier != 1.0f)
-    for (int64_t i = 0; i < count; ++i) to[i] *= f.multiplier, to[i] = to[i] > kFloatMax ? kFloatMax : to[i];
-  if (f.has_tensor_scale)
-    for (int64_t i = 0; i < count; ++i) to[i] /= tensor_inv, to[i] = to[i] > kFloatMax ? kFloatMax : to[i];
-}
 
 // One number for each block to one for each of its vectors; the first vector is number `part` of its block.
 template <class T, class Step>
@@ -251,6 +237,7 @@ inline void restore_vectors(const Pair& pair, const uint8_t* codes, int64_t vect
   F a, b;
   int64_t v = 0;
   for (; v + 2 <= vectors; v += 2, codes += stride) {
+    __builtin_prefetch(codes + kCodesAhead);
     pair(codes, a, b);
     Out::put(to + v * W, finish(a, v));
     Out::put(to + v * W + W, finish(b, v + 1));

@@ -9,6 +9,7 @@
 namespace ms::MS_LEVEL {
 
 constexpr int64_t kUnitElements = 4096;   // stays in the first cache with its codes
+constexpr int64_t kLongUnitElements = 32768;  // where nothing is staged: what a unit prepares counts less
 constexpr int64_t kTaskElements = 32768;  // what is worth waking a thread for
 
 // A matrix cut into units of whole blocks; a unit starts on a byte in every packed part.
@@ -16,11 +17,12 @@ struct Grid {
   int64_t rows, cols, size, blocks;  // blocks of one row
   int64_t unit_blocks, units_per_row, units, tasks;
 
-  Grid(const Format& f, int64_t row_count, int64_t col_count, int threads) : rows(row_count), cols(col_count) {
+  Grid(const Format& f, int64_t row_count, int64_t col_count, int threads, int64_t unit_size = kUnitElements)
+      : rows(row_count), cols(col_count) {
     size = f.block_size ? f.block_size : cols;
     blocks = f.block_size ? (cols + size - 1) / size : 1;
     const int64_t eight = 8 * size;
-    unit_blocks = kUnitElements > eight ? kUnitElements / eight * 8 : 8;
+    unit_blocks = unit_size > eight ? unit_size / eight * 8 : 8;
     unit_blocks = unit_blocks < blocks ? unit_blocks : blocks;
     units_per_row = (blocks + unit_blocks - 1) / unit_blocks;
     units = rows * units_per_row;

@@ -7,6 +7,18 @@ namespace {
 
 constexpr int64_t kStreamBytes = 4 << 20;  // larger results go past the caches
 
+// Rows of whole blocks that end on whole bytes in every part follow each other as one long row.
+Grid grid_of(const DequantizeArgs& args) {
+  const Format& f = *args.format;
+  const Grid grid(f, args.rows, args.cols, args.threads);
+  const bool is_whole = f.block_size > 0 && args.cols % f.block_size == 0 && args.cols * f.element.bits % 8 == 0;
+  const bool is_plain = f.zero_point == ZeroPoint::none &&
+                        (f.extension == Extension::none || grid.blocks * f.index_bits % 8 == 0);
+  if (!is_whole || !is_plain) return grid;
+  const bool is_staged = f.element.bits < 8 && !(CodeReader::kIsPacked && grid.size % W == 0);
+  return Grid(f, 1, args.rows * args.cols, args.threads, is_staged ? kUnitElements : kLongUnitElements);
+}
+
 bool can_stream(const DequantizeArgs& args, const Grid& grid) {
   const bool is_aligned = reinterpret_cast<uintptr_t>(args.restored) % sizeof(F) == 0;
   return args.dtype == Dtype::f32 && is_aligned && grid.cols % W == 0 && grid.size % W == 0 &&
@@ -54,7 +66,7 @@ void dequantize_unit(const DequantizeArgs& args, const Grid& grid, bool is_strea
 }
 
 void dequantize(const DequantizeArgs& args) {
-  const Grid grid(*args.format, args.rows, args.cols, args.threads);
+  const Grid grid = grid_of(args);
   const bool is_stream = can_stream(args, grid);
   parallel(grid.tasks, args.threads, [&](int64_t task) {
     Scratch scratch(Scratch::bytes_of(grid.unit_elements(), grid.unit_blocks));

@@ -137,11 +137,7 @@ def _quantize_blocks(
     values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
 ) -> dict[str, Tensor]:
     specs = part_specs(fmt, (rows, cols))
-    parts = {
-        part: new_tensor(spec.shape, spec.dtype)
-        for part, spec in specs.items()
-        if not part.startswith("sparse_")
-    }
+    parts = {part: new_tensor(spec.shape, spec.dtype) for part, spec in specs.items() if not part.startswith("sparse_")}
     _encode(values, fmt, rows, cols, amax, name, parts, None)
     return parts
 
