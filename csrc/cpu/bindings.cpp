@@ -19,6 +19,7 @@
 #include "format.h"
 #include "kernels.h"
 #include "linear.h"
+#include "memory.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -299,6 +300,9 @@ NB_MODULE(_native, m) {
   // ------------------------------------------------------------------------------------------------ quantize
   // Pointers that are 0 are absent; see QuantizeArgs and DequantizeArgs in kernels.h.
   m.attr("FORMAT_BYTES") = sizeof(ms::Format);
+  m.def(
+      "prepare_memory", [](Pointer memory, int64_t bytes) { ms::prepare_memory(at<void>(memory), bytes); }, "memory"_a,
+      "bytes"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "quantize",
       [](int level, Pointer format, int dtype, Pointer values, int64_t rows, int64_t cols, Pointer amax,

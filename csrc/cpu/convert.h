@@ -63,6 +63,21 @@ MS_INLINE int32_t largest_int(I value) {
 #endif
 }
 
+// One bit for each lane of a mask of 0 and -1.
+MS_INLINE uint32_t lane_bits(I mask) {
+#if defined(MS_X512)
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(MS_X256)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)mask));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
 MS_INLINE I widen_u16(const uint16_t* from) { return __builtin_convertvector(load<Half>(from), I); }
 
 MS_INLINE F load_f32(const float* from) { return load<F>(from); }

@@ -6,6 +6,7 @@
 namespace ms::MS_LEVEL {
 
 // ------------------------------------------------------------------------------------------ vectors of values
+// One code in each lane; what stands above its bits does not count.
 
 // Floats of at most 8 bits whose exponents are those of normal float32 numbers.
 struct SmallFloatDecoder {
@@ -22,8 +23,7 @@ struct SmallFloatDecoder {
         smallest_normal(set1(f.element.min_normal)),
         gap(23 - f.element.mantissa_bits),
         sign_shift(31 - f.element.magnitude_bits) {}
-  MS_INLINE F operator()(const uint8_t* codes) const {
-    const I code = widen_u8(codes);
+  MS_INLINE F operator()(I code) const {
     const I magnitude = code & magnitude_mask;
     F value = as<F>((magnitude << gap) + rebias);
     value = select(magnitude < first_normal, value + value - smallest_normal, value);
@@ -39,18 +39,19 @@ struct IntegerDecoder {
   F step;
   explicit IntegerDecoder(const Format& f)
       : gap(32 - f.element.bits), is_signed(f.element.is_signed), step(set1(1.0f / f.element.int_scale)) {}
-  MS_INLINE F operator()(const uint8_t* codes) const {
-    const I code = widen_u8(codes);
-    return to_float(is_signed ? (code << gap) >> gap : code) * step;
+  MS_INLINE F operator()(I code) const {
+    const I top = code << gap;
+    return to_float(is_signed ? top >> gap : as<I>(as<U>(top) >> static_cast<uint32_t>(gap))) * step;
   }
 };
 
 struct TableDecoder {
   const float* values;
-  explicit TableDecoder(const Format& f) : values(f.element_values) {}
-  MS_INLINE F operator()(const uint8_t* codes) const {
+  int mask;
+  explicit TableDecoder(const Format& f) : values(f.element_values), mask((1 << f.element.bits) - 1) {}
+  MS_INLINE F operator()(I code) const {
     F result;
-    for (int i = 0; i < W; ++i) result[i] = values[codes[i]];
+    for (int i = 0; i < W; ++i) result[i] = values[code[i] & mask];
     return result;
   }
 };
@@ -58,25 +59,27 @@ struct TableDecoder {
 // At most 16 codes: a permutation where the level has one.
 struct Table16Decoder {
 #if defined(MS_X512)
-  F values;
-  explicit Table16Decoder(const Format& f) : values(load<F>(f.element_values)) {}
-  MS_INLINE F operator()(const uint8_t* codes) const {
-    return (F)_mm512_permutexvar_ps((__m512i)widen_u8(codes), (__m512)values);
+  F values;  // repeated where there are fewer
+  explicit Table16Decoder(const Format& f) {
+    for (int i = 0; i < W; ++i) values[i] = f.element_values[i & ((1 << f.element.bits) - 1)];
+  }
+  MS_INLINE F operator()(I code) const {
+    return (F)_mm512_permutexvar_ps((__m512i)code, (__m512)values);
   }
 #elif defined(MS_X256)
   F low, high;
   explicit Table16Decoder(const Format& f) : low(load<F>(f.element_values)), high(load<F>(f.element_values + 8)) {}
-  MS_INLINE F operator()(const uint8_t* codes) const {
-    const __m256i code = (__m256i)widen_u8(codes);
-    const __m256 a = _mm256_permutevar8x32_ps((__m256)low, code), b = _mm256_permutevar8x32_ps((__m256)high, code);
-    return (F)_mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+  MS_INLINE F operator()(I code) const {
+    const __m256i index = (__m256i)code;
+    const __m256 a = _mm256_permutevar8x32_ps((__m256)low, index), b = _mm256_permutevar8x32_ps((__m256)high, index);
+    return (F)_mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
   }
 #else
   const float* values;
   explicit Table16Decoder(const Format& f) : values(f.element_values) {}
-  MS_INLINE F operator()(const uint8_t* codes) const {
+  MS_INLINE F operator()(I code) const {
     F result;
-    for (int i = 0; i < W; ++i) result[i] = values[codes[i]];
+    for (int i = 0; i < W; ++i) result[i] = values[code[i] & 15];
     return result;
   }
 #endif
@@ -136,7 +139,7 @@ MS_INLINE void decode_span_with(const Decoder& decode, const Format& f, const ui
   const F factors = set1(factor), zeros = set1(zero);
   int64_t i = 0;
   for (; i + W <= count; i += W) {
-    const F value = decode(codes + i);
+    const F value = decode(widen_u8(codes + i));
     Out::put(to + i, (kShifted ? value - zeros : value) * factors);
   }
   for (; i < count; ++i) {
@@ -193,32 +196,22 @@ MS_INLINE void decode_block(const Decoder& decode, const Format& f, const uint8_
 
 // Consecutive blocks of `size` codes of one row; `valid` numbers are wanted (the last block may be ragged).
 // BlockInfo of block b is info(b).
-template <class Decoder, class Out, int kSize, class Info>
+template <class Decoder, class Out, class Info>
 inline void decode_row_with(const Format& f, const uint8_t* codes, int64_t blocks, int64_t size, int64_t valid,
                             const Info& info, typename Out::Type* to) {
   const Decoder decode(f);
-  const int64_t width = kSize ? kSize : size;
-  const bool is_simple = kSize && f.extension == Extension::none && f.zero_point == ZeroPoint::none;
-  int64_t block = 0;
-  if (is_simple)
-    for (; block < valid / width; ++block)
-      decode_span_with<Decoder, Out, false>(decode, f, codes + block * width, width, info.factor(block), 0,
-                                            to + block * width);
-  for (; block < blocks; ++block) {
-    const int64_t left = valid - block * width;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t left = valid - block * size;
     if (left <= 0) return;
-    decode_block<Decoder, Out>(decode, f, codes + block * width, left < width ? left : width, info(block),
-                               to + block * width);
+    decode_block<Decoder, Out>(decode, f, codes + block * size, left < size ? left : size, info(block),
+                               to + block * size);
   }
 }
 
 template <class Out, class Info>
 inline void decode_row(const Format& f, const uint8_t* codes, int64_t blocks, int64_t size, int64_t valid,
                        const Info& info, typename Out::Type* to) {
-#define MS_DECODE(Decoder)                                                                          \
-  (size == 32   ? decode_row_with<Decoder, Out, 32>(f, codes, blocks, size, valid, info, to)        \
-   : size == 16 ? decode_row_with<Decoder, Out, 16>(f, codes, blocks, size, valid, info, to)        \
-                : decode_row_with<Decoder, Out, 0>(f, codes, blocks, size, valid, info, to))
+#define MS_DECODE(Decoder) decode_row_with<Decoder, Out>(f, codes, blocks, size, valid, info, to)
   switch (f.decoding) {
     case Decoding::table16: return MS_DECODE(Table16Decoder);
     case Decoding::small_float: return MS_DECODE(SmallFloatDecoder);

@@ -68,6 +68,12 @@ inline float magnitude_of_rank(const float* x, int64_t size, int64_t rank) {
 
 inline int64_t first_of_magnitude(const float* x, int64_t size, uint32_t bits) {
   int64_t i = 0;
+  for (; i + 32 <= size; i += 32) {  // all at once: where it lies cannot be predicted
+    uint32_t found = 0;
+    for (int part = 0; part < 32; part += W)
+      found |= lane_bits((load<I>(x + i + part) & 0x7FFFFFFF) == static_cast<int32_t>(bits)) << part;
+    if (found) return i + __builtin_ctz(found);
+  }
   for (; i < size && (scalar_bits(x[i]) & 0x7FFFFFFFu) != bits; ++i) {}
   return i < size ? i : 0;
 }
@@ -263,6 +269,54 @@ inline bool is_by_exponent(const Format& f, int64_t size) {
          f.extension == Extension::none && is_nearest(f) && size % W == 0;
 }
 
+// The other common case: a scale of 8 bits that is a quotient rounded to nearest, under one for the tensor or not. The
+// scales of many blocks are computed in vectors, then their elements: one block after the other would wait for three
+// divisions each time.
+template <class Encoder>
+inline void encode_row_by_quotient(const Format& f, const float* x, int64_t blocks, int64_t size, float tensor_inv,
+                                   uint64_t place, const RowOutput& out, Notes& notes) {
+  constexpr int64_t kStretch = 128;
+  static_assert(kStretch % W == 0);
+  const VectorSpan<Encoder> span(f);
+  const FloatEncoder encode_scale(f.scale);
+  const F divisor = set1(f.divisor), tensor = set1(f.has_tensor_scale ? tensor_inv : 1.0f), limit = set1(kFloatMax);
+  alignas(64) int32_t amax[kStretch] = {};
+  uint8_t stored[kStretch];
+  float factor[kStretch];
+  for (int64_t first = 0; first < blocks; first += kStretch) {
+    const int64_t count = blocks - first < kStretch ? blocks - first : kStretch;
+    for (int64_t b = 0; b < count; ++b) {
+      prefetch_ahead(x + (first + b) * size, size);
+      amax[b] = static_cast<int32_t>(amax_bits(x + (first + b) * size, size));
+    }
+    for (int64_t b = 0; b < count; b += W) {
+      const F scaled = min(load<F>(amax + b) / divisor * tensor, limit);
+      store_u8(stored + b, encode_scale(scaled, U{}));
+    }
+    factors_of(f, stored, 0, count, tensor_inv, factor);
+    for (int64_t b = 0; b < count; ++b) {
+      const float* from = x + (first + b) * size;
+      uint8_t* codes = out.codes + (first + b) * size;
+      BlockInfo info = {stored[b], factor[b], 0, 0, 0, 0};
+      const uint64_t at = place + static_cast<uint64_t>((first + b) * size);
+      if (__builtin_expect(amax[b] >= static_cast<int32_t>(kInfBits), 0))
+        encode_irregular_block(span, f, from, size, tensor_inv, nullptr, at, codes, info, notes);
+      else if (__builtin_expect(!(factor[b] > 0), 0))
+        span.run(f, from, size, {factor[b], 0, 0, at}, codes);
+      else
+        for (int64_t i = 0; i < size; i += W) store_u8(codes + i, span.encode(load<F>(from + i) / set1(factor[b]), U{}));
+      put_info(f, info, first + b, out);
+    }
+  }
+}
+
+inline bool is_by_quotient(const Format& f, int64_t size) {
+  return f.rule == Rule::nearest && f.statistic == Statistic::amax && f.storage == Storage::code8 &&
+         !f.scale.is_integer && f.scale.can_anchor && f.scale.overflow_code == f.scale.max_code &&
+         !f.has_exact_inverse && f.extension == Extension::none && f.zero_point == ZeroPoint::none && is_nearest(f) &&
+         size % W == 0;
+}
+
 template <class Span>
 inline void encode_row_with(const Span& span, const Format& f, const float* x, int64_t blocks, int64_t size,
                             float tensor_inv, const float* given, uint64_t place, const RowOutput& out, Notes& notes) {
@@ -288,6 +342,11 @@ inline void encode_row(const Format& f, const float* x, int64_t blocks, int64_t 
     else
       size == 32 ? encode_row_by_exponent<FloatEncoder, 32>(f, x, blocks, size, place, out, notes)
                  : encode_row_by_exponent<FloatEncoder, 0>(f, x, blocks, size, place, out, notes);
+    return;
+  }
+  if (given == nullptr && is_by_quotient(f, size)) {
+    is_integer ? encode_row_by_quotient<IntegerEncoder>(f, x, blocks, size, tensor_inv, place, out, notes)
+               : encode_row_by_quotient<FloatEncoder>(f, x, blocks, size, tensor_inv, place, out, notes);
     return;
   }
 #define MS_ENCODE(Span) encode_row_with(Span(f), f, x, blocks, size, tensor_inv, given, place, out, notes)

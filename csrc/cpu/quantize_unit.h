@@ -51,7 +51,7 @@ inline void quantize_unit(const Target& t, const Unit& unit, const float* x, Scr
   encode_row(f, x, unit.count, size, t.tensor_inv, args.amax ? args.amax + block : nullptr, place, out, notes);
   if (is_fake) {
     const UnitInfo info = {f, stored, 0, t.tensor_inv, out.max_idx, out.delta, out.zero};
-    decode_unit(f, args.dtype, false, staged, unit, size, info, args.restored, unit.row * t.grid.cols + unit.col);
+    decode_unit(f, args.dtype, false, staged, 8, unit, size, info, args.restored, unit.row * t.grid.cols + unit.col);
     return;
   }
   if (staged != codes) pack_codes(staged, elements, bits, codes);

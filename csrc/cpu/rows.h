@@ -1,17 +1,15 @@
 // How quantize and dequantize walk a matrix: units of some blocks of a row, shared out in tasks, with their scratch.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "codec.h"
 #include "kernels.h"
 #include "pool.h"
+#include "restore.h"
 
 namespace ms::MS_LEVEL {
 
 constexpr int64_t kUnitElements = 4096;   // stays in the first cache with its codes
+constexpr int64_t kLongUnitElements = 32768;  // where nothing is staged: what a unit prepares counts less
 constexpr int64_t kTaskElements = 32768;  // what is worth waking a thread for
 
 // A matrix cut into units of whole blocks; a unit starts on a byte in every packed part.
@@ -19,11 +17,12 @@ struct Grid {
   int64_t rows, cols, size, blocks;  // blocks of one row
   int64_t unit_blocks, units_per_row, units, tasks;
 
-  Grid(const Format& f, int64_t row_count, int64_t col_count, int threads) : rows(row_count), cols(col_count) {
+  Grid(const Format& f, int64_t row_count, int64_t col_count, int threads, int64_t unit_size = kUnitElements)
+      : rows(row_count), cols(col_count) {
     size = f.block_size ? f.block_size : cols;
     blocks = f.block_size ? (cols + size - 1) / size : 1;
     const int64_t eight = 8 * size;
-    unit_blocks = kUnitElements > eight ? kUnitElements / eight * 8 : 8;
+    unit_blocks = unit_size > eight ? unit_size / eight * 8 : 8;
     unit_blocks = unit_blocks < blocks ? unit_blocks : blocks;
     units_per_row = (blocks + unit_blocks - 1) / unit_blocks;
     units = rows * units_per_row;
@@ -112,32 +111,33 @@ inline void load_floats(Dtype dtype, const void* values, int64_t at, int64_t val
   for (; i < padded; ++i) to[i] = 0;
 }
 
-inline void decode_unit(const Format& f, Dtype dtype, bool is_stream, const uint8_t* codes, const Unit& unit,
+template <class Out>
+inline void decode_unit_to(const Format& f, const uint8_t* codes, int bits, const Unit& unit, int64_t size,
+                           const UnitInfo& info, typename Out::Type* to) {
+  if (!RestoreRow::takes(f, unit.count, size, unit.valid)) {
+    decode_row<Out>(f, codes, unit.count, size, unit.valid, info, to);
+    return;
+  }
+  restore_row<Out>({f, codes, bits, unit.count, size, info.stored, info.offset, info.tensor_inv, info.max_idx,
+                    info.delta}, to);
+}
+
+// `codes` are packed with `bits` bits each; less than 8 only where is_restored_packed holds.
+inline void decode_unit(const Format& f, Dtype dtype, bool is_stream, const uint8_t* codes, int bits, const Unit& unit,
                         int64_t size, const UnitInfo& info, void* to, int64_t at) {
   uint16_t* halves = static_cast<uint16_t*>(to) + at;
   float* floats = static_cast<float*>(to) + at;
   if (dtype == Dtype::bf16)
-    decode_row<ToBF16>(f, codes, unit.count, size, unit.valid, info, halves);
+    decode_unit_to<ToBF16>(f, codes, bits, unit, size, info, halves);
   else if (dtype == Dtype::f16)
-    decode_row<ToF16>(f, codes, unit.count, size, unit.valid, info, halves);
+    decode_unit_to<ToF16>(f, codes, bits, unit, size, info, halves);
   else if (is_stream)
-    decode_row<ToF32Stream>(f, codes, unit.count, size, unit.valid, info, floats);
+    decode_unit_to<ToF32Stream>(f, codes, bits, unit, size, info, floats);
   else
-    decode_row<ToF32>(f, codes, unit.count, size, unit.valid, info, floats);
+    decode_unit_to<ToF32>(f, codes, bits, unit, size, info, floats);
 }
-
-// Ask for huge pages under a large result: memory fresh from the system is otherwise mapped in pieces of 4 KiB, which
-// takes longer than writing it.
-inline void prefer_huge_pages(void* memory, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096;
-  if (memory == nullptr || bytes < (4 << 20)) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: whether it fails does not matter
-#else
-  (void)memory, (void)bytes;
-#endif
+inline bool is_restored_packed(const Format& f, const Unit& unit, int64_t size) {
+  return CodeReader::kIsPacked && RestoreRow::takes(f, unit.count, size, unit.valid);
 }
 
 inline void fence() {

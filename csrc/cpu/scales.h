@@ -49,6 +49,21 @@ inline void store_stored(void* scales, Storage storage, int64_t index, uint32_t 
     static_cast<uint16_t*>(scales)[index] = static_cast<uint16_t>(stored);
 }
 
+// factor_of for consecutive blocks.
+inline void factors_of(const Format& f, const void* stored, int64_t first, int64_t count, float tensor_inv, float* to) {
+  if (f.storage == Storage::code8) {
+    const uint8_t* codes = static_cast<const uint8_t*>(stored) + first;
+    for (int64_t i = 0; i < count; ++i) to[i] = f.scale_values[codes[i]];
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      to[i] = decode_stored(load_stored(stored, f.storage, first + i), f.storage, f.scale_values);
+  }
+  if (f.multiplier != 1.0f)
+    for (int64_t i = 0; i < count; ++i) to[i] *= f.multiplier, to[i] = to[i] > kFloatMax ? kFloatMax : to[i];
+  if (f.has_tensor_scale)
+    for (int64_t i = 0; i < count; ++i) to[i] /= tensor_inv, to[i] = to[i] > kFloatMax ? kFloatMax : to[i];
+}
+
 // The stored code of 2^exponent, saturating at both ends.
 MS_INLINE uint32_t code_of_exponent(const Format& f, int32_t exponent) {
   const int32_t code = exponent + f.scale.bias;

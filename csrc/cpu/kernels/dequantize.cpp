@@ -7,6 +7,18 @@ namespace {
 
 constexpr int64_t kStreamBytes = 4 << 20;  // larger results go past the caches
 
+// Rows of whole blocks that end on whole bytes in every part follow each other as one long row.
+Grid grid_of(const DequantizeArgs& args) {
+  const Format& f = *args.format;
+  const Grid grid(f, args.rows, args.cols, args.threads);
+  const bool is_whole = f.block_size > 0 && args.cols % f.block_size == 0 && args.cols * f.element.bits % 8 == 0;
+  const bool is_plain = f.zero_point == ZeroPoint::none &&
+                        (f.extension == Extension::none || grid.blocks * f.index_bits % 8 == 0);
+  if (!is_whole || !is_plain) return grid;
+  const bool is_staged = f.element.bits < 8 && !(CodeReader::kIsPacked && grid.size % W == 0);
+  return Grid(f, 1, args.rows * args.cols, args.threads, is_staged ? kUnitElements : kLongUnitElements);
+}
+
 bool can_stream(const DequantizeArgs& args, const Grid& grid) {
   const bool is_aligned = reinterpret_cast<uintptr_t>(args.restored) % sizeof(F) == 0;
   return args.dtype == Dtype::f32 && is_aligned && grid.cols % W == 0 && grid.size % W == 0 &&
@@ -15,13 +27,13 @@ bool can_stream(const DequantizeArgs& args, const Grid& grid) {
 
 void dequantize_unit(const DequantizeArgs& args, const Grid& grid, bool is_stream, const Unit& unit, Scratch& scratch) {
   const Format& f = *args.format;
-  const int bits = f.element.bits;
+  int bits = f.element.bits;
   const int64_t size = grid.size, padded_cols = grid.blocks * size, elements = unit.count * size;
   const uint8_t* codes = args.codes + unit.row * ((padded_cols * bits + 7) / 8) + unit.col * bits / 8;
-  if (bits < 8) {
+  if (bits < 8 && !is_restored_packed(f, unit, size)) {
     uint8_t* staged = scratch.take<uint8_t>(elements);
     unpack_codes(codes, elements, bits, staged);
-    codes = staged;
+    codes = staged, bits = 8;
   }
   const int64_t block = unit.row * grid.blocks + unit.first;
   UnitInfo info = {f, args.scale, block, args.tensor_inv ? *args.tensor_inv : 1.0f, nullptr, nullptr, nullptr};
@@ -50,13 +62,12 @@ void dequantize_unit(const DequantizeArgs& args, const Grid& grid, bool is_strea
     }
     info.zero = zero;
   }
-  decode_unit(f, args.dtype, is_stream, codes, unit, size, info, args.restored, unit.row * grid.cols + unit.col);
+  decode_unit(f, args.dtype, is_stream, codes, bits, unit, size, info, args.restored, unit.row * grid.cols + unit.col);
 }
 
 void dequantize(const DequantizeArgs& args) {
-  const Grid grid(*args.format, args.rows, args.cols, args.threads);
+  const Grid grid = grid_of(args);
   const bool is_stream = can_stream(args, grid);
-  prefer_huge_pages(args.restored, grid.rows * grid.cols * (args.dtype == Dtype::f32 ? 4 : 2));
   parallel(grid.tasks, args.threads, [&](int64_t task) {
     Scratch scratch(Scratch::bytes_of(grid.unit_elements(), grid.unit_blocks));
     for (int64_t index = grid.begin(task); index < grid.begin(task + 1); ++index) {

@@ -76,9 +76,6 @@ float tensor_level(const QuantizeArgs& args, const Grid& grid) {
 void quantize(const QuantizeArgs& args, int64_t* counts) {
   const Format& f = *args.format;
   const Grid grid(f, args.rows, args.cols, args.threads);
-  const int64_t elements = grid.rows * grid.cols;
-  prefer_huge_pages(args.codes, elements * f.element.bits / 8);
-  prefer_huge_pages(args.restored, elements * (args.dtype == Dtype::f32 ? 4 : 2));
   const Target target = {args, grid, tensor_level(args, grid)};
   if (args.tensor_inv != nullptr) *args.tensor_inv = target.tensor_inv;
   Scratch results(grid.tasks * static_cast<int64_t>(sizeof(Notes)));

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from microscale.kernels.checks import (
 )
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor
+from microscale.kernels.cpu.memory import new_tensor
 from microscale.kernels.cpu.quantize import DTYPES, address, check_counts, check_device, quantize
 from microscale.layouts import matrix_shape, part_specs
 from microscale.tensor import QuantizedTensor
@@ -173,7 +173,7 @@ def _hadamard_call(values: Tensor, size: int, signs: Tensor | None) -> _Call:
 
 
 def _transform(call: _Call) -> Float[Tensor, "..."]:
-    result = torch.empty(call.shape, dtype=call.values.dtype)
+    result = new_tensor(call.shape, call.values.dtype)
     if result.numel():
         call.run(result, None, {})
     return result
@@ -185,7 +185,7 @@ def _quantize(call: _Call, fmt: Format) -> QuantizedTensor:
     rows, cols = matrix_shape(call.shape)
     if rows * cols == 0:
         raise ShapeError(f"the result has shape {list(call.shape)}: an empty tensor cannot be quantized")
-    parts = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in part_specs(fmt, (rows, cols)).items()}
+    parts = {name: new_tensor(spec.shape, spec.dtype) for name, spec in part_specs(fmt, (rows, cols)).items()}
     num_nan, num_inf, num_undecided = call.run(None, fmt, parts)
     check_counts(fmt, "the result", rows * cols, num_nan, num_inf)
     if num_undecided:

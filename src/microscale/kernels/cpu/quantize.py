@@ -22,6 +22,7 @@ from microscale.kernels import reference
 from microscale.kernels.checks import check_amax, check_values
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor, encode_refusal, storage_refusal
+from microscale.kernels.cpu.memory import new_tensor
 from microscale.kernels.reference.encode import nonfinite_message, refuse_nonfinite, to_float32
 from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
@@ -136,11 +137,7 @@ def _quantize_blocks(
     values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
 ) -> dict[str, Tensor]:
     specs = part_specs(fmt, (rows, cols))
-    parts = {
-        part: torch.empty(spec.shape, dtype=spec.dtype)
-        for part, spec in specs.items()
-        if not part.startswith("sparse_")
-    }
+    parts = {part: new_tensor(spec.shape, spec.dtype) for part, spec in specs.items() if not part.startswith("sparse_")}
     _encode(values, fmt, rows, cols, amax, name, parts, None)
     return parts
 
@@ -148,7 +145,7 @@ def _quantize_blocks(
 def _restore_blocks(
     values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
 ) -> Float[Tensor, "..."]:
-    result = torch.empty(values.shape, dtype=values.dtype)
+    result = new_tensor(values.shape, values.dtype)
     _encode(values, fmt, rows, cols, amax, name, {}, result)
     return result
 
@@ -220,7 +217,7 @@ def address(tensor: Tensor | None) -> int:
 def _decode(
     parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int, dtype: torch.dtype, out: Tensor | None = None
 ) -> Float[Tensor, "rows cols"]:
-    result = torch.empty(rows, cols, dtype=dtype) if out is None else out.view(rows, cols)
+    result = new_tensor((rows, cols), dtype) if out is None else out.view(rows, cols)
     if rows * cols == 0:
         return result
     own = {name: part.contiguous() for name, part in parts.items()}
