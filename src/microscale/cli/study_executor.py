@@ -36,9 +36,9 @@ class QuantizeAndScore:
         if run.weights is not None and run.method is not None:
             options = self._options(run, load_tokenizer(path))
             model = self._quantize(model, run.weights, activations=run.activations, method=run.method.method, **options)
+        prepared = _measured(model, stored_dtype(path).itemsize)  # before a layout pads anything
         prepare_for_inference(model)
-        width = stored_dtype(path).itemsize
-        return _measured(model, width)
+        return prepared
 
     def _options(self, run: StudyRun, tokenizer: Any) -> dict[str, Any]:
         """Return the calibration keywords that the front door has."""
