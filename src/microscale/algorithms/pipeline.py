@@ -50,7 +50,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "mr-gptq": "rule+hadamard+gptq",
         "permute": "permute+rtn",
         "lowrank": "rtn+lowrank",
-        "qad": "rule+distill:transform=hadamard+rtn",
+        "qad": "rule+distill+rtn",
     }
 )
 """Named chains."""
