@@ -2,8 +2,8 @@
 
 The quantized model runs with rounded weights and inputs; the KL divergence of its predictions from those of the
 unquantized model is what AdamW brings down, straight through the rounding. No label is used, so that the model is bent
-back to itself and not to the calibration text. Inputs are rotated by a block Hadamard matrix on the way (``transform``);
-on request every group of layers learns the matrices instead, from a Hadamard start: one for each block, or one for all
+back to itself and not to the calibration text. Inputs are rotated by a block Hadamard matrix on the way
+(``transform``); on request every group of layers learns the matrices instead, from a Hadamard start: one for each block, or one for all
 blocks of a group (``shared``, a few kilobytes in all).
 
 Source: arXiv 2601.20088 (quantization-aware distillation: KL to the teacher alone); arXiv 2603.16590 (block-affine
@@ -41,8 +41,8 @@ FLOOR = 0.05
 class Distill(ModelStep):
     """Learn weights (``lr``) and block transforms (``lr_transform``) over ``epochs`` of the calibration windows.
 
-    ``transform``: ``hadamard`` (fixed), ``block`` (a learned matrix for each block), ``shared`` (one for all blocks of a
-    group) or ``none``. ``batch`` windows make one step.
+    ``transform``: ``hadamard`` (fixed), ``block`` (a learned matrix for each block), ``shared`` (one for all blocks of
+    a group) or ``none``. ``batch`` windows make one step.
     """
 
     name: ClassVar[str] = "distill"
