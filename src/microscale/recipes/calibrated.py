@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,18 +29,21 @@ from microscale.algorithms import (
     ModelStep,
     Pipeline,
     Progress,
+    RotationProblem,
+    RotationStep,
     SideStep,
     Step,
     TransformStep,
 )
 from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
 from microscale.errors import CalibrationError
-from microscale.families import BlockStructure, LinearGroup, ModelStructure
+from microscale.families import BlockStructure, FoldKind, LinearGroup, ModelStructure, NormKind
 from microscale.nn import QuantizedLinear
 from microscale.recipes.blocks import BlockRunner, removed_after, replaced_forward
-from microscale.recipes.folding import fold_scale, shared_scale
+from microscale.recipes.folding import fold_scale, fuse_norms, keep_mean, rotate_residual, rotate_value, shared_scale
+from microscale.recipes.matrices import matrix
 from microscale.recipes.plan import PlannedLayer, is_transposed
-from microscale.transforms import Transform, scale_transform
+from microscale.transforms import Transform, TransformKind, scale_transform
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
@@ -107,6 +110,9 @@ class Quantizer:
         names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
         chosen = [name for name in names if name in self._layers]
         with float32_model(self._model):
+            rotations = [(step, p) for p in self._distinct for step in p.of_kind(RotationStep)]
+            for step, pipeline in dict(reversed(rotations)).items():  # the same rotation twice would be another one
+                self._rotate(step, pipeline)
             for pipeline in self._distinct:
                 for step in pipeline.of_kind(ModelStep):
                     self._learn_model(step, pipeline)
@@ -164,23 +170,34 @@ class Quantizer:
             layer.name: bias_of(self._model.get_submodule(layer.name)) for group in groups for layer in group.layers
         }
 
+    def _rotate(self, step: RotationStep, pipeline: Pipeline) -> None:
+        """Rotate the residual stream, and the values of attention; what the model computes stays as it is."""
+        structure = self._structure
+        fuse_norms(self._model, structure)
+        keeps_mean = structure.norm is NormKind.LAYER
+        problem = RotationProblem(
+            size=matrix(self._model, structure.entries[0]).shape[-2],
+            readers=_layers(
+                b for block in structure.blocks for norm in block.norms for b in _full(block, norm.readers)
+            ),
+            writers=_layers(b for block in structure.blocks for b in _full(block, block.writers)),
+            keeps_mean=keeps_mean,
+            admissible=keep_mean if keeps_mean else _as_it_is,
+            model=self._model_problem(pipeline) if step.is_learned else None,
+        )
+        with torch.enable_grad():
+            rotation = step.rotation(problem)
+        rotate_residual(self._model, structure, rotation)
+        for index, block in enumerate(structure.blocks):
+            folds = [group.fold for group in block.groups if group.fold is not None]
+            rows = next((fold.rows for fold in folds if fold.kind is FoldKind.VALUE), None)
+            turn = None if rows is None else step.head_rotation(rows.width, index)
+            if turn is not None:
+                rotate_value(self._model, block, turn)
+
     def _learn_model(self, step: ModelStep, pipeline: Pipeline) -> None:
         """Run a step that sees the whole model; learned weights go into the model too."""
-        settings = self._settings
-        groups = tuple(group for block in self._structure.blocks for _, group in self._groups(block, pipeline))
-
-        def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
-            with replaced_forward(stand_ins, self._model):
-                return self._model(input_ids=tokens, use_cache=False).logits
-
-        problem = ModelProblem(
-            groups=groups,
-            logits=logits,
-            windows=settings.windows.to(next(self._model.parameters()).device),
-            biases=self._biases(groups),
-            seed=settings.seed,
-            progress=self._progress,
-        )
+        problem = self._model_problem(pipeline)
         with torch.enable_grad():
             learned = step.learn(problem)
         for group in learned:
@@ -189,6 +206,24 @@ class Quantizer:
                 module = self._model.get_submodule(layer.name)
                 weight = module.get_parameter("weight")
                 weight.data.copy_(layer.weight.T if is_transposed(module) else layer.weight)
+
+    def _model_problem(self, pipeline: Pipeline) -> ModelProblem:
+        """Return the whole model as a function of stand-ins for the layers of a pipeline."""
+        settings = self._settings
+        groups = tuple(group for block in self._structure.blocks for _, group in self._groups(block, pipeline))
+
+        def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
+            with replaced_forward(stand_ins, self._model):
+                return self._model(input_ids=tokens, use_cache=False).logits
+
+        return ModelProblem(
+            groups=groups,
+            logits=logits,
+            windows=settings.windows.to(next(self._model.parameters()).device),
+            biases=self._biases(groups),
+            seed=settings.seed,
+            progress=self._progress,
+        )
 
     def _transform_unseen(self) -> None:
         """Apply the transforms that need to see no input."""
@@ -293,7 +328,8 @@ class Quantizer:
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
 
     def _learn(self, block: _Block, step: BlockStep, pipeline: Pipeline) -> None:
-        groups = tuple(task for _, task in self._measured(block, pipeline, step.wanted))
+        pairs = self._measured(block, pipeline, step.wanted)
+        groups = tuple(task for _, task in pairs)
 
         def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
             with replaced_forward(stand_ins, self._model):
@@ -309,8 +345,27 @@ class Quantizer:
         )
         with torch.enable_grad():
             learned = step.learn(problem)
-        for group in learned:
-            self._keep(group)
+        shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
+        for (group, _), task in zip(pairs, learned, strict=True):
+            is_alone = group.fold is not None and shared[group.fold.name] == 1
+            self._keep(self._folded(block, group, task) if is_alone else task)
+
+    def _folded(self, block: _Block, group: LinearGroup, task: GroupTask) -> GroupTask:
+        """Fold a learned scale that comes first into the norm before the group; other scales stay online."""
+        chain = task.layers[0].transforms
+        is_norm = group.fold is not None and group.fold.kind is FoldKind.NORM
+        is_first = bool(chain) and chain[0].spec.kind is TransformKind.SCALE
+        if not is_norm or not is_first or len(task.layers) < len(group.linears):
+            return task
+        scale = 1.0 / chain[0].parts["scale"].to(torch.float64)
+        fold_scale(self._model, block.structure, group, scale)
+        layers = tuple(
+            dataclasses.replace(
+                layer, weight=(layer.weight.to(torch.float64) * scale).to(torch.float32), transforms=chain[1:]
+            )
+            for layer in task.layers
+        )
+        return dataclasses.replace(task, layers=layers)
 
     def rounded(self, layer: LayerTask) -> QuantizedLinear:
         """Return the module that takes the place of a layer."""
@@ -330,6 +385,19 @@ class Quantizer:
             transforms=layer.transforms,
             low_rank=side,
         )
+
+
+def _full(block: BlockStructure, names: Sequence[str]) -> list[str]:
+    return [f"{block.name}.{name}" for name in names]
+
+
+def _layers(matrices: Iterable[str]) -> frozenset[str]:
+    """Return the linear layers that matrices belong to."""
+    return frozenset(name.removesuffix(".weight") for name in matrices)
+
+
+def _as_it_is(rotation: Tensor) -> Tensor:
+    return rotation
 
 
 def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
@@ -376,7 +444,8 @@ def run_detached(runner: BlockRunner, index: int, hidden: Tensor) -> Tensor:
 @contextlib.contextmanager
 def float32_model(model: nn.Module) -> Generator[None, None, None]:
     """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back."""
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    # Names of tied weights too: a rotation unties the head.
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.is_floating_point():
