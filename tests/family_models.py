@@ -57,6 +57,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", _GEMMA),
     "gemma2": ("gemma2", _GEMMA | {"query_pre_attn_scalar": 8, "sliding_window": 16}),
     "gemma3": ("gemma3_text", _GEMMA | {"query_pre_attn_scalar": 8, "sliding_window": 16}),
+    "smollm3": ("smollm3", _LLAMA),
+    "granite": (
+        "granite",
+        _LLAMA
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0},
+    ),
+    "stablelm": ("stablelm", _LLAMA | {"use_qkv_bias": True}),
+    "olmo2": ("olmo2", _LLAMA),
+    "starcoder2": ("starcoder2", _LLAMA),
+    "phi": ("phi", _LLAMA),
     "phi3": ("phi3", _LLAMA),
     "opt": ("opt", _OPT),
     "opt-after": ("opt", _OPT | {"do_layer_norm_before": False}),

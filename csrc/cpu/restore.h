@@ -72,7 +72,7 @@ struct PairOf {
 };
 
 #if defined(MS_X512)
-// Floats of at most 32 magnitudes: a permutation of two vectors.
+// Floats of at most 32 magnitudes: a permutation of two vectors. Of fewer, the sign is part of the index.
 struct Table32Decoder {
   F low, high;
   I sign_mask;
@@ -83,7 +83,7 @@ struct Table32Decoder {
     I code;
     for (int i = 0; i < W; ++i) code[i] = i;
     const I limit = set1i((1 << f.element.magnitude_bits) - 1);
-    low = decode(min(code, limit)), high = decode(min(code + W, limit));
+    low = decode(code & limit), high = decode((code + W) & limit);  // repeated where there are fewer
   }
   static bool takes(const Format& f) { return f.element.magnitude_bits <= 5; }
   MS_INLINE F operator()(I code) const {
@@ -142,13 +142,16 @@ struct VectorInfo {
 // One number for each block to one for each of its vectors; the first vector is number `part` of its block.
 template <class T, class Step>
 inline void spread_blocks(const T* blocks, int64_t per_block, int64_t part, int64_t vectors, Step step, T* to) {
+  const auto stepped = [step](T value, int64_t count) {  // -0 must stay -0
+    return step == Step{} ? value : value + static_cast<T>(count) * step;
+  };
   if (per_block == 1) {
     for (int64_t v = 0; v < vectors; ++v) to[v] = blocks[v];
   } else if (per_block == 2 && part == 0 && vectors % 2 == 0) {
-    for (int64_t v = 0; v < vectors; v += 2) to[v] = blocks[v / 2], to[v + 1] = blocks[v / 2] + step;
+    for (int64_t v = 0; v < vectors; v += 2) to[v] = blocks[v / 2], to[v + 1] = stepped(blocks[v / 2], 1);
   } else {
     for (int64_t v = 0; v < vectors; ++v) {
-      to[v] = *blocks + static_cast<T>(part) * step;
+      to[v] = stepped(*blocks, part);
       if (++part == per_block) part = 0, ++blocks;
     }
   }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from family_models import CONFIGS, family_model, run
@@ -125,6 +126,9 @@ EXPECTED_FOLDS = {
     "opt": {"attention.qkv": "norm", "attention.out": "value", "mlp.up": "norm", "mlp.down": "linear"},
     "opt-after": {"attention.out": "value", "mlp.down": "linear"},
     "opt-gelu": {"attention.qkv": "norm", "attention.out": "value", "mlp.up": "norm"},
+    "olmo2": {"attention.out": "value", "mlp.down": "linear"},
+    "starcoder2": {"attention.qkv": "norm", "attention.out": "value", "mlp.up": "norm"},
+    "phi": {"attention.qkv": "norm", "attention.out": "value"},
     "gpt2": {"attention.qkv": "norm", "attention.out": "value", "mlp.up": "norm"},
     "gpt_neox": {"attention.qkv": "norm", "attention.out": "value", "mlp.up": "norm"},
     "gpt_neox-serial": {"attention.qkv": "norm", "attention.out": "value", "mlp.up": "norm"},
@@ -190,7 +194,7 @@ def test_kinds_of_norms() -> None:
 
 def test_rotation_obstacles() -> None:
     free = {name for name in NAMES if describe(family_model(name)).rotation_obstacle is None}
-    assert set(NAMES) - free == {"gemma2", "gemma3", "opt-after"}
+    assert set(NAMES) - free == {"gemma2", "gemma3", "olmo2", "opt-after"}
     vision = family_model("qwen2_5_vl")
     assert describe(vision, "vision").rotation_obstacle and describe(vision, "all").rotation_obstacle
 
@@ -213,6 +217,29 @@ def test_parts_that_are_not_there() -> None:
         describe(family_model("llama"), "vision")
     with pytest.raises(ModelError, match="possible: language, vision, all"):
         describe(family_model("llama"), "sound")
+
+
+def test_a_norm_that_is_not_there() -> None:
+    """StableLM with parallel sub-layers has one norm for both, which its record does not say."""
+    structure = describe(family_model("stablelm", use_parallel_residual=True))
+    assert not structure.is_known and structure.rotation_obstacle
+
+
+def test_a_family_with_vision_and_a_record_of_its_language_alone() -> None:
+    text = CONFIGS["gemma3"][1]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = sizes | {"image_size": 16, "patch_size": 4}
+    config = transformers.AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    language = describe(model)
+    assert language.is_known and {len(block.groups) for block in language.blocks} == {4}
+    vision_part = describe(model, "vision")
+    assert not vision_part.is_known and len(vision_part.blocks) == 1
+    assert all(block.name.startswith("model.vision_tower.") for block in vision_part.blocks)
+    assert {block.name for block in describe(model, "all").blocks} == {
+        block.name for part in (language, vision_part) for block in part.blocks
+    }
 
 
 class Layer(nn.Module):

@@ -106,7 +106,7 @@ def test_other_layouts_have_no_place_for_it(saved: tuple[Path, Any], layout: str
 
 _Q = "model.layers.0.self_attn.q_proj"
 DAMAGE: dict[str, tuple[str, Any]] = {
-    "order names a column twice": (f"{_Q}.transforms.1_order", lambda part: torch.zeros_like(part)),
+    "order names a column twice": (f"{_Q}.transforms.1_order", torch.zeros_like),
     "order points outside": (f"{_Q}.transforms.1_order", lambda part: part + 1000),
     "a part is missing": (f"{_Q}.transforms.3_matrix", lambda part: None),
     "a part has another shape": (f"{_Q}.transforms.3_matrix", lambda part: part[:1].clone()),

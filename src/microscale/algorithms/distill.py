@@ -2,9 +2,9 @@
 
 The quantized model runs with rounded weights and inputs; the KL divergence of its predictions from those of the
 unquantized model is what AdamW brings down, straight through the rounding. No label is used, so that the model is bent
-back to itself and not to the calibration text. With ``transform`` every group of layers also learns the matrices that
-its input is multiplied with, block by block, from a Hadamard start; ``shared`` keeps one matrix for all blocks of a
-group, a few kilobytes in all.
+back to itself and not to the calibration text. Inputs are rotated by a block Hadamard matrix on the way
+(``transform``); on request every group of layers learns the matrices instead, from a Hadamard start: one for each block, or one for all
+blocks of a group (``shared``, a few kilobytes in all).
 
 Source: arXiv 2601.20088 (quantization-aware distillation: KL to the teacher alone); arXiv 2603.16590 (block-affine
 transforms aligned with MX blocks); their combination, the start and the schedule are ours.
@@ -28,7 +28,7 @@ from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.straight_through import straight_through, straight_through_inputs
 from microscale.errors import CalibrationError, RecipeError
 from microscale.kernels.transform import block_product, hadamard_matrix
-from microscale.transforms import block_transform
+from microscale.transforms import block_transform, hadamard_transform
 
 TRANSFORMS = ("block", "shared", "hadamard", "none")
 WARM_UP = 0.05
@@ -41,18 +41,18 @@ FLOOR = 0.05
 class Distill(ModelStep):
     """Learn weights (``lr``) and block transforms (``lr_transform``) over ``epochs`` of the calibration windows.
 
-    ``transform``: ``block`` (a matrix for each block), ``shared`` (one for all blocks of a group), ``hadamard`` (fixed)
-    or ``none``. ``batch`` windows make one step.
+    ``transform``: ``hadamard`` (fixed), ``block`` (a learned matrix for each block), ``shared`` (one for all blocks of
+    a group) or ``none``. ``batch`` windows make one step.
     """
 
     name: ClassVar[str] = "distill"
     source: ClassVar[str] = "arXiv 2601.20088, arXiv 2603.16590"
 
     epochs: float = 2.0
-    batch: int = 2
-    lr: float = 3e-4
+    batch: int = 1
+    lr: float = 2e-4
     lr_transform: float = 1e-3
-    transform: str = "block"
+    transform: str = "hadamard"
     size: int = 32
 
     def __post_init__(self) -> None:
@@ -161,6 +161,8 @@ class _LearnedGroup:
             for layer, weight in zip(self.group.layers, self.weights, strict=True)
         )
         if self.size > 1:
-            transform = block_transform(self.matrix.detach(), self.group.cols)
+            cols = self.group.cols
+            learned = block_transform(self.matrix.detach(), cols) if self.is_learned else None
+            transform = learned or hadamard_transform(cols, self.size)
             layers = tuple(layer.with_transforms([transform]) for layer in layers)
         return dataclasses.replace(self.group, layers=layers)

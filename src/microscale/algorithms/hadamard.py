@@ -25,7 +25,8 @@ LARGEST_BLOCK = 128
 class Hadamard(TransformStep):
     """x' = x H by blocks of ``size`` columns (16 to 128); ``signs`` flips random columns first, by ``seed``.
 
-    ``roles`` chooses groups by the end of their role (``down``: before down_proj alone). A width that ``size`` does not divide takes the largest power of two that does; an odd width is left as it is.
+    ``roles`` chooses groups by the end of their role (``down``: before down_proj alone). A width that ``size`` does not
+    divide takes the largest power of two that does; an odd width is left as it is.
     """
 
     name: ClassVar[str] = "hadamard"

@@ -196,7 +196,7 @@ def learn_groups(
         outputs = problem.forward(stand_ins, batch)
         loss = (outputs - problem.targets[batch]).square().mean() / max(unit, 1e-30)
         if not bool(torch.isfinite(loss)):
-            raise CalibrationError(f"{what}: the loss became {float(loss)} at step {i}; a smaller lr may help")
+            raise CalibrationError(f"{what}: the loss became {loss.item()} at step {i}; a smaller lr may help")
         if loss.requires_grad:
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
             update(i / steps)

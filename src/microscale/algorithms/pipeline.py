@@ -84,7 +84,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "flatquant": "flatquant+rtn",
         "batquant": "batquant+gptq",
         "autoround": "autoround+rtn",
-        "qad": "rule+distill:transform=hadamard+rtn",
+        "qad": "rule+distill+rtn",
     }
 )
 """Named chains."""

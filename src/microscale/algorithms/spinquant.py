@@ -64,7 +64,7 @@ class SpinQuant(RotationStep):
             leaf = current.clone().requires_grad_()
             loss = token_loss(problem, model, leaf, tokens)
             if not bool(torch.isfinite(loss)):
-                raise CalibrationError(f"spinquant: the loss became {float(loss)} at step {i}; lower lr")
+                raise CalibrationError(f"spinquant: the loss became {loss.item()} at step {i}; lower lr")
             (gradient,) = torch.autograd.grad(loss, leaf)
             current = cayley_step(current, gradient, self.lr * (1 - i / self.steps), keeps_mean=problem.keeps_mean)
         judges = model.windows[: JUDGES * self.batch].split(self.batch)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from torch import Tensor
 
@@ -108,11 +107,11 @@ def evaluate(
     from microscale.integrations.loading import check_window, load_model, load_tokenizer, parse_dtype
 
     if text is None and tasks is None:
-        raise click.UsageError("nothing to score: give --text FILE, --tasks NAMES or both")
+        raise typer.BadParameter("nothing to score: give --text FILE, --tasks NAMES or both")
     if layers and reference is None:
-        raise click.UsageError("--layers compares with a reference; give --reference MODEL")
+        raise typer.BadParameter("--layers compares with a reference; give --reference MODEL")
     if reference is not None and text is None:
-        raise click.UsageError("--reference compares on a text; give --text FILE")
+        raise typer.BadParameter("--reference compares on a text; give --text FILE")
     tell_missing_kernels()
     request = None
     if tasks is not None:

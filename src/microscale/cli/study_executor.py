@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from microscale.cli.eval_command import read_text, text_windows
+from microscale.calibration import read_text_file
+from microscale.cli.eval_command import text_windows
 from microscale.errors import TextError
 from microscale.evaluation import perplexity
 from microscale.nn import PackedModule, cached_weights, prepare_for_inference
@@ -35,9 +36,9 @@ class QuantizeAndScore:
         if run.weights is not None and run.method is not None:
             options = self._options(run, load_tokenizer(path))
             model = self._quantize(model, run.weights, activations=run.activations, method=run.method.method, **options)
+        prepared = _measured(model, stored_dtype(path).itemsize)  # before a layout pads anything
         prepare_for_inference(model)
-        width = stored_dtype(path).itemsize
-        return _measured(model, width)
+        return prepared
 
     def _options(self, run: StudyRun, tokenizer: Any) -> dict[str, Any]:
         """Return the calibration keywords that the front door has."""
@@ -65,7 +66,7 @@ class QuantizeAndScore:
         from microscale.integrations.loading import check_window, logits_of
 
         check_window(model, task.window)
-        text = read_text(Path(self._study.place(task.text or "")))
+        text = read_text_file(Path(self._study.place(task.text or "")))
         windows = text_windows(tokenizer, text, window=task.window, tokens=task.tokens)
         found = perplexity(logits_of(model), windows, batch=self._study.batch)
         return _score("perplexity", found.perplexity, None, found.tokens, is_main=True, is_higher_better=False)

@@ -40,6 +40,8 @@ def describe(model: nn.Module, part: str = "language") -> ModelStructure:
     config: Any = getattr(model, "config", None)
     family = str(getattr(config, "model_type", type(model).__name__))
     record = FAMILIES.get(family)
+    if part != "language" and record is not None and record.vision is None and vision_roots(model):
+        record = None  # its record says nothing about the vision that this model has
     known = None if record is None else _known_model(model, family, record, part)
     return known or _found_model(model, family, part)
 
@@ -121,6 +123,9 @@ class _Tower:
         linears = linear_names(layer)
         matrices = {matrix for matrix, _ in layer.named_parameters()}
         pairs = _groups_of(self.record, linears)
+        modules = {name for name, _ in layer.named_modules()}
+        if not all(fold is None or fold.name in modules for _, fold in pairs):
+            return None
         if sorted(linear for group, _ in pairs for linear in group.linears) != sorted(linears):
             return None
         norms = self._norms(pairs, matrices)

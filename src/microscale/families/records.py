@@ -135,7 +135,7 @@ def gated_tower(names: DecoderFamily, kind: NormKind = NormKind.RMS) -> TowerRec
 
 
 def has_norms_after(config: Any) -> str | None:
-    """Return why Gemma 2 and 3 cannot be rotated."""
+    """Return why Gemma 2 and 3 and OLMo 2 cannot be rotated."""
     del config
     return "each layer norms what it adds to the residual stream, and the weights of these norms belong to channels"
 
@@ -192,6 +192,33 @@ def _opt_obstacle(config: Any) -> str | None:
         return "linear layers stand between the embeddings and the residual stream (word_embed_proj_dim)"
     return None
 
+
+_OLMO2 = replace(
+    gated_tower(_PLAIN),
+    groups=tuple(
+        replace(each, fold=None) if each.fold is not None and each.fold.kind is FoldKind.NORM else each
+        for each in gated_tower(_PLAIN).groups
+    ),
+    obstacle=has_norms_after,
+)
+
+_STARCODER2 = replace(
+    gated_tower(_PLAIN, NormKind.LAYER),
+    groups=(
+        *attention_groups(_PLAIN),
+        group("mlp.up", "mlp.c_fc", fold=norm(_PLAIN.mlp_norm)),
+        group("mlp.down", "mlp.c_proj"),
+    ),
+)
+
+_PHI = replace(
+    gated_tower(replace(_PLAIN, final_norm="model.final_layernorm"), NormKind.LAYER),
+    groups=(  # both sub-layers read one norm
+        group("attention.qkv", _PLAIN.query, _PLAIN.key, _PLAIN.value, "mlp.fc1", fold=norm(_PLAIN.input_norm)),
+        group("attention.out", "self_attn.dense", fold=value(_PLAIN.value)),
+        group("mlp.down", "mlp.fc2"),
+    ),
+)
 
 _OPT = TowerRecord(
     layers="model.decoder.layers",
@@ -251,16 +278,22 @@ _GPT_NEOX = TowerRecord(
     head="lm_head",
 )
 
+_BESIDE_VISION = replace(
+    _PLAIN,
+    embedding="model.language_model.embed_tokens",
+    layers="model.language_model.layers",
+    final_norm="model.language_model.norm",
+)
+
+_GEMMA3 = replace(
+    gated_tower(replace(_BESIDE_VISION, mlp_norm="pre_feedforward_layernorm"), NormKind.RMS_PLUS_ONE),
+    config="text_config",
+    obstacle=has_norms_after,
+)
+
 _QWEN2_5_VL = FamilyRecord(
     language=replace(
-        gated_tower(
-            replace(
-                _PLAIN,
-                embedding="model.language_model.embed_tokens",
-                layers="model.language_model.layers",
-                final_norm="model.language_model.norm",
-            )
-        ),
+        gated_tower(_BESIDE_VISION),
         entries=("model.language_model.embed_tokens.weight", "model.visual.merger.mlp.2.weight"),
         config="text_config",
     ),
@@ -284,6 +317,13 @@ FAMILIES: dict[str, FamilyRecord] = {
     "gemma": FamilyRecord(language=gated_tower(_PLAIN, NormKind.RMS_PLUS_ONE)),
     "gemma2": FamilyRecord(language=_GEMMA2),
     "gemma3_text": FamilyRecord(language=_GEMMA2),
+    "gemma3": FamilyRecord(language=_GEMMA3),
+    "smollm3": FamilyRecord(language=gated_tower(_PLAIN)),
+    "granite": FamilyRecord(language=gated_tower(_PLAIN)),
+    "stablelm": FamilyRecord(language=gated_tower(_PLAIN, NormKind.LAYER)),
+    "olmo2": FamilyRecord(language=_OLMO2),
+    "starcoder2": FamilyRecord(language=_STARCODER2),
+    "phi": FamilyRecord(language=_PHI),
     "phi3": FamilyRecord(language=_PHI3),
     "opt": FamilyRecord(language=_OPT),
     "gpt2": FamilyRecord(language=_GPT2),

@@ -7,6 +7,7 @@ time, which a lock keeps; reading needs none.
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,11 @@ class StudyScore:
     is_main: bool
     is_higher_better: bool
     seconds: float
+
+
+_RUN_COLUMNS = tuple(one.name for one in dataclasses.fields(StoredRun))
+_FACTS = tuple(name for name in _RUN_COLUMNS if name not in ("key", "model", "format", "method", "state"))
+_SCORE_COLUMNS = tuple(one.name for one in dataclasses.fields(StudyScore))
 
 
 class StudyStore:
@@ -156,16 +162,16 @@ class StudyStore:
 
     def runs(self) -> dict[str, StoredRun]:
         """Return all runs by key."""
-        columns = ", ".join(StoredRun.__slots__)
-        found = (StoredRun(**dict(zip(StoredRun.__slots__, row, strict=True))) for row in self._read(columns, "runs"))
+        columns = ", ".join(_RUN_COLUMNS)
+        found = (StoredRun(**dict(zip(_RUN_COLUMNS, row, strict=True))) for row in self._read(columns, "runs"))
         return {run.key: _with_state(run) for run in found}
 
     def scores(self) -> dict[str, dict[str, list[StudyScore]]]:
         """Return all scores by run and task key, main metrics first."""
         found: dict[str, dict[str, list[StudyScore]]] = {}
-        columns = ", ".join(("run", *StudyScore.__slots__))
+        columns = ", ".join(("run", *_SCORE_COLUMNS))
         for run, *row in self._read(columns, "scores ORDER BY is_main DESC, metric"):
-            values = dict(zip(StudyScore.__slots__, row, strict=True))
+            values = dict(zip(_SCORE_COLUMNS, row, strict=True))
             values |= {name: bool(values[name]) for name in ("is_main", "is_higher_better")}
             found.setdefault(run, {}).setdefault(values["task_key"], []).append(StudyScore(**values))
         return found
@@ -195,7 +201,7 @@ class StudyStore:
             count += 1
             self.add(key, model=run.model, format=run.format, method=run.method)
             if is_better:
-                facts = {name: getattr(run, name) for name in StoredRun.__slots__[5:]}
+                facts = {name: getattr(run, name) for name in _FACTS}
                 self.update(key, run.state, **facts)
             for rows in wanted.values():
                 self.add_scores(key, rows)
@@ -215,5 +221,4 @@ class StudyStore:
 
 
 def _with_state(run: StoredRun) -> StoredRun:
-    fields = {name: getattr(run, name) for name in StoredRun.__slots__}
-    return StoredRun(**(fields | {"state": RunState(run.state)}))
+    return dataclasses.replace(run, state=RunState(run.state))

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,21 +29,20 @@ from microscale.algorithms import (
     ModelStep,
     Pipeline,
     Progress,
-    RotationProblem,
     RotationStep,
     SideStep,
-    Step,
     TransformStep,
 )
 from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
 from microscale.errors import CalibrationError
-from microscale.families import BlockStructure, FoldKind, LinearGroup, ModelStructure, NormKind
+from microscale.families import BlockStructure, LinearGroup, ModelStructure
 from microscale.nn import QuantizedLinear
 from microscale.recipes.blocks import BlockRunner, removed_after, replaced_forward
-from microscale.recipes.folding import fold_scale, fuse_norms, keep_mean, rotate_residual, rotate_value, shared_scale
-from microscale.recipes.matrices import matrix
+from microscale.recipes.folding import fold_scale, fuse_norms, shared_scale
 from microscale.recipes.plan import PlannedLayer, is_transposed
-from microscale.transforms import Transform, TransformKind, scale_transform
+from microscale.recipes.rotating import rotate_model
+from microscale.recipes.tasks import bias_of, float_weight, fold_first_scale, is_seen, transformed, with_inputs
+from microscale.transforms import scale_transform
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
@@ -111,8 +110,11 @@ class Quantizer:
         chosen = [name for name in names if name in self._layers]
         with float32_model(self._model):
             rotations = [(step, p) for p in self._distinct for step in p.of_kind(RotationStep)]
-            for step, pipeline in dict(reversed(rotations)).items():  # the same rotation twice would be another one
-                self._rotate(step, pipeline)
+            for step, pipeline in dict(rotations).items():  # the same one twice would be another one
+                if step.is_learned:
+                    fuse_norms(self._model, self._structure)
+                model = self._model_problem(pipeline) if step.is_learned else None
+                rotate_model(self._model, self._structure, step, model)
             for pipeline in self._distinct:
                 for step in pipeline.of_kind(ModelStep):
                     self._learn_model(step, pipeline)
@@ -169,31 +171,6 @@ class Quantizer:
         return {
             layer.name: bias_of(self._model.get_submodule(layer.name)) for group in groups for layer in group.layers
         }
-
-    def _rotate(self, step: RotationStep, pipeline: Pipeline) -> None:
-        """Rotate the residual stream, and the values of attention; what the model computes stays as it is."""
-        structure = self._structure
-        fuse_norms(self._model, structure)
-        keeps_mean = structure.norm is NormKind.LAYER
-        problem = RotationProblem(
-            size=matrix(self._model, structure.entries[0]).shape[-2],
-            readers=_layers(
-                b for block in structure.blocks for norm in block.norms for b in _full(block, norm.readers)
-            ),
-            writers=_layers(b for block in structure.blocks for b in _full(block, block.writers)),
-            keeps_mean=keeps_mean,
-            admissible=keep_mean if keeps_mean else _as_it_is,
-            model=self._model_problem(pipeline) if step.is_learned else None,
-        )
-        with torch.enable_grad():
-            rotation = step.rotation(problem)
-        rotate_residual(self._model, structure, rotation)
-        for index, block in enumerate(structure.blocks):
-            folds = [group.fold for group in block.groups if group.fold is not None]
-            rows = next((fold.rows for fold in folds if fold.kind is FoldKind.VALUE), None)
-            turn = None if rows is None else step.head_rotation(rows.width, index)
-            if turn is not None:
-                rotate_value(self._model, block, turn)
 
     def _learn_model(self, step: ModelStep, pipeline: Pipeline) -> None:
         """Run a step that sees the whole model; learned weights go into the model too."""
@@ -348,24 +325,7 @@ class Quantizer:
         shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
         for (group, _), task in zip(pairs, learned, strict=True):
             is_alone = group.fold is not None and shared[group.fold.name] == 1
-            self._keep(self._folded(block, group, task) if is_alone else task)
-
-    def _folded(self, block: _Block, group: LinearGroup, task: GroupTask) -> GroupTask:
-        """Fold a learned scale that comes first into the norm before the group; other scales stay online."""
-        chain = task.layers[0].transforms
-        is_norm = group.fold is not None and group.fold.kind is FoldKind.NORM
-        is_first = bool(chain) and chain[0].spec.kind is TransformKind.SCALE
-        if not is_norm or not is_first or len(task.layers) < len(group.linears):
-            return task
-        scale = 1.0 / chain[0].parts["scale"].to(torch.float64)
-        fold_scale(self._model, block.structure, group, scale)
-        layers = tuple(
-            dataclasses.replace(
-                layer, weight=(layer.weight.to(torch.float64) * scale).to(torch.float32), transforms=chain[1:]
-            )
-            for layer in task.layers
-        )
-        return dataclasses.replace(task, layers=layers)
+            self._keep(fold_first_scale(self._model, block.structure, group, task) if is_alone else task)
 
     def rounded(self, layer: LayerTask) -> QuantizedLinear:
         """Return the module that takes the place of a layer."""
@@ -387,52 +347,11 @@ class Quantizer:
         )
 
 
-def _full(block: BlockStructure, names: Sequence[str]) -> list[str]:
-    return [f"{block.name}.{name}" for name in names]
-
-
-def _layers(matrices: Iterable[str]) -> frozenset[str]:
-    """Return the linear layers that matrices belong to."""
-    return frozenset(name.removesuffix(".weight") for name in matrices)
-
-
-def _as_it_is(rotation: Tensor) -> Tensor:
-    return rotation
-
-
-def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
-    """Return the group whose layers know their inputs."""
-    layers = tuple(dataclasses.replace(layer, inputs=inputs) for layer in task.layers)
-    return dataclasses.replace(task, layers=layers, inputs=inputs)
-
-
-def transformed(task: GroupTask, transforms: Sequence[Transform]) -> GroupTask:
-    """Return the group with more transforms."""
-    return dataclasses.replace(task, layers=tuple(layer.with_transforms(transforms) for layer in task.layers))
-
-
-def is_seen(task: GroupTask, step: Step) -> bool:
-    """Whether a step knows what it needs: nothing, or inputs of at least one token."""
-    return step.wanted is None or (task.inputs is not None and task.inputs.num_tokens > 0)
-
-
 def _feeding(collector: StatisticsCollector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def feed(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         collector.update(arguments[0].detach())
 
     return feed
-
-
-def float_weight(module: nn.Module) -> Tensor:
-    """Return a layer's weight [out, in] in float32."""
-    weight = module.get_parameter("weight").detach()
-    return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
-
-
-def bias_of(module: nn.Module) -> Tensor | None:
-    """Return a layer's bias, or None."""
-    bias = getattr(module, "bias", None)
-    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 @torch.no_grad()

@@ -77,8 +77,8 @@ class StudyFormat(_Record):
     @field_validator("activations")
     @classmethod
     def _activations_parse(cls, word: str | None) -> str | None:
-        if word not in (None, NONE, SAME):
-            parse_activation(cast(str, word))
+        if word is not None and word not in (NONE, SAME):
+            parse_activation(word)
         return word
 
 

@@ -1,0 +1,121 @@
+"""`microscale study` and `microscale tasks`, and the tasks of `microscale eval`, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import fail, microscale_command, succeed
+from microscale.cli.study_executor import QuantizeAndScore
+from microscale.planning import study_runs
+from microscale.recipes import load_study
+from small_models import save_random_model
+from task_data import write_task_data
+
+TEXT = "The harbour was quiet. " * 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    save_random_model(root / "tiny")
+    (root / "book.txt").write_text(TEXT)
+    write_task_data(root / "tasks")
+    return root
+
+
+def write(folder: Path, name: str, methods: str = "[rtn]", tasks: str = "{text: book.txt, window: 32}") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(f"models: [tiny]\nformats: [mxfp8, mxfp4]\nmethods: {methods}\ntasks: [{tasks}]\n")
+    return path
+
+
+def test_a_whole_study(folder: Path) -> None:
+    path = write(folder, "whole")
+    found = succeed("study", path, "--json").json
+    assert [(row["format"], row["method"], row["state"]) for row in found] == [
+        ("none", "unquantized", "done"),
+        ("mxfp8", "rtn", "done"),
+        ("mxfp4", "rtn", "done"),
+    ]
+    assert [row["bits_per_weight"] for row in found] == [16.0, 8.25, 4.25]
+    assert found[0]["recovery"] == pytest.approx(100) and all(row["peak_bytes"] > 0 for row in found)
+    base = succeed("eval", folder / "tiny", "--text", folder / "book.txt", "--window", "32", "--json").json
+    assert found[0]["tasks"]["book"]["value"] == pytest.approx(base["perplexity"])
+    succeed("quantize", folder / "tiny", "-f", "mxfp4", "-a", "mxfp4", "--layout", "microscale", "-o", folder / "q")
+    by_hand = succeed("eval", folder / "q", "--text", folder / "book.txt", "--window", "32", "--json").json
+    assert found[2]["tasks"]["book"]["value"] == pytest.approx(by_hand["perplexity"], rel=1e-3)
+    assert (folder / "whole.sqlite").is_file() and "mxfp4" in (folder / "whole.html").read_text()
+    assert succeed("study", path, "--json", "--report-only").json == found
+    assert "recovery" in succeed("study", path, "--report-only").stdout
+
+
+def test_failures_selection_and_import(folder: Path) -> None:
+    path = write(folder, "parts", methods="[rtn, no-such-method]")
+    answer = succeed("study", path, "--only", "mxfp4", "--results", folder / "one.sqlite").stdout
+    assert "failed: tiny mxfp4 no-such-method" in " ".join(answer.split())
+    answer = succeed("study", path, "--only", "none", "--import", folder / "one.sqlite", "--html", folder / "p.html")
+    assert "1 run(s) taken" in answer.stdout and (folder / "p.html").is_file()
+    found = succeed("study", path, "--report-only", "--json").json
+    assert [(row["format"], row["state"]) for row in found] == [("none", "done"), ("mxfp4", "done")]
+    assert found[1]["recovery"] is not None
+
+
+def test_the_options_of_the_front_door(folder: Path) -> None:
+    """A method gets the calibration of the file, by the keywords that the front door has."""
+    path = write(folder, "options", methods="[{method: gptq, effort: max}]")
+    path.write_text(path.read_text() + "calibration: {text: book.txt, samples: 3, window: 16}\nseed: 5\n")
+    seen: list[dict[str, Any]] = []
+
+    def quantize(model: Any, format: str, **options: Any) -> Any:
+        seen.append({"format": format, **options})
+        return model
+
+    study = load_study(path)
+    QuantizeAndScore(study, quantize=quantize).prepare(study_runs(study)[1])
+    (options,) = seen
+    assert options.pop("tokenizer") is not None
+    assert options == {
+        "format": "mxfp8",
+        "activations": "mxfp8",
+        "method": "gptq",
+        "calibration": str(folder / "book.txt"),
+        "samples": 3,
+        "window": 16,
+        "effort": "max",
+        "seed": 5,
+    }
+
+
+def test_wrong_studies(folder: Path) -> None:
+    assert "cannot be read" in fail("study", folder / "absent.yaml")
+    assert "does not exist" in fail("study", write(folder, "w1", tasks="{text: absent.txt}"))
+    assert "unknown task" in fail("study", write(folder, "w2", tasks="{task: absent}"))
+    assert "runs code" in fail("study", write(folder, "w3", tasks="{task: humaneval}"))
+    assert "no run matches" in fail("study", write(folder, "w4"), "--only", "zzz")
+    assert "is not a file" in fail("study", write(folder, "w5"), "--import", folder / "absent.sqlite")
+
+
+def test_the_list_of_tasks(folder: Path) -> None:
+    found = succeed("tasks", "--json", "--task-data", folder / "tasks").json
+    assert len(found) >= 15 and sum(one["found"] is not None for one in found) >= 13
+    assert "blimp (group)" in succeed("tasks").stdout
+    assert Path(succeed("tasks", "--path").stdout.strip()).is_dir()
+    assert "is not a folder" in fail("tasks", "--task-data", folder / "absent")
+
+
+def test_tasks_of_eval(folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    options = ("--tasks", "piqa,blimp", "--task-data", folder / "tasks")
+    found = succeed("eval", folder / "tiny", *options, "--json").json
+    assert [one["task"] for one in found["tasks"] if one["is_main"]] == ["piqa", "blimp"] and "perplexity" not in found
+    both = succeed("eval", folder / "tiny", *options, "--text", folder / "book.txt", "--window", "32", "--json").json
+    assert both["tasks"] == found["tasks"] and both["perplexity"] > 1
+    table = succeed("eval", folder / "tiny", *options, "--limit", "1").stdout
+    assert "only the first 1 documents" in table and "blimp_plain" not in table
+    assert "--allow-code-execution" in fail("eval", folder / "tiny", "--tasks", "humaneval")
+    assert "unknown task" in fail("eval", folder / "tiny", "--tasks", "x")
+    outcome = microscale_command("eval", folder / "tiny", "--reference", folder / "tiny", "--tasks", "piqa")
+    assert outcome.code == 2 and "--text" in outcome.stderr
