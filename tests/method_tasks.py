@@ -1,4 +1,4 @@
-"""Tasks for methods: random layers, groups, a decoder layer, a model of two layers, with outliers in some channels."""
+"""Tasks for methods: random layers, groups, a decoder layer and a small model, with outliers in some channels."""
 
 from __future__ import annotations
 

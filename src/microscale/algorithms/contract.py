@@ -43,8 +43,9 @@ class LayerTask:
 
     ``weight`` [rows, cols] is float32 and belongs to the inputs x as they come; ``target`` to the transformed inputs
     x' = x M of ``transforms``, and is what must be rounded. ``clip`` [rows, cols], where a method found one, bounds the
-    magnitudes of ``target`` from which the scales are taken (numbers past it saturate). ``inputs`` are the statistics
-    of x.
+    magnitudes of ``target`` from which the scales are taken (numbers past it saturate). ``offset`` [rows, cols] is what
+    a method that tunes the rounding itself adds to ``target`` once the scales are fixed; rounding to nearest heeds it.
+    ``inputs`` are the statistics of x.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LayerTask:
     dtype: torch.dtype
     transforms: tuple[Transform, ...] = ()
     clip: Float[Tensor, "rows cols"] | None = None
+    offset: Float[Tensor, "rows cols"] | None = None
     inputs: InputStatistics | None = None
 
     @property
@@ -77,7 +79,7 @@ class LayerTask:
 
     def with_transforms(self, transforms: Sequence[Transform]) -> LayerTask:
         """Return the task with more transforms of its input."""
-        return dataclasses.replace(self, transforms=(*self.transforms, *transforms), clip=None)
+        return dataclasses.replace(self, transforms=(*self.transforms, *transforms), clip=None, offset=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -210,13 +212,35 @@ class ModelStep(Step):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RotationProblem:
+    """A residual stream of ``size`` to rotate.
+
+    ``readers`` and ``writers`` are the names of the linear layers that read the stream (behind norms whose weights have
+    been moved into them) and add to it. ``admissible`` makes of a rotation the one that the model will get: where
+    ``keeps_mean``, that is one that maps the vector of ones to itself. ``model`` is there for steps that learn.
+    """
+
+    size: int
+    readers: frozenset[str]
+    writers: frozenset[str]
+    keeps_mean: bool
+    admissible: Callable[[Float[Tensor, "size size"]], Float[Tensor, "size size"]]
+    model: ModelProblem | None
+
+
 class RotationStep(Step):
     """Rotates the residual stream of the whole model, folded into its weights before anything is measured."""
 
-    def rotation(
-        self, size: int, seed: int, loss: Callable[[Float[Tensor, "size size"]], Tensor] | None
-    ) -> Float[Tensor, "size size"]:
-        """Return an orthogonal matrix for a residual stream of ``size``; ``loss`` judges one where it is learned."""
+    is_learned: ClassVar[bool] = False
+    """Whether it needs calibration text."""
+
+    def rotation(self, problem: RotationProblem) -> Float[Tensor, "size size"]:
+        """Return an orthogonal matrix."""
+        raise NotImplementedError
+
+    def head_rotation(self, size: int, index: int) -> Float[Tensor, "size size"] | None:
+        """Return an orthogonal matrix for the values of each head of block ``index``; None leaves them alone."""
         raise NotImplementedError
 
 

@@ -25,7 +25,8 @@ LARGEST_BLOCK = 128
 class Hadamard(TransformStep):
     """x' = x H by blocks of ``size`` columns (16 to 128); ``signs`` flips random columns first, by ``seed``.
 
-    A width that ``size`` does not divide takes the largest power of two that does; an odd width is left as it is.
+    ``roles`` chooses groups by the end of their role (``down``: before down_proj alone). A width that ``size`` does not
+    divide takes the largest power of two that does; an odd width is left as it is.
     """
 
     name: ClassVar[str] = "hadamard"
@@ -34,6 +35,7 @@ class Hadamard(TransformStep):
     size: int = 32
     signs: bool = False
     seed: int = 0
+    roles: str = "all"
 
     def __post_init__(self) -> None:
         if self.size not in (2, 4, 8, 16, 32, 64, 128):
@@ -42,7 +44,7 @@ class Hadamard(TransformStep):
     def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
         """Return the rotation, and the signs before it."""
         size = fitting_size(group.cols, self.size)
-        if size < 2:
+        if size < 2 or (self.roles != "all" and not group.role.endswith(self.roles)):
             return ()
         rotation = hadamard_transform(group.cols, size)
         if not self.signs:

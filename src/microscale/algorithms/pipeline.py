@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from microscale.algorithms.autoround import AutoRound
 from microscale.algorithms.awq import Awq
+from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
@@ -21,18 +23,43 @@ from microscale.algorithms.contract import (
     TransformStep,
 )
 from microscale.algorithms.distill import Distill
+from microscale.algorithms.flatquant import FlatQuant
 from microscale.algorithms.gptq import Gptq
 from microscale.algorithms.hadamard import Hadamard
 from microscale.algorithms.low_rank import LowRankStep
+from microscale.algorithms.macro_block import MacroBlock
+from microscale.algorithms.omniquant import OmniQuant
 from microscale.algorithms.permute import Permute
+from microscale.algorithms.quarot import QuaRot
 from microscale.algorithms.rtn import Rtn
 from microscale.algorithms.scale_rule import ScaleRuleStep
 from microscale.algorithms.smoothquant import SmoothQuant
+from microscale.algorithms.spinquant import SpinQuant
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, Format, format_name
 
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
-    {step.name: step for step in (ScaleRuleStep, SmoothQuant, Awq, Permute, Hadamard, Distill, Rtn, Gptq, LowRankStep)}
+    {
+        step.name: step
+        for step in (
+            ScaleRuleStep,
+            QuaRot,
+            SpinQuant,
+            Distill,
+            SmoothQuant,
+            Awq,
+            MacroBlock,
+            Permute,
+            Hadamard,
+            OmniQuant,
+            FlatQuant,
+            BatQuant,
+            AutoRound,
+            Rtn,
+            Gptq,
+            LowRankStep,
+        )
+    }
 )
 """Every step by its word."""
 
@@ -50,6 +77,13 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "mr-gptq": "rule+hadamard+gptq",
         "permute": "permute+rtn",
         "lowrank": "rtn+lowrank",
+        "macroblock": "rule:weights=threshold(7),activations=threshold(7)+macroblock+rtn",
+        "quarot": "quarot+hadamard:size=128,roles=down+gptq",
+        "spinquant": "spinquant+hadamard:size=128,roles=down+gptq",
+        "omniquant": "omniquant+rtn",
+        "flatquant": "flatquant+rtn",
+        "batquant": "batquant+gptq",
+        "autoround": "autoround+rtn",
         "qad": "rule+distill+rtn",
     }
 )
@@ -88,7 +122,8 @@ class Pipeline:
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration text is needed."""
-        return self.is_streamed or any(isinstance(step, ModelStep) for step in self.steps)
+        learned = any(step.is_learned for step in self.of_kind(RotationStep))
+        return learned or self.is_streamed or bool(self.of_kind(ModelStep))
 
     @property
     def is_streamed(self) -> bool:
@@ -98,8 +133,9 @@ class Pipeline:
     @property
     def is_online(self) -> bool:
         """Whether a layer keeps a transform or a side path for run time (folds that find no place do so besides)."""
-        distilled = any(step.transform != "none" for step in self.of_kind(Distill))
-        return distilled or bool(self.of_kind(TransformStep) or self.of_kind(SideStep))
+        learned = any(step.transform != "none" for step in self.of_kind(Distill))
+        learned = learned or any(not isinstance(step, AutoRound) for step in self.of_kind(BlockStep))
+        return learned or bool(self.of_kind(TransformStep) or self.of_kind(SideStep))
 
     def adapt(self, fmt: Format, activations: ActivationSpec | None) -> tuple[Format, ActivationSpec | None]:
         """Return the formats that the chain uses in place of those asked for."""
@@ -205,3 +241,7 @@ def _check_order(text: str, steps: list[Step]) -> None:
     if sum(isinstance(step, RoundStep) for step in steps) != 1:
         rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
         raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")
+    tuned = next((i for i, step in enumerate(steps) if isinstance(step, AutoRound)), None)
+    if tuned is not None and not isinstance(steps[tuned + 1], Rtn):
+        after = steps[tuned + 1].name
+        raise RecipeError(f"method {text!r}: autoround tunes rounding to nearest, so rtn must follow it, not {after}")

@@ -21,6 +21,7 @@ from microscale.algorithms.contract import LayerTask, RoundStep, clipped
 from microscale.calibration import Wanted
 from microscale.formats import BlockFormat, ChannelBlock, Format, VectorBlock
 from microscale.kernels import dequantize, quantize
+from microscale.kernels.grid import ElementGrid
 from microscale.tensor import QuantizedTensor
 
 SHRINK_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -105,10 +106,15 @@ class Rtn(RoundStep):
     def quantize(self, layer: LayerTask) -> QuantizedTensor:
         """Quantize with the format's own rule, from the clipped weight where there is a clip.
 
+        A weight whose rounding was tuned (``offset``) has its scales already: no search changes them.
+
         Raises:
             NonFiniteError: see :func:`microscale.kernels.ops.quantize`.
         """
-        weight = clipped(layer.target, layer)
+        target = layer.target
+        weight = clipped(target, layer)
+        if layer.offset is not None:
+            return ElementGrid(weight, layer.format, dtype=layer.dtype).tensor(target + layer.offset)
         if self.search or self.weighted:
             moment = layer.second_moment
             columns = moment.diagonal() if self.weighted and moment is not None else None

@@ -114,6 +114,28 @@ class ElementGrid:
         largest = torch.where(codes >> bits & 1 == 1, -magnitude, magnitude) * self._largest_factor[:, columns]
         return torch.where(self._is_largest[:, columns], largest, rounded)
 
+    def gap(self, values: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """Return the distance between the two representable numbers around each value, in float32.
+
+        Special values: 0 past the largest number, in a block whose scale is zero, and for elements of more than 8 bits,
+        whose numbers are not listed.
+        """
+        if self.format.element.bits > 8:
+            return torch.zeros_like(values)
+        codes = torch.arange(2**self.format.element.bits, device=values.device).to(torch.uint8)
+        numbers = decode(codes, self.format.element)
+        numbers = torch.unique(numbers[torch.isfinite(numbers)])
+        scaled = torch.where(self._factor > 0, values / torch.where(self._factor > 0, self._factor, 1.0), 0.0)
+        if self._zero is not None:
+            scaled = scaled + self._zero
+        place = torch.searchsorted(numbers, scaled.contiguous(), right=True).clamp(1, len(numbers) - 1)
+        gap = (numbers[place] - numbers[place - 1]) * self._factor
+        gap = torch.where((scaled > numbers[-1]) | (scaled < numbers[0]), 0.0, gap)
+        if self._is_largest is None:
+            return gap
+        finest = 2.0 ** (self.format.element.max_exponent - self.format.magnitude_bits)
+        return torch.where(self._is_largest, finest * self._largest_factor, gap)
+
     def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
         """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""
         everything = slice(None)

@@ -39,7 +39,7 @@ class InputTransforms(_Float32Module):
 
     @classmethod
     def from_transforms(cls, transforms: Sequence[Transform]) -> InputTransforms:
-        """Build the module around a copy of transforms: layers of a group have the same, but files share no tensor."""
+        """Build the module around a copy of transforms: layers of a group have the same, but share no tensor."""
         module = cls([transform.spec for transform in transforms], transforms[0].cols, device="meta")
         for i, transform in enumerate(transforms):
             for name, part in transform.parts.items():

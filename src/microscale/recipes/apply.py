@@ -16,6 +16,7 @@ from microscale.algorithms import (
     ModelStep,
     Pipeline,
     Progress,
+    RotationStep,
     TransformStep,
     parse_method,
 )
@@ -25,6 +26,7 @@ from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, P
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.calibrated import Calibration, Quantizer
 from microscale.recipes.experts import unstack_experts
+from microscale.recipes.folding import check_rotation
 from microscale.recipes.modules import replace_module, untie
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.recipe import Recipe
@@ -73,6 +75,7 @@ def quantize_model(
         check_weight(model.get_submodule(layer.name), layer, recipe.nan == "poison")
     pipelines = pipelines_of(layers, recipe.effort)
     structure, notes = structure_for(model, recipe.part, list(pipelines.values()))
+    notes += rotation_notes(layers, pipelines)
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
     quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress)
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
@@ -102,9 +105,10 @@ def structure_for(model: nn.Module, part: str, pipelines: Sequence[Pipeline]) ->
     other part.
 
     Raises:
-        ModelError: a model whose layers cannot be told apart, where a chain must know them.
+        ModelError: a model whose layers cannot be told apart, where a chain must know them, or whose residual stream
+            cannot be rotated, where a chain does so.
     """
-    kinds = (ModelStep, FoldStep, TransformStep, BlockStep)
+    kinds = (RotationStep, ModelStep, FoldStep, TransformStep, BlockStep)
     if not any(pipeline.is_streamed or any(isinstance(s, kinds) for s in pipeline.steps) for pipeline in pipelines):
         return NO_BLOCKS, []
     notes: list[str] = []
@@ -112,6 +116,8 @@ def structure_for(model: nn.Module, part: str, pipelines: Sequence[Pipeline]) ->
     if needs_text and part != "language":
         notes.append("calibration text reaches the language part alone; other layers are rounded on their own")
     structure = describe(model, "language" if needs_text else part)
+    if any(pipeline.of_kind(RotationStep) for pipeline in pipelines):
+        check_rotation(structure)
     folding = [pipeline.text for pipeline in pipelines if pipeline.of_kind(FoldStep)]
     if folding and not structure.is_known:
         kind = type(model).__name__
@@ -119,6 +125,18 @@ def structure_for(model: nn.Module, part: str, pipelines: Sequence[Pipeline]) ->
             f"{kind} is of no family that we have a record of: {folding[0]} folds nothing, its scales stay online"
         )
     return structure, notes
+
+
+def rotation_notes(layers: Mapping[str, PlannedLayer], pipelines: Mapping[str, Pipeline]) -> list[str]:
+    """Return a warning where a rotation across blocks meets block scales that are powers of two."""
+    for name, layer in layers.items():
+        steps = pipelines[name].of_kind(RotationStep)
+        if steps and isinstance(layer.format, BlockFormat) and layer.format.scale.is_power_of_two:
+            return [
+                f"{steps[0].name} rotates across blocks, which makes block scales that are powers of two coarser"
+                " (arXiv 2511.04214); a rotation inside of blocks (method mr-gptq) keeps more of the model"
+            ]
+    return []
 
 
 NO_BLOCKS = ModelStructure(

@@ -29,8 +29,8 @@ from microscale.algorithms import (
     ModelStep,
     Pipeline,
     Progress,
+    RotationStep,
     SideStep,
-    Step,
     TransformStep,
 )
 from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
@@ -38,9 +38,11 @@ from microscale.errors import CalibrationError
 from microscale.families import BlockStructure, LinearGroup, ModelStructure
 from microscale.nn import QuantizedLinear
 from microscale.recipes.blocks import BlockRunner, removed_after, replaced_forward
-from microscale.recipes.folding import fold_scale, shared_scale
+from microscale.recipes.folding import fold_scale, fuse_norms, shared_scale
 from microscale.recipes.plan import PlannedLayer, is_transposed
-from microscale.transforms import Transform, scale_transform
+from microscale.recipes.rotating import rotate_model
+from microscale.recipes.tasks import bias_of, float_weight, fold_first_scale, is_seen, transformed, with_inputs
+from microscale.transforms import scale_transform
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
@@ -107,6 +109,12 @@ class Quantizer:
         names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
         chosen = [name for name in names if name in self._layers]
         with float32_model(self._model):
+            rotations = [(step, p) for p in self._distinct for step in p.of_kind(RotationStep)]
+            for step, pipeline in dict(rotations).items():  # the same one twice would be another one
+                if step.is_learned:
+                    fuse_norms(self._model, self._structure)
+                model = self._model_problem(pipeline) if step.is_learned else None
+                rotate_model(self._model, self._structure, step, model)
             for pipeline in self._distinct:
                 for step in pipeline.of_kind(ModelStep):
                     self._learn_model(step, pipeline)
@@ -166,21 +174,7 @@ class Quantizer:
 
     def _learn_model(self, step: ModelStep, pipeline: Pipeline) -> None:
         """Run a step that sees the whole model; learned weights go into the model too."""
-        settings = self._settings
-        groups = tuple(group for block in self._structure.blocks for _, group in self._groups(block, pipeline))
-
-        def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
-            with replaced_forward(stand_ins, self._model):
-                return self._model(input_ids=tokens, use_cache=False).logits
-
-        problem = ModelProblem(
-            groups=groups,
-            logits=logits,
-            windows=settings.windows.to(next(self._model.parameters()).device),
-            biases=self._biases(groups),
-            seed=settings.seed,
-            progress=self._progress,
-        )
+        problem = self._model_problem(pipeline)
         with torch.enable_grad():
             learned = step.learn(problem)
         for group in learned:
@@ -189,6 +183,24 @@ class Quantizer:
                 module = self._model.get_submodule(layer.name)
                 weight = module.get_parameter("weight")
                 weight.data.copy_(layer.weight.T if is_transposed(module) else layer.weight)
+
+    def _model_problem(self, pipeline: Pipeline) -> ModelProblem:
+        """Return the whole model as a function of stand-ins for the layers of a pipeline."""
+        settings = self._settings
+        groups = tuple(group for block in self._structure.blocks for _, group in self._groups(block, pipeline))
+
+        def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
+            with replaced_forward(stand_ins, self._model):
+                return self._model(input_ids=tokens, use_cache=False).logits
+
+        return ModelProblem(
+            groups=groups,
+            logits=logits,
+            windows=settings.windows.to(next(self._model.parameters()).device),
+            biases=self._biases(groups),
+            seed=settings.seed,
+            progress=self._progress,
+        )
 
     def _transform_unseen(self) -> None:
         """Apply the transforms that need to see no input."""
@@ -293,7 +305,8 @@ class Quantizer:
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
 
     def _learn(self, block: _Block, step: BlockStep, pipeline: Pipeline) -> None:
-        groups = tuple(task for _, task in self._measured(block, pipeline, step.wanted))
+        pairs = self._measured(block, pipeline, step.wanted)
+        groups = tuple(task for _, task in pairs)
 
         def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
             with replaced_forward(stand_ins, self._model):
@@ -309,8 +322,10 @@ class Quantizer:
         )
         with torch.enable_grad():
             learned = step.learn(problem)
-        for group in learned:
-            self._keep(group)
+        shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
+        for (group, _), task in zip(pairs, learned, strict=True):
+            is_alone = group.fold is not None and shared[group.fold.name] == 1
+            self._keep(fold_first_scale(self._model, block.structure, group, task) if is_alone else task)
 
     def rounded(self, layer: LayerTask) -> QuantizedLinear:
         """Return the module that takes the place of a layer."""
@@ -332,39 +347,11 @@ class Quantizer:
         )
 
 
-def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
-    """Return the group whose layers know their inputs."""
-    layers = tuple(dataclasses.replace(layer, inputs=inputs) for layer in task.layers)
-    return dataclasses.replace(task, layers=layers, inputs=inputs)
-
-
-def transformed(task: GroupTask, transforms: Sequence[Transform]) -> GroupTask:
-    """Return the group with more transforms."""
-    return dataclasses.replace(task, layers=tuple(layer.with_transforms(transforms) for layer in task.layers))
-
-
-def is_seen(task: GroupTask, step: Step) -> bool:
-    """Whether a step knows what it needs: nothing, or inputs of at least one token."""
-    return step.wanted is None or (task.inputs is not None and task.inputs.num_tokens > 0)
-
-
 def _feeding(collector: StatisticsCollector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def feed(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         collector.update(arguments[0].detach())
 
     return feed
-
-
-def float_weight(module: nn.Module) -> Tensor:
-    """Return a layer's weight [out, in] in float32."""
-    weight = module.get_parameter("weight").detach()
-    return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
-
-
-def bias_of(module: nn.Module) -> Tensor | None:
-    """Return a layer's bias, or None."""
-    bias = getattr(module, "bias", None)
-    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 @torch.no_grad()
@@ -376,7 +363,8 @@ def run_detached(runner: BlockRunner, index: int, hidden: Tensor) -> Tensor:
 @contextlib.contextmanager
 def float32_model(model: nn.Module) -> Generator[None, None, None]:
     """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back."""
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    # Names of tied weights too: a rotation unties the head.
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.is_floating_point():

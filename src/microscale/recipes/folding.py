@@ -192,10 +192,7 @@ def rotate_residual(model: nn.Module, structure: ModelStructure, q: Float[Tensor
         ModelError: the family has no such rotation, with the reason; or the layers are quantized already.
         ShapeError: q is not orthogonal or not as wide as the model.
     """
-    if structure.rotation_obstacle is not None:
-        raise ModelError(f"the residual stream of this model cannot be rotated: {structure.rotation_obstacle}")
-    if structure.head is None or structure.final_norm is None:
-        raise ModelError(f"the residual stream of {structure.family} cannot be rotated: it has no last norm and head")
+    check_rotation(structure)
     for name in (*_writers(structure), *_readers(structure)):
         matrix(model, name)  # refuses quantized layers before anything is changed
     width = matrix(model, structure.entries[0]).shape[-2]
@@ -215,6 +212,20 @@ def rotate_residual(model: nn.Module, structure: ModelStructure, q: Float[Tensor
     _rotate_norm_bias(model.get_submodule(structure.final_norm), rotation)
     for name in (*_readers(structure), f"{structure.head}.weight"):
         multiply_right(matrix(model, name), rotation)
+
+
+def check_rotation(structure: ModelStructure) -> None:
+    """Refuse models whose residual stream cannot be rotated.
+
+    Raises:
+        ModelError: the family has no such rotation, with the reason.
+    """
+    if not structure.is_known:
+        raise ModelError("the residual stream of this model cannot be rotated: its family is of no record of ours")
+    if structure.rotation_obstacle is not None:
+        raise ModelError(f"the residual stream of this model cannot be rotated: {structure.rotation_obstacle}")
+    if structure.head is None or structure.final_norm is None:
+        raise ModelError(f"the residual stream of {structure.family} cannot be rotated: it has no last norm and head")
 
 
 def keep_mean(q: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:

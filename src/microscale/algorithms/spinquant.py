@@ -1,0 +1,133 @@
+"""SpinQuant: the rotation of the residual stream is learned, on the quantized model's own loss.
+
+The loss is the cross-entropy of the next token of the calibration text. The rotation R stays orthogonal by Cayley
+steps: with A = G R^T - R G^T, G the gradient, R becomes (1 + t/2 A)^-1 (1 - t/2 A) R. The unrotated model computes the
+loss: a layer that reads the stream rounds x R and W R, one that writes into it rounds R^T W and turns its output back.
+
+``values`` rotates the values of attention by random Hadamard matrices, head by head; the paper learns these too. Left
+out: online rotations before down_proj (a step ``hadamard`` may follow) and of queries and keys.
+
+Source: arXiv 2405.16406, sections 3 and 4; the bound of the step is that of arXiv 2002.01113, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from microscale.algorithms.contract import LayerFunction, LayerTask, ModelProblem, RotationProblem, RotationStep
+from microscale.algorithms.rotation import start_rotation
+from microscale.algorithms.straight_through import straight_through, straight_through_inputs
+from microscale.errors import CalibrationError, RecipeError
+
+JUDGES = 4
+"""Batches that the learned rotation and its start are compared on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpinQuant(RotationStep):
+    """``steps`` Cayley steps of at most ``lr``, which falls to 0; each on ``batch`` windows."""
+
+    name: ClassVar[str] = "spinquant"
+    source: ClassVar[str] = "arXiv 2405.16406"
+    is_learned: ClassVar[bool] = True
+
+    steps: int = 100
+    lr: float = 1.5
+    batch: int = 2
+    seed: int = 0
+    values: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch < 1 or self.lr < 0:
+            raise RecipeError("spinquant: steps and lr are at least 0, batch at least 1")
+
+    def rotation(self, problem: RotationProblem) -> Float[Tensor, "size size"]:
+        """Return the learned rotation, or its start where that has the smaller loss.
+
+        Raises:
+            CalibrationError: the loss left the finite numbers.
+        """
+        model = problem.model
+        assert model is not None
+        turn = start_rotation(problem.size, self.seed)
+        start = problem.admissible(turn).to(model.windows.device, torch.float32)
+        current = start
+        for i, tokens in enumerate(self._batches(model)):
+            model.progress(i, self.steps, self.name)
+            leaf = current.clone().requires_grad_()
+            loss = token_loss(problem, model, leaf, tokens)
+            if not bool(torch.isfinite(loss)):
+                raise CalibrationError(f"spinquant: the loss became {loss.item()} at step {i}; lower lr")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            current = cayley_step(current, gradient, self.lr * (1 - i / self.steps), keeps_mean=problem.keeps_mean)
+        judges = model.windows[: JUDGES * self.batch].split(self.batch)
+        loss_of = _judge(problem, model, judges)
+        return (current if loss_of(current) <= loss_of(start) else start).to(torch.float64)
+
+    def head_rotation(self, size: int, index: int) -> Float[Tensor, "size size"] | None:
+        """Return the rotation of the values of block ``index``."""
+        return start_rotation(size, self.seed + 1 + index) if self.values else None
+
+    def _batches(self, model: ModelProblem) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(model.seed)
+        left: list[Tensor] = []
+        for _ in range(self.steps):
+            left = left or list(torch.randperm(len(model.windows), generator=generator).split(self.batch))
+            yield model.windows[left.pop()]
+
+
+def _judge(problem: RotationProblem, model: ModelProblem, batches: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
+    def judge(rotation: Tensor) -> float:
+        with torch.no_grad():
+            return sum(float(token_loss(problem, model, rotation, tokens)) for tokens in batches)
+
+    return judge
+
+
+def token_loss(
+    problem: RotationProblem, model: ModelProblem, rotation: Float[Tensor, "size size"], tokens: Tensor
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the next token of the model that is rotated and quantized."""
+    stand_ins = {
+        layer.name: _stand_in(problem, layer, rotation, model.biases[layer.name])
+        for group in model.groups
+        for layer in group.layers
+    }
+    logits = model.logits(stand_ins, tokens).to(torch.float32)
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def _stand_in(problem: RotationProblem, layer: LayerTask, rotation: Tensor, bias: Tensor | None) -> LayerFunction:
+    reads, writes = layer.name in problem.readers, layer.name in problem.writers
+
+    def run(inputs: Tensor) -> Tensor:
+        weight = layer.weight @ rotation if reads else layer.weight
+        weight = rotation.T @ weight if writes else weight
+        turned = straight_through_inputs(inputs @ rotation if reads else inputs, layer.activations)
+        outputs = functional.linear(turned, straight_through(weight, layer.format))
+        outputs = outputs @ rotation.T if writes else outputs
+        return outputs if bias is None else outputs + bias
+
+    return run
+
+
+def cayley_step(
+    rotation: Float[Tensor, "size size"], gradient: Float[Tensor, "size size"], rate: float, *, keeps_mean: bool = False
+) -> Float[Tensor, "size size"]:
+    """Return the rotation after a step; with ``keeps_mean`` the vector of ones is turned as before."""
+    wide, slope = rotation.to(torch.float64), gradient.to(torch.float64)
+    skew = slope @ wide.T - wide @ slope.T
+    if keeps_mean:
+        skew = skew - skew.mean(0, keepdim=True)
+        skew = skew - skew.mean(1, keepdim=True)
+    step = min(rate, 1.0 / (float(torch.linalg.matrix_norm(skew, 1)) + 1e-8))
+    unit = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    turned = torch.linalg.solve(unit + 0.5 * step * skew, (unit - 0.5 * step * skew) @ wide)
+    return turned.to(rotation.dtype)

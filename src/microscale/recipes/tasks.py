@@ -1,0 +1,61 @@
+"""Small changes of the tasks that methods get: statistics, transforms, and scales that find a place in a norm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from microscale.algorithms import GroupTask, Step
+from microscale.calibration import InputStatistics
+from microscale.families import BlockStructure, FoldKind, LinearGroup, is_transposed
+from microscale.recipes.folding import fold_scale
+from microscale.transforms import Transform, TransformKind
+
+
+def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
+    """Return the group whose layers know their inputs."""
+    layers = tuple(dataclasses.replace(layer, inputs=inputs) for layer in task.layers)
+    return dataclasses.replace(task, layers=layers, inputs=inputs)
+
+
+def transformed(task: GroupTask, transforms: Sequence[Transform]) -> GroupTask:
+    """Return the group with more transforms."""
+    return dataclasses.replace(task, layers=tuple(layer.with_transforms(transforms) for layer in task.layers))
+
+
+def is_seen(task: GroupTask, step: Step) -> bool:
+    """Whether a step knows what it needs: nothing, or inputs of at least one token."""
+    return step.wanted is None or (task.inputs is not None and task.inputs.num_tokens > 0)
+
+
+def float_weight(module: nn.Module) -> Tensor:
+    """Return a layer's weight [out, in] in float32."""
+    weight = module.get_parameter("weight").detach()
+    return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return a layer's bias, or None."""
+    bias = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def fold_first_scale(model: nn.Module, block: BlockStructure, group: LinearGroup, task: GroupTask) -> GroupTask:
+    """Fold a learned scale that comes first into the norm before a group; other scales stay online."""
+    chain = task.layers[0].transforms
+    is_norm = group.fold is not None and group.fold.kind is FoldKind.NORM
+    is_first = bool(chain) and chain[0].spec.kind is TransformKind.SCALE
+    if not is_norm or not is_first or len(task.layers) < len(group.linears):
+        return task
+    scale = 1.0 / chain[0].parts["scale"].to(torch.float64)
+    fold_scale(model, block, group, scale)
+    layers = tuple(
+        dataclasses.replace(
+            layer, weight=(layer.weight.to(torch.float64) * scale).to(torch.float32), transforms=chain[1:]
+        )
+        for layer in task.layers
+    )
+    return dataclasses.replace(task, layers=layers)
