@@ -1,13 +1,11 @@
-"""Round-to-nearest: the baseline method and the registry of methods."""
+"""Round-to-nearest: the baseline method."""
 
 from __future__ import annotations
-
-import inspect
 
 import pytest
 import torch
 
-from microscale.algorithms import METHODS, rtn
+from microscale.algorithms import rtn
 from microscale.errors import DtypeError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import quantize
@@ -16,12 +14,6 @@ from small_models import same_bits
 
 def weight(rows: int = 24, cols: int = 96) -> torch.Tensor:
     return torch.randn(rows, cols, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-
-
-def test_every_method_has_the_signature_of_a_method() -> None:
-    assert list(METHODS) == ["rtn"]
-    for method in METHODS.values():
-        assert list(inspect.signature(method).parameters)[:2] == ["weight", "fmt"]
 
 
 @pytest.mark.parametrize("name", NAMED_FORMATS)

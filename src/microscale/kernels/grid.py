@@ -54,6 +54,8 @@ class ElementGrid:
         self.dtype = dtype or weight.dtype
         self._encoded = encode_matrix(to_float32(weight, fmt), fmt, amax)
         factor = scale_factor(self._encoded.scale, fmt, self._encoded.tensor_inv_scale).unsqueeze(-1)
+        if fmt.extension is not Extension.NONE and fmt.scale.is_power_of_two:
+            factor = torch.where((self._encoded.scale == 0).unsqueeze(-1), 0.0, factor)  # the code of a zero block
         size = self._encoded.codes.shape[-1]
         self._largest_factor = self._expand(factor, size)
         self._factor = self._expand(self._element_factor(factor), size)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.errors import ShapeError
+from microscale.kernels.checks import HADAMARD_SIZES
 from microscale.kernels.ops import hadamard
 from microscale.transforms import Transform, TransformKind
 
@@ -42,7 +43,8 @@ def _apply(inputs: Tensor, transform: Transform) -> Tensor:
         case TransformKind.PERMUTE:
             return inputs.index_select(-1, parts["order"])
         case TransformKind.HADAMARD:
-            if torch.is_grad_enabled() and inputs.requires_grad:
+            is_learning = torch.is_grad_enabled() and inputs.requires_grad
+            if is_learning or size not in HADAMARD_SIZES:  # the operation has no gradient and no small sizes
                 return block_product(inputs, hadamard_matrix(size, inputs).unsqueeze(0))
             return hadamard(inputs, size)
         case TransformKind.BLOCK:

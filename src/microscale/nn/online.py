@@ -39,11 +39,11 @@ class InputTransforms(_Float32Module):
 
     @classmethod
     def from_transforms(cls, transforms: Sequence[Transform]) -> InputTransforms:
-        """Build the module around transforms with their numbers."""
+        """Build the module around a copy of transforms: layers of one group have the same, but files share no tensor."""
         module = cls([transform.spec for transform in transforms], transforms[0].cols, device="meta")
         for i, transform in enumerate(transforms):
             for name, part in transform.parts.items():
-                module.register_buffer(f"{i}_{name}", part.detach())
+                module.register_buffer(f"{i}_{name}", part.detach().clone())
         return module
 
     @property
