@@ -1,8 +1,9 @@
-"""What methods learn: gradients of clips, sizes of Kronecker factors, Cayley steps, macro-block factors, odd options."""
+"""What methods learn: gradients of clips, Kronecker factors, Cayley steps, macro-block factors, odd options."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -149,7 +150,7 @@ def test_cayley_steps_go_down_and_stay_orthogonal() -> None:
         distances.append(float((turn - wanted).square().sum()))
         turn = cayley_step(turn, 2 * (turn - wanted), 0.5)
         check_orthogonal(turn)
-    assert all(later <= earlier + 1e-4 for earlier, later in zip(distances, distances[1:], strict=False))
+    assert all(later <= earlier + 1e-4 for earlier, later in itertools.pairwise(distances))
     assert distances[-1] < 0.5 * distances[0]
 
 
