@@ -17,6 +17,7 @@ from microscale.errors import CalibrationError, ModelError, NonFiniteError
 from microscale.integrations.saving import mark_quantized
 from microscale.nn import QuantizedLinear
 from microscale.recipes import Recipe, quantize_model
+from microscale.recipes.apply import set_activations
 from microscale.recipes.calibrated import Calibration
 from small_models import same_tensors
 
@@ -67,6 +68,31 @@ def test_every_method_on_a_model(method: str, family: str) -> None:
     assert not same_tensors(state(model), state(quantized(family, method, activations="mxfp4"))), (
         "the seed is the result"
     )
+
+
+CHAINS = [
+    "smoothquant",
+    "awq+hadamard+rtn",
+    "distill:transform=none,epochs=0+awq+rtn",
+    "distill:epochs=0+smoothquant+rtn",
+    "permute+hadamard:signs=true+gptq",
+    "quarot+hadamard:size=16,roles=down+rtn",
+    "spinquant:steps=1+rtn",
+    "macroblock+rtn",
+    "omniquant:epochs=2,clip=false+rtn",
+    "flatquant:epochs=2,clip=false+rtn",
+    "batquant:epochs=2,clip=false+autoround:steps=2,clip=false+rtn",
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("family", ["llama", "llama-biases-tied", "opt", "gpt2", "qwen3"])
+def test_folds_and_transforms_leave_the_function_as_it_was(chain: str, family: str) -> None:
+    """Methods work for inputs of 4 bits and weights with next to no rounding; then the inputs are left alone."""
+    model = quantized(family, chain, fmt="fp16/32:e8m0", activations="mxfp4")
+    set_activations(model, None)
+    expected = exact_logits(family)
+    assert float((run(model) - expected).abs().max() / expected.abs().max()) < 3e-3
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "mr-gptq", "lowrank", "quarot", "macroblock", *QUICK])

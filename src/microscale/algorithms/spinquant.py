@@ -57,11 +57,11 @@ class SpinQuant(RotationStep):
         model = problem.model
         assert model is not None
         turn = start_rotation(problem.size, self.seed)
-        start = problem.admissible(turn).to(model.windows.device, torch.float32)
+        start = problem.admissible(turn.to(model.windows.device))
         current = start
         for i, tokens in enumerate(self._batches(model)):
             model.progress(i, self.steps, self.name)
-            leaf = current.clone().requires_grad_()
+            leaf = current.to(torch.float32).requires_grad_()
             loss = token_loss(problem, model, leaf, tokens)
             if not bool(torch.isfinite(loss)):
                 raise CalibrationError(f"spinquant: the loss became {loss.item()} at step {i}; lower lr")
@@ -69,7 +69,7 @@ class SpinQuant(RotationStep):
             current = cayley_step(current, gradient, self.lr * (1 - i / self.steps), keeps_mean=problem.keeps_mean)
         judges = model.windows[: JUDGES * self.batch].split(self.batch)
         loss_of = _judge(problem, model, judges)
-        return (current if loss_of(current) <= loss_of(start) else start).to(torch.float64)
+        return current if loss_of(current) <= loss_of(start) else start
 
     def head_rotation(self, size: int, index: int) -> Float[Tensor, "size size"] | None:
         """Return the rotation of the values of block ``index``."""
@@ -86,7 +86,8 @@ class SpinQuant(RotationStep):
 def _judge(problem: RotationProblem, model: ModelProblem, batches: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
     def judge(rotation: Tensor) -> float:
         with torch.no_grad():
-            return sum(float(token_loss(problem, model, rotation, tokens)) for tokens in batches)
+            turn = rotation.to(torch.float32)
+            return sum(float(token_loss(problem, model, turn, tokens)) for tokens in batches)
 
     return judge
 

@@ -364,6 +364,15 @@ class Quantizer:
                 self._keep(transformed(task, [scale_transform(1.0 / scale)]))
                 continue
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
+            self._refresh(block)
+
+    def _refresh(self, block: _Block) -> None:
+        """Take the weights of kept tasks from the model again: a fold may have changed rows of a layer before."""
+        names = [block.full_name(name) for group in block.structure.groups for name in group.linears]
+        for name in names:
+            if name in self._tasks:
+                weight = float_weight(self._model.get_submodule(name))
+                self._tasks[name] = dataclasses.replace(self._tasks[name], weight=weight)
 
     def _learn(self, block: _Block, step: BlockStep, pipeline: Pipeline) -> None:
         pairs = self._measured(block, pipeline, step.wanted)

@@ -32,7 +32,7 @@ def is_seen(task: GroupTask, step: Step) -> bool:
 
 
 def float_weight(module: nn.Module) -> Tensor:
-    """Return a layer's weight [out, in] in float32."""
+    """Return a layer's weight [out, in] in float32; it may share memory with the model."""
     weight = module.get_parameter("weight").detach()
     return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
 
@@ -50,12 +50,9 @@ def fold_first_scale(model: nn.Module, block: BlockStructure, group: LinearGroup
     is_first = bool(chain) and chain[0].spec.kind is TransformKind.SCALE
     if not is_norm or not is_first or len(task.layers) < len(group.linears):
         return task
-    scale = 1.0 / chain[0].parts["scale"].to(torch.float64)
-    fold_scale(model, block, group, scale)
+    fold_scale(model, block, group, 1.0 / chain[0].parts["scale"].to(torch.float64))
     layers = tuple(
-        dataclasses.replace(
-            layer, weight=(layer.weight.to(torch.float64) * scale).to(torch.float32), transforms=chain[1:]
-        )
+        dataclasses.replace(layer, weight=float_weight(model.get_submodule(layer.name)), transforms=chain[1:])
         for layer in task.layers
     )
     return dataclasses.replace(task, layers=layers)
