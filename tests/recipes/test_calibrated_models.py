@@ -1,4 +1,4 @@
-"""The engine that quantizes with calibration: every family, what is measured where, which method, bad input."""
+"""The engine that quantizes with calibration: every family, what is measured where, methods by rule."""
 
 from __future__ import annotations
 
