@@ -130,7 +130,7 @@ struct PairOfHalves {
 // ------------------------------------------------------------------------------------------ what belongs to vectors
 
 constexpr int64_t kVectors = 256;     // of one stretch
-constexpr int64_t kCodesAhead = 4096;  // bytes: stores past the caches leave the hardware's own prefetching behind
+constexpr int64_t kCodesAhead = 2048;  // bytes: stores past the caches leave the hardware's own prefetching behind
 
 // For each vector of a stretch the factor and, with MX+ and MX++, lane and value of the largest element.
 struct VectorInfo {

@@ -74,10 +74,13 @@ def quantize(
     method: str = "rtn",
     effort: str = "fast",
     calibration: str | Path | torch.Tensor | None = None,
+    calibration_field: str = "text",
     samples: int = 128,
     window: int = 2048,
-    observer: str = "minmax",
+    feed: str = "quantized",
+    observer: str = "mse",
     tokenizer: Any = None,
+    offload: str | Path | None = None,
     seed: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -99,23 +102,29 @@ def quantize(
 
     Methods that learn from inputs (``microscale methods`` lists them) take ``calibration``: a text file, JSON lines,
     the name of a dataset, or token ids [samples, tokens]; ``samples`` windows of ``window`` tokens are drawn by
-    ``seed``.
+    ``seed``. ``calibration_field`` holds the text in JSON lines and datasets. ``feed`` ``original`` measures every
+    decoder layer on what the unquantized model gives, not on what the quantized layers before it give.
     ``tokenizer`` defaults to the one beside the model. ``observer`` measures static activation ranges.
+
+    ``offload`` names a directory where the inputs of the decoder layers and all finished layers are kept: the same call
+    goes on there after an interruption. A model given as a directory is then read layer by layer, so that it may be
+    larger than memory; methods that work on the whole model refuse.
 
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
     import torch
 
-    from microscale.integrations.calibration import read_windows
+    from microscale.integrations.calibration import find_tokenizer, measure_ranges, read_windows
+    from microscale.integrations.layerwise import LayerFile, files_identity, weights_identity
     from microscale.integrations.loading import load_original
     from microscale.integrations.saving import mark_quantized
     from microscale.recipes import (
         Recipe,
-        calibrate_ranges,
         has_static_ranges,
         ignore_progress,
         make_recipe,
+        open_store,
         parse_rule,
         quantize_model,
     )
@@ -136,17 +145,32 @@ def quantize(
             part=part,
         )
     )
-    loaded = load_original(model) if isinstance(model, str | Path) else model
+    is_path = isinstance(model, str | Path)
+    layers = LayerFile(model, part=recipe.part) if is_path and offload is not None else None
+    loaded = layers.model() if layers is not None else load_original(model) if is_path else model
     given = None
     if calibration is not None:
-        source = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
-        text_tokenizer = tokenizer
-        if text_tokenizer is None and not isinstance(calibration, torch.Tensor):
-            text_tokenizer = load_tokenizer(source)
-        given = read_windows(calibration, text_tokenizer, loaded, samples=samples, window=window, seed=seed)
-    quantize_model(loaded, recipe, progress or ignore_progress, calibration=given)
+        if tokenizer is None and not isinstance(calibration, torch.Tensor):
+            tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
+        given = read_windows(
+            calibration,
+            tokenizer,
+            loaded,
+            samples=samples,
+            window=window,
+            seed=seed,
+            field=calibration_field,
+            feed=feed,
+        )
+    store = None
+    if offload is not None:
+        identity = files_identity(model) if layers is not None else weights_identity(loaded)
+        store = open_store(offload, f"{__version__} {identity}", recipe, given)
+    quantize_model(loaded, recipe, progress or ignore_progress, calibration=given, store=store, source=layers)
     if given is not None and has_static_ranges(loaded):
-        calibrate_ranges(loaded, given.windows, observer, seed=seed)
+        measure_ranges(loaded, given, observer)
+    if store is not None:
+        store.clear()
     mark_quantized(loaded, __version__)
     return loaded
 

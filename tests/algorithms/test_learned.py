@@ -1,4 +1,4 @@
-"""What methods learn: gradients of clips, Kronecker factors, Cayley steps, macro-block factors, odd options."""
+"""What methods learn: gradients of clips, Kronecker factors, Cayley steps, macro-block factors, options."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "unknown activations": (["-f", "mxfp4", "-a", "mxfp5"], ["unknown format 'mxfp5'"]),
     "an unknown range": (["-f", "mxfp4", "-a", "nvfp4@sometimes"], ["unknown range 'sometimes'"]),
     "an unknown layout": (["-f", "mxfp4", "--layout", "gguf"], ["layout", "'auto'"]),
-    "an unknown method": (["-f", "mxfp4", "--method", "magic"], ["unknown method 'magic'", "rtn"]),
+    "an unknown method": (["-f", "mxfp4", "--method", "magic"], ["unknown method or step 'magic'", "rtn"]),
     "an unknown word for NaN": (["-f", "mxfp4", "--nan", "ignore"], ["nan", "'raise'", "'poison'"]),
     "an exclusion without a match": (["-f", "mxfp4", "--exclude", "*.down_prj"], ["*.down_prj", "down_proj"]),
     "an inclusion without a match": (["-f", "mxfp4", "--include", "head"], ["'head'", "lm_head"]),
@@ -435,3 +435,89 @@ def test_the_seed_must_be_a_seed(model: Path, tmp_path: Path) -> None:
     outcome = microscale_command("quantize", model, "-f", "mxfp4", "-o", tmp_path / "out", "--seed", str(1 << 80))
     assert outcome.code == 2 and "seed" in outcome.stderr
     assert files(tmp_path) == set()
+
+
+CALIBRATED = ("-f", "mxfp4", "-a", "mxfp8", "--method", "awq+gptq", "--samples", "4", "--window", "24", "--calibration")
+TEXT = "The sea was calm, and the ship went on over it for days without a word from anybody on board. " * 4
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_offload_writes_the_same_files_and_goes_on_after_an_interruption(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed("quantize", model, *CALIBRATED, text, "-o", tmp_path / "plain")
+    command = ("quantize", model, *CALIBRATED, text, "--offload", tmp_path / "store", "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:  # killed while the checkpoint is written: all layers are finished
+        patch.setattr("microscale.integrations.saving.write_directory", interrupt)
+        assert microscale_command(*command).code == 130
+    assert not (tmp_path / "out").exists() and len(files(tmp_path / "store")) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("microscale.recipes.calibrated.Quantizer._round_block", interrupt)  # and none is quantized again
+        succeed(*command)
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+    assert files(tmp_path / "store") == set()
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_offload_without_calibration(model: Path, tmp_path: Path) -> None:
+    succeed("quantize", model, "-f", "mxfp6_e2m3", "-o", tmp_path / "plain")
+    succeed("quantize", model, "-f", "mxfp6_e2m3", "--offload", tmp_path / "store", "-o", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def test_offload_does_not_lie_where_the_checkpoint_will(model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for place in (out, out / "in" / "it"):
+        assert "which is written at the end" in fail(
+            "quantize", model, *CALIBRATED, text, "--offload", place, "-o", out
+        )
+    assert not out.exists()
+
+
+def test_feeds_and_fields(model: Path, text: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "text.jsonl"
+    lines.write_text(f'{{"body": "{TEXT}"}}\n')
+    succeed("quantize", model, *CALIBRATED, text, "-o", tmp_path / "plain")
+    succeed("quantize", model, *CALIBRATED, lines, "--calibration-field", "body", "-o", tmp_path / "lines")
+    assert contents(tmp_path / "lines") == contents(tmp_path / "plain")
+    assert "has no field 'text'; its fields are 'body'" in fail(
+        "quantize", model, *CALIBRATED, lines, "-o", tmp_path / "other"
+    )
+    succeed("quantize", model, *CALIBRATED, text, "--feed", "original", "-o", tmp_path / "original")
+    assert same_tensors(read_tensors(tmp_path / "original"), read_tensors(tmp_path / "plain")) != []
+    assert "unknown feed 'both'" in fail("quantize", model, *CALIBRATED, text, "--feed", "both", "-o", tmp_path / "x")
+
+
+def test_calibration_text_without_a_tokenizer(model: Path, text: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    message = fail("quantize", tmp_path / "bare", *CALIBRATED, text, "-o", tmp_path / "out")
+    assert "calibration text needs a tokenizer, and none can be loaded beside the model" in message
+
+
+def test_static_ranges_are_measured_and_layers_without_one_are_named(text: Path, tmp_path: Path) -> None:
+    source = save_random_model(tmp_path / "moe", "mixtral", num_experts_per_tok=1)
+    gates = {name: tensor for name, tensor in read_tensors(source).items() if "gate.weight" in name}
+    assert gates
+    for gate in gates.values():
+        gate[1], gate[2:] = -gate[0], 0.0  # |t| beats 0: no token comes to the experts 2 and 3
+    edit_tensors(source, **{name.replace(".", "__"): tensor for name, tensor in gates.items()})
+    options = ("-f", "nvfp4", "-a", "nvfp4@static", "--samples", "4", "--window", "24")
+    found = succeed("quantize", source, *options, "--calibration", text, "-o", tmp_path / "out", "--json").json
+    notes = [note for note in found["notes"] if "12 layer(s) saw no calibration token and have no static range" in note]
+    assert len(notes) == 1 and "experts.2" in notes[0]
+    ranges = {name: tensor for name, tensor in read_tensors(tmp_path / "out").items() if name.endswith("amax")}
+    assert len(ranges) == 32 and sum(bool(torch.isnan(tensor).any()) for tensor in ranges.values()) == 12
+    succeed("quantize", source, *options, "--calibration", text, "--observer", "mse", "-o", tmp_path / "mse")
+    assert same_tensors(read_tensors(tmp_path / "mse"), read_tensors(tmp_path / "out")) == []  # mse is the default

@@ -49,7 +49,9 @@ def test_minmax_is_the_largest_input_of_each_layer(tmp_path: Path) -> None:
     with torch.inference_mode():
         reference(windows())
     seen: list[tuple[int, int]] = []
-    report = calibrate_ranges(model, windows(), batch=4, progress=lambda done, total: seen.append((done, total)))
+    report = calibrate_ranges(
+        model, windows(), "minmax", batch=4, progress=lambda done, total: seen.append((done, total))
+    )
     assert report.ranges == ranges_of(model) == largest
     assert len(largest) == 14 and report.unseen == () and seen == [(4, 6), (6, 6)]
     with torch.inference_mode():
@@ -59,7 +61,7 @@ def test_minmax_is_the_largest_input_of_each_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["percentile(99)", "ema", "window(1)", "mse", "least_squares"])
 def test_every_observer_fills_all_ranges_and_they_last(word: str, tmp_path: Path) -> None:
     model = quantized(tmp_path / "m")
-    largest = calibrate_ranges(model, windows()).ranges
+    largest = calibrate_ranges(model, windows(), "minmax").ranges
     ranges = calibrate_ranges(model, windows(), word).ranges
     assert ranges != largest and all(0 < ranges[name] <= largest[name] * (1 + 1e-6) for name in largest)
     microscale.save(model, tmp_path / "out")

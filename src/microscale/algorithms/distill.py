@@ -3,8 +3,8 @@
 The quantized model runs with rounded weights and inputs; the KL divergence of its predictions from those of the
 unquantized model is what AdamW brings down, straight through the rounding. No label is used, so that the model is bent
 back to itself and not to the calibration text. Inputs are rotated by a block Hadamard matrix on the way
-(``transform``); on request every group of layers learns the matrices instead, from a Hadamard start: one for each block, or one for all
-blocks of a group (``shared``, a few kilobytes in all).
+(``transform``); on request every group of layers learns the matrices instead, from a Hadamard start: one for each
+block, or one for all blocks of a group (``shared``, a few kilobytes in all).
 
 Source: arXiv 2601.20088 (quantization-aware distillation: KL to the teacher alone); arXiv 2603.16590 (block-affine
 transforms aligned with MX blocks); their combination, the start and the schedule are ours.

@@ -11,6 +11,7 @@ import typer
 
 from microscale import __version__
 from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW
+from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.checkpoint import check_target
 from microscale.cli.inspect_command import group_names
 from microscale.cli.output import (
@@ -29,10 +30,10 @@ from microscale.recipes import (
     DEFAULT_OBSERVER,
     QuantizationReport,
     Recipe,
-    calibrate_ranges,
     has_static_ranges,
     load_recipe,
     make_recipe,
+    open_store,
     parse_rule,
     quantize_model,
 )
@@ -70,8 +71,23 @@ def quantize(
     calibration: Annotated[
         str | None, typer.Option("--calibration", help="Text file, JSON lines or dataset name to calibrate on.")
     ] = None,
+    calibration_field: Annotated[
+        str, typer.Option("--calibration-field", help="Field of JSON lines or of a dataset that holds the text.")
+    ] = DEFAULT_FIELD,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Windows of calibration text.")] = DEFAULT_SAMPLES,
     window: Annotated[int, typer.Option("--window", min=2, help="Tokens in a window, BOS included.")] = DEFAULT_WINDOW,
+    feed: Annotated[
+        str,
+        typer.Option("--feed", help="What a layer is measured on: quantized (layers before it, default) or original."),
+    ] = "quantized",
+    offload: Annotated[
+        Path | None,
+        typer.Option(
+            "--offload",
+            help="Directory for layer inputs and finished layers: the model is read layer by layer, and the same"
+            " command goes on after an interruption.",
+        ),
+    ] = None,
     observer: Annotated[
         str, typer.Option("--observer", help="Of static activation ranges: minmax, percentile(99.9), mse, kl …")
     ] = DEFAULT_OBSERVER,
@@ -90,7 +106,8 @@ def quantize(
     `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`,
     `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`
     """
-    from microscale.integrations.calibration import read_windows
+    from microscale.integrations.calibration import check_tokenizer, measure_ranges, range_notes, read_windows
+    from microscale.integrations.layerwise import LayerFile, files_identity
     from microscale.integrations.loading import load_original
     from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
 
@@ -109,21 +126,37 @@ def quantize(
     }
     chosen = _recipe(recipe, flags, layout)
     _refuse_source(model, output)
+    _refuse_inside(offload, output)
     check_target(output, overwrite=overwrite)
     check_shard_size(max_shard_size)
-    original: Any = load_original(model)
     notes: list[str] = []
     tokenizer = _tokenizer(model, notes)
+    if calibration is not None:
+        check_tokenizer(tokenizer)
+    layers = None if offload is None else LayerFile(model, part=chosen.part)
+    original: Any = load_original(model) if layers is None else layers.model()
     num_all = sum(parameter.numel() for parameter in original.parameters())
     given = None
     if calibration is not None:
-        given = read_windows(calibration, tokenizer, original, samples=samples, window=window, seed=seed)
+        given = read_windows(
+            calibration,
+            tokenizer,
+            original,
+            samples=samples,
+            window=window,
+            seed=seed,
+            field=calibration_field,
+            feed=feed,
+        )
+    store = None
+    if offload is not None:
+        store = open_store(offload, f"{__version__} {files_identity(model)}", chosen, given)
     with progress_bar("quantizing") as advance:
-        report = quantize_model(original, chosen, advance, calibration=given)
+        report = quantize_model(original, chosen, advance, calibration=given, store=store, source=layers)
     if given is not None and has_static_ranges(original):
         with progress_bar("measuring ranges") as advance:
-            windows = given.windows
-            calibrate_ranges(original, windows, observer, seed=seed, progress=lambda a, b: advance(a, b, "windows"))
+            ranges = measure_ranges(original, given, observer, lambda a, b: advance(a, b, "windows"))
+        notes.extend(range_notes(ranges))
     mark_quantized(original, __version__)
     notes = [*report.plan.notes, *_coverage_notes(report, num_all, original), *notes]
     written = save_model(
@@ -135,6 +168,8 @@ def quantize(
         overwrite=overwrite,
         max_shard_size=max_shard_size,
     )
+    if store is not None:
+        store.clear()
     _tell(output, written, report, inspect_checkpoint(output), notes, time.perf_counter() - started, as_json)
 
 
@@ -161,6 +196,17 @@ def _refuse_source(model: str, output: Path) -> None:
     source, target = Path(model).resolve(), output.resolve()
     if source.exists() and (target == source or target in source.parents):
         raise CheckpointWriteError(f"{output} is (or holds) the model that is read; choose another place with -o")
+
+
+def _refuse_inside(offload: Path | None, output: Path) -> None:
+    """Refuse to keep an unfinished job where the checkpoint will be written.
+
+    Raises:
+        CheckpointWriteError: the directory of ``--offload`` is the output, or lies in it.
+    """
+    target = output.resolve()
+    if offload is not None and (offload.resolve() == target or target in offload.resolve().parents):
+        raise CheckpointWriteError(f"--offload {offload} lies in {output}, which is written at the end; choose another")
 
 
 def _tokenizer(model: str, notes: list[str]) -> Any:

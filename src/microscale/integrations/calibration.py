@@ -1,7 +1,9 @@
-"""From a calibration text to windows of token ids of a model."""
+"""From a calibration text to windows of token ids of a model, and from windows to its static activation ranges."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,49 @@ from jaxtyping import Int
 from torch import Tensor
 
 from microscale.calibration import calibration_windows
-from microscale.errors import ModelError, TextError
+from microscale.calibration.texts import DEFAULT_FIELD
+from microscale.errors import CalibrationError, CheckpointError, ModelError, TextError
 from microscale.integrations.calibration_text import read_calibration
-from microscale.integrations.loading import check_window
-from microscale.recipes import Calibration
+from microscale.integrations.loading import check_window, load_tokenizer
+from microscale.nn import cached_weights
+from microscale.recipes import Calibration, RangeReport, calibrate_ranges
+
+FEEDS = ("quantized", "original")
+"""What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
+
+
+def find_tokenizer(source: str | Path) -> Any:
+    """Return the tokenizer beside a model, or None where there is none that can be loaded."""
+    if not str(source):
+        return None
+    try:
+        return load_tokenizer(source)
+    except (ModelError, CheckpointError):
+        return None
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse calibration text without a tokenizer.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if tokenizer is None:
+        raise ModelError(
+            "calibration text needs a tokenizer, and none can be loaded beside the model; put tokenizer.json and"
+            " tokenizer_config.json there, or in Python give tokenizer=... or token ids [samples, tokens]"
+        )
+
+
+def is_sequential(feed: str) -> bool:
+    """Return whether a word of :data:`FEEDS` means that quantized layers feed the next.
+
+    Raises:
+        CalibrationError: another word.
+    """
+    if feed not in FEEDS:
+        raise CalibrationError(f"unknown feed {feed!r}; possible: {', '.join(FEEDS)}")
+    return feed == FEEDS[0]
 
 
 def read_windows(
@@ -25,31 +66,77 @@ def read_windows(
     window: int,
     seed: int,
     batch: int = 4,
+    field: str = DEFAULT_FIELD,
+    feed: str = FEEDS[0],
 ) -> Calibration:
     """Tokenize a text as one stream and cut it into windows; windows of token ids are taken as they are.
+
+    ``field`` holds the text in JSON lines and datasets; ``feed`` is one of :data:`FEEDS`.
 
     Texts are read only as far as the windows need, and each is followed by the tokenizer's end-of-text token where it
     has one and the source holds more than one text.
 
     Raises:
         TextError: too short, empty or not readable, or token ids that the model does not have.
-        ModelError: no tokenizer, or windows that are longer than the model can read.
+        ModelError: no tokenizer.
+        ShapeError: windows that are longer than the model can read.
+        CalibrationError: an unknown word for ``feed``.
     """
+    sequential = is_sequential(feed)
     if isinstance(source, Tensor):
-        return Calibration(windows=_checked(source, model), seed=seed, batch=batch)
+        check_window(model, int(source.shape[-1]) if source.ndim == 2 else 0)
+        return Calibration(windows=_checked(source, model), seed=seed, batch=batch, is_sequential=sequential)
     check_window(model, window)
-    if tokenizer is None:
-        raise ModelError("calibration text needs a tokenizer, and the model has none; give windows of token ids")
+    check_tokenizer(tokenizer)
     ids: list[int] = []
     wanted = 4 * samples * window  # a choice among four times as many windows spreads them over the text
-    for index, text in enumerate(read_calibration(source)):
+    for index, text in enumerate(read_calibration(source, field=field)):
         if index and tokenizer.eos_token_id is not None:
             ids.append(int(tokenizer.eos_token_id))
         ids.extend(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if index and len(ids) >= wanted:
             break
     windows = calibration_windows(ids, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
-    return Calibration(windows=windows, seed=seed, batch=batch)
+    return Calibration(windows=windows, seed=seed, batch=batch, is_sequential=sequential)
+
+
+def measure_ranges(
+    model: Any,
+    calibration: Calibration,
+    observer: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RangeReport:
+    """Fill the static activation ranges of a quantized model by running the windows through it.
+
+    Raises:
+        CalibrationError, NonFiniteError: see :func:`microscale.recipes.calibrate_ranges`.
+    """
+    takes_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options: dict[str, int] = {"logits_to_keep": 1} if takes_logits else {}
+
+    def forward(tokens: Tensor) -> object:
+        return model(input_ids=tokens.to(model.device), use_cache=False, **options)
+
+    with cached_weights(model):
+        return calibrate_ranges(
+            model,
+            calibration.windows,
+            observer,
+            forward=forward,
+            batch=calibration.batch,
+            seed=calibration.seed,
+            progress=progress,
+        )
+
+
+def range_notes(report: RangeReport) -> list[str]:
+    """Say which layers still have no static range, for no calibration token came by."""
+    if not report.unseen:
+        return []
+    return [
+        f"{len(report.unseen)} layer(s) saw no calibration token and have no static range, e.g. {report.unseen[0]};"
+        " they will refuse to run: give more text, or leave their activations dynamic"
+    ]
 
 
 def _checked(windows: Tensor, model: Any) -> Tensor:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -144,6 +144,15 @@ def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     return _from_pretrained(path, dtype=dtype or "auto")
 
 
+def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:
+    """Return the model of a config with the tensors of a state dict, as :func:`load_original` would load them.
+
+    Raises:
+        ModelError: transformers cannot build it, or a tensor is missing.
+    """
+    return _from_pretrained(None, label=path, config=config, state_dict=dict(state), dtype="auto")
+
+
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """Load a model, quantized or not, from a directory, a GGUF file or by hub name; packed weights stay packed.
 
@@ -203,14 +212,14 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
             others[name] = PendingTensor(dtype=info.dtype, load=functools.partial(reader.load, name))
     return _Source(
         path=reader.path,
-        config=_read_config(reader.path),
+        config=read_model_config(reader.path),
         layers=layers,
         load_layer=lambda layer: layout.unpack(layer, reader.load),
         others=others,
     )
 
 
-def _read_config(path: str | Path) -> Any:
+def read_model_config(path: str | Path) -> Any:
     """Return the config of a model.
 
     Raises:
@@ -363,7 +372,7 @@ def stored_dtype(path: str | Path) -> torch.dtype:
     Raises:
         ModelError: no config can be read.
     """
-    dtype = _read_config(path).dtype
+    dtype = read_model_config(path).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

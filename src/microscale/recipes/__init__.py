@@ -8,7 +8,7 @@ from microscale.recipes.apply import (
     quantize_module,
     set_activations,
 )
-from microscale.recipes.calibrated import Calibration
+from microscale.recipes.calibration import Calibration
 from microscale.recipes.experts import stacked_experts, unstack_experts
 from microscale.recipes.folding import (
     centre_residual,
@@ -20,6 +20,7 @@ from microscale.recipes.folding import (
     untie_head,
 )
 from microscale.recipes.modules import replace_module
+from microscale.recipes.offload import LayerSource, open_store
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
@@ -28,6 +29,7 @@ from microscale.recipes.study_file import Study, StudyFormat, StudyMethod, Study
 __all__ = [
     "DEFAULT_OBSERVER",
     "Calibration",
+    "LayerSource",
     "Plan",
     "PlannedLayer",
     "Progress",
@@ -51,6 +53,7 @@ __all__ = [
     "make_plan",
     "make_recipe",
     "matches",
+    "open_store",
     "parse_rule",
     "quantizable_modules",
     "quantize_model",

@@ -20,14 +20,17 @@ from microscale.algorithms import (
     TransformStep,
     parse_method,
 )
+from microscale.calibration import ActivationStore
 from microscale.errors import NonFiniteError
 from microscale.families import ModelStructure, describe, is_transposed
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes.calibrated import Calibration, Quantizer
+from microscale.recipes.calibrated import Quantizer
+from microscale.recipes.calibration import Calibration
 from microscale.recipes.experts import unstack_experts
 from microscale.recipes.folding import check_rotation
 from microscale.recipes.modules import replace_module, untie
+from microscale.recipes.offload import LayerLoader, LayerSource
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.recipe import Recipe
 
@@ -57,28 +60,44 @@ def quantize_model(
     progress: Progress = ignore_progress,
     *,
     calibration: Calibration | None = None,
+    store: ActivationStore | None = None,
+    source: LayerSource | None = None,
 ) -> QuantizationReport:
     """Replace the model's modules as the recipe says; the model is changed in place.
 
     Stacked experts are taken apart first (:func:`~microscale.recipes.experts.unstack_experts`). ``calibration`` is what
-    methods other than the plainest learn from.
+    methods other than the plainest learn from. A ``store`` on disk (:func:`~microscale.recipes.offload.open_store`)
+    keeps the inputs of the decoder layers and every finished one, so that the same job started again goes on behind
+    it; it is cleared by who opened it. ``source`` gives the weights of the decoder layers that the model was built
+    without, one layer at a time.
 
     Raises:
         ModelError, RecipeError, LayoutError: before any weight is changed; see :func:`make_plan`.
-        CalibrationError: a method that needs calibration text where there is none, or text that does not serve it.
-        NonFiniteError: a weight with NaN or Inf (its name in the message), unless the recipe says poison.
+        CalibrationError: a method that needs calibration text where there is none, or text that does not serve it; a
+            method for the whole model at once where there is a source; a store that cannot be written or read.
+        NonFiniteError: a weight with NaN or Inf (its name in the message), unless the recipe says poison; before any is
+            changed, or when its layer comes from the source.
     """
     unstack_experts(model)
     plan = make_plan(model, recipe)
     layers = {layer.name: poisoned(layer) if recipe.nan == "poison" else layer for layer in plan.layers}
-    for layer in plan.layers:
-        check_weight(model.get_submodule(layer.name), layer, recipe.nan == "poison")
     pipelines = pipelines_of(layers, recipe.effort)
-    structure, notes = structure_for(model, recipe.part, list(pipelines.values()))
+    is_layered = source is not None or (store is not None and store.path is not None)
+    structure, notes = structure_for(model, recipe.part, list(pipelines.values()), is_layered=is_layered)
     notes += rotation_notes(layers, pipelines)
+
+    def check(inside: str) -> None:
+        for layer in plan.layers:
+            if not inside or layer.name.startswith(f"{inside}."):
+                check_weight(model.get_submodule(layer.name), layer, recipe.nan == "poison")
+
+    check("")
+    loader = LayerLoader(model, source, check)
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
-    quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress)
+    store = ActivationStore(None, "") if store is None else store
+    quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress, store, loader)
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
+    loader.load_rest()
     rest = [name for name in layers if name not in done]
     for index, name in enumerate(rest):
         progress(index, len(rest), name)
@@ -98,18 +117,21 @@ def pipelines_of(layers: Mapping[str, PlannedLayer], effort: str) -> dict[str, P
     return {name: chains[layer.method] for name, layer in layers.items()}
 
 
-def structure_for(model: nn.Module, part: str, pipelines: Sequence[Pipeline]) -> tuple[ModelStructure, list[str]]:
+def structure_for(
+    model: nn.Module, part: str, pipelines: Sequence[Pipeline], *, is_layered: bool = False
+) -> tuple[ModelStructure, list[str]]:
     """Return the structure that the chains work on, and what a user should know of it.
 
-    Plain rounding needs none. Text runs through the language part alone, so that what learns from inputs reaches no
-    other part.
+    Plain rounding needs none, unless it goes layer by layer (``is_layered``). Text runs through the language part
+    alone, so that what learns from inputs reaches no other part.
 
     Raises:
         ModelError: a model whose layers cannot be told apart, where a chain must know them, or whose residual stream
             cannot be rotated, where a chain does so.
     """
     kinds = (RotationStep, ModelStep, FoldStep, TransformStep, BlockStep)
-    if not any(pipeline.is_streamed or any(isinstance(s, kinds) for s in pipeline.steps) for pipeline in pipelines):
+    is_plain = not any(pipeline.is_streamed or any(map(pipeline.of_kind, kinds)) for pipeline in pipelines)
+    if is_plain and not is_layered:
         return NO_BLOCKS, []
     notes: list[str] = []
     needs_text = any(pipeline.needs_calibration for pipeline in pipelines)
@@ -165,8 +187,8 @@ def check_weight(module: nn.Module, layer: PlannedLayer, poison: bool) -> None:
         NonFiniteError: naming the tensor.
     """
     weight = module.get_parameter("weight")
-    if poison or bool(torch.isfinite(weight).all()):
-        return
+    if poison or weight.is_meta or bool(torch.isfinite(weight).all()):
+        return  # what is still in its file is looked at when it comes
     num_bad = int((~torch.isfinite(weight)).sum())
     raise NonFiniteError(
         f"{layer.name}.weight holds {num_bad} NaN or Inf value(s) out of {weight.numel()}; mend the model, or let them"

@@ -7,7 +7,7 @@ than one layer has to be at hand afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,36 +25,51 @@ class BlockCall:
 
     arguments: tuple[Any, ...]
     keywords: Mapping[str, Any]
-    is_tuple: bool
     by_keyword: bool
 
 
 class _FoundError(Exception):
-    """Ends a forward pass at the first decoder layer."""
+    """Ends a forward pass where nothing more is to be learnt from it."""
 
 
 class BlockRunner:
-    """Captures the inputs of the first block, then runs any block on any batch.
+    """Makes the inputs of the first block, then runs any block on any batch.
 
-    ``inputs`` are the hidden states [batch, tokens, width] that the first block gets, batch by batch, in float32.
+    ``is_tuple`` says whether the blocks return tuples (None: the first block, whose weights must be at hand, is tried);
+    no other weight of a block is used before :meth:`run`.
 
     Raises:
         ModelError: a model whose layers are not called with their input first.
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], windows: Int[Tensor, "samples tokens"], *, batch: int
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        windows: Int[Tensor, "samples tokens"],
+        *,
+        batch: int,
+        is_tuple: bool | None = None,
     ) -> None:
         self._model = model
         self._names = tuple(names)
         self._calls: dict[tuple[int, int], BlockCall] = {}
-        self._device = next(model.parameters()).device
-        pieces = windows.split(batch)
-        first = pieces[0].to(self._device)
-        is_tuple = self._returns_tuple(first)
-        for size in sorted({len(piece) for piece in pieces}):
-            self._record(first[:size], size, is_tuple)
-        self.inputs: list[Tensor] = [self._embed(piece.to(self._device)) for piece in pieces]
+        self.device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+        self._pieces = windows.split(batch)
+        first = self._pieces[0].to(self.device)
+        self.is_tuple = self._returns_tuple(first) if is_tuple is None else is_tuple
+        for size in sorted({len(piece) for piece in self._pieces}):
+            self._record(first[:size], size)
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches the windows make."""
+        return len(self._pieces)
+
+    def embedded(self) -> Iterator[Float[Tensor, "batch tokens width"]]:
+        """Yield what the first block gets, batch by batch, in float32."""
+        for piece in self._pieces:
+            yield self._embed(piece.to(self.device))
 
     def _returns_tuple(self, tokens: Tensor) -> bool:
         """Run the first layer on two tokens to see what kind of value it returns."""
@@ -75,27 +90,27 @@ class BlockRunner:
         with torch.no_grad(), contextlib.suppress(_FoundError):
             self._model(input_ids=tokens, use_cache=False)
 
-    def _record(self, tokens: Tensor, size: int, is_tuple: bool) -> None:
+    def _record(self, tokens: Tensor, size: int) -> None:
         """Record the arguments of all blocks with a batch of ``size``, the blocks passing their input on."""
         with contextlib.ExitStack() as stack:
             for index, name in enumerate(self._names):
-                stand_in = self._recorder(index, size, is_tuple)
+                stand_in = self._recorder(index, size)
                 stack.enter_context(replaced_forward({name: stand_in}, self._model))
             self._forward(tokens)
         missing = [name for index, name in enumerate(self._names) if (index, size) not in self._calls]
         if missing:
             raise ModelError(f"{missing[0]} is not run by the model; it cannot be calibrated layer by layer")
 
-    def _recorder(self, index: int, size: int, is_tuple: bool) -> Callable[..., Any]:
+    def _recorder(self, index: int, size: int) -> Callable[..., Any]:
         def record(*arguments: Any, **keywords: Any) -> Any:
             by_keyword = not arguments
             hidden = keywords.pop("hidden_states", None) if by_keyword else arguments[0]
             if not isinstance(hidden, Tensor):
                 raise ModelError(f"{self._names[index]} does not get its hidden states first; this model is not known")
-            self._calls[index, size] = BlockCall(
-                arguments=arguments[1:], keywords=keywords, is_tuple=is_tuple, by_keyword=by_keyword
-            )
-            return (hidden,) if is_tuple else hidden
+            self._calls[index, size] = BlockCall(arguments=arguments[1:], keywords=keywords, by_keyword=by_keyword)
+            if all((each, size) in self._calls for each in range(len(self._names))):
+                raise _FoundError  # the head's logits of a whole batch would be the largest tensor of the job
+            return (hidden,) if self.is_tuple else hidden
 
         return record
 
@@ -115,7 +130,7 @@ class BlockRunner:
         """Run a block on the hidden states of a batch."""
         call = self._calls[index, hidden.shape[0]]
         block = self._model.get_submodule(self._names[index])
-        hidden = hidden.to(self._device)
+        hidden = hidden.to(self.device)
         keywords = {name: _as_float32(value) for name, value in call.keywords.items()}
         arguments = tuple(_as_float32(value) for value in call.arguments)
         if call.by_keyword:

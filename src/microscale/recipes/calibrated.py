@@ -1,7 +1,9 @@
 """Quantize with calibration: one decoder layer after the other, on the inputs that the quantized ones before it give.
 
 The order inside a layer: scales are folded, transforms found, what is learned from the layer's outputs is learned; then
-group after group is measured, rounded and replaced, so that each group sees the rounding of those before it.
+group after group is measured, rounded and replaced, so that each group sees the rounding of those before it (where
+layers are fed unquantized inputs, all groups are measured first). After every layer its result and the inputs of the
+next can be stored, so that an interrupted job goes on there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from microscale.algorithms import (
@@ -33,14 +34,17 @@ from microscale.algorithms import (
     SideStep,
     TransformStep,
 )
-from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration import ActivationStore, InputStatistics, StatisticsCollector, Wanted
 from microscale.errors import CalibrationError
 from microscale.families import BlockStructure, LinearGroup, ModelStructure
 from microscale.nn import QuantizedLinear
 from microscale.recipes.blocks import BlockRunner, removed_after, replaced_forward
+from microscale.recipes.calibration import Calibration
 from microscale.recipes.folding import fold_scale, fuse_norms, shared_scale
+from microscale.recipes.offload import LayerLoader, layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
 from microscale.recipes.rotating import rotate_model
+from microscale.recipes.stream import Flow, LayerStream
 from microscale.recipes.tasks import bias_of, float_weight, fold_first_scale, is_seen, transformed, with_inputs
 from microscale.transforms import scale_transform
 
@@ -49,25 +53,15 @@ Replace = Callable[[str, QuantizedLinear], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Calibration:
-    """Windows of token ids, and how they are run: ``batch`` windows at a time.
-
-    ``is_sequential``: quantized layers feed the next; else every layer is measured on unquantized inputs.
-    """
-
-    windows: Int[Tensor, "samples tokens"]
-    batch: int = 4
-    is_sequential: bool = True
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Block:
-    """One decoder layer at work: its inputs, and what the unquantized model makes of them where that is wanted."""
+    """One decoder layer at work: its inputs, and what the unquantized model makes of them where that is wanted.
+
+    Without a runner the layer's inputs play no part.
+    """
 
     index: int
     structure: BlockStructure
-    runner: BlockRunner
+    runner: BlockRunner | None
     hidden: Sequence[Tensor]
     targets: Sequence[Tensor]
 
@@ -90,6 +84,8 @@ class Quantizer:
         pipelines: Mapping[str, Pipeline],
         calibration: Calibration | None,
         progress: Progress,
+        store: ActivationStore,
+        loader: LayerLoader,
     ) -> None:
         self._model = model
         self._structure = structure
@@ -97,18 +93,22 @@ class Quantizer:
         self._pipelines = pipelines
         self._calibration = calibration
         self._progress = progress
+        self._store = store
+        self._loader = loader
+        self._dtypes: Mapping[str, torch.dtype] = {}
         self._tasks: dict[str, LayerTask] = {}
 
     def run(self, replace: Replace) -> list[str]:
         """Quantize every planned layer that lies in a decoder layer; returns their names.
 
         Raises:
-            CalibrationError: a pipeline that needs calibration text where there is none.
+            CalibrationError: a pipeline that needs calibration text where there is none, or the whole model where its
+                layers come one by one.
         """
         blocks = self._structure.blocks
         names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
-        chosen = [name for name in names if name in self._layers]
-        with float32_model(self._model):
+        self._refuse_whole()
+        with float32_model(self._model) as self._dtypes:
             rotations = [(step, p) for p in self._distinct for step in p.of_kind(RotationStep)]
             for step, pipeline in dict(rotations).items():  # the same one twice would be another one
                 if step.is_learned:
@@ -118,15 +118,18 @@ class Quantizer:
             for pipeline in self._distinct:
                 for step in pipeline.of_kind(ModelStep):
                     self._learn_model(step, pipeline)
-            if any(pipeline.is_streamed for pipeline in self._distinct):
-                self._stream(replace)
-            else:
-                self._transform_unseen()
-                for done, name in enumerate(chosen):
-                    self._progress(done, len(chosen), name)
-                    replace(name, self.rounded(self._task(name)))
-                self._progress(len(chosen), len(chosen), "")
-        return chosen
+            self._stream(replace)
+        return [name for name in names if name in self._layers]
+
+    def _refuse_whole(self) -> None:
+        """Refuse steps that work on the whole model where its layers come one by one."""
+        for pipeline in self._distinct:
+            whole = (*pipeline.of_kind(ModelStep), *pipeline.of_kind(RotationStep))
+            if whole and self._loader.is_partial:
+                raise CalibrationError(
+                    f"method {pipeline.text}: {whole[0].name} works on the whole model at once, but with --offload its"
+                    " layers are read one by one; leave --offload out, or take another method"
+                )
 
     @property
     def _distinct(self) -> tuple[Pipeline, ...]:
@@ -202,37 +205,83 @@ class Quantizer:
             progress=self._progress,
         )
 
-    def _transform_unseen(self) -> None:
-        """Apply the transforms that need to see no input."""
-        for pipeline in self._distinct:
-            for step in pipeline.of_kind(TransformStep):
-                for block in self._structure.blocks:
-                    for _, task in self._groups(block, pipeline):
-                        self._keep(transformed(task, step.transforms(task)))
-
     def _stream(self, replace: Replace) -> None:
-        settings, blocks = self._settings, self._structure.blocks
-        runner = BlockRunner(self._model, [block.name for block in blocks], settings.windows, batch=settings.batch)
-        has_learning = any(pipeline.of_kind(BlockStep) for pipeline in self._distinct)
-        hidden: Sequence[Tensor] = runner.inputs
-        exact = hidden
-        for index, structure in enumerate(blocks):
-            self._progress(index, len(blocks), structure.name)
-            targets: list[Tensor] = []
-            if has_learning or not settings.is_sequential:
-                targets = [run_detached(runner, index, x) for x in exact]
-            block = _Block(index=index, structure=structure, runner=runner, hidden=hidden, targets=targets)
+        """Go through the decoder layers, from the first that no earlier run has finished."""
+        blocks = self._structure.blocks
+        is_streamed = any(pipeline.is_streamed for pipeline in self._distinct)
+        first = self._restored()
+        stream = self._open_stream(first) if is_streamed and first < len(blocks) else None
+        for index in range(first, len(blocks)):
+            self._progress(index, len(blocks), blocks[index].name)
+            self._load(blocks[index].name)
+            block = self._block(index, stream)
             self._prepare_block(block)
             self._round_block(block, replace)
-            if settings.is_sequential:
-                hidden = [run_detached(runner, index, x) for x in hidden]
-                exact = targets if has_learning else hidden
-            else:
-                hidden = exact = targets
-            for module in self._model.get_submodule(structure.name).modules():
-                if isinstance(module, QuantizedLinear):
-                    module.drop_cached_weight()
+            if stream is not None:
+                stream.advance(index)
+            self._finish(block, stream)
         self._progress(len(blocks), len(blocks), "")
+
+    def _restored(self) -> int:
+        """Take over the layers that an earlier run has finished; returns how many."""
+        done = self._store.last_complete_layer() or 0
+        for index in range(done):
+            name = self._structure.blocks[index].name
+            restore_layer(self._model, name, self._store.state(index), self._layers)
+            self._loader.restored(name)
+        return done
+
+    def _open_stream(self, first: int) -> LayerStream:
+        settings, blocks = self._settings, self._structure.blocks
+        has_learning = any(pipeline.of_kind(BlockStep) for pipeline in self._distinct)
+        is_tuple: bool | None = None
+        if first:
+            is_tuple = bool(self._store.arguments(0, 0)["is_tuple"])
+        else:
+            self._load(blocks[0].name)
+        names = [block.name for block in blocks]
+        runner = BlockRunner(self._model, names, settings.windows, batch=settings.batch, is_tuple=is_tuple)
+        flow = Flow.EXACT
+        if settings.is_sequential:
+            flow = Flow.TARGETS if has_learning else Flow.QUANTIZED
+        stream = LayerStream(runner, self._store, flow, len(blocks))
+        if not first:
+            self._store.put_arguments(0, 0, {"is_tuple": runner.is_tuple})
+            self._store.finish_arguments()
+            stream.start()
+        return stream
+
+    def _load(self, name: str) -> None:
+        """See that a layer's weights are at hand, in float32."""
+        self._loader.load(name)
+        for parameter in self._model.get_submodule(name).parameters():
+            parameter.requires_grad_(False)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.float32)
+
+    def _block(self, index: int, stream: LayerStream | None) -> _Block:
+        structure = self._structure.blocks[index]
+        if stream is None:
+            return _Block(index=index, structure=structure, runner=None, hidden=(), targets=())
+        targets = stream.targets(index)
+        return _Block(
+            index=index, structure=structure, runner=stream.runner, hidden=stream.inputs(index), targets=targets
+        )
+
+    def _finish(self, block: _Block, stream: LayerStream | None) -> None:
+        """Leave a layer behind: what is still float gets its dtype back, and the result is stored."""
+        layer = self._model.get_submodule(block.structure.name)
+        for module in layer.modules():
+            if isinstance(module, QuantizedLinear):
+                module.drop_cached_weight()
+        for name, parameter in layer.named_parameters():
+            parameter.data = parameter.data.to(self._dtypes.get(block.full_name(name), parameter.dtype))
+        if self._store.path is not None:
+            self._store.put_state(block.index, layer_state(layer))
+        if stream is not None:
+            stream.finish(block.index)
+        else:
+            self._store.finish_layer(block.index + 1)
 
     def _prepare_block(self, block: _Block) -> None:
         for pipeline in self._distinct:
@@ -245,16 +294,27 @@ class Quantizer:
                 self._learn(block, step, pipeline)
 
     def _round_block(self, block: _Block, replace: Replace) -> None:
-        for group in block.structure.groups:
-            names = [block.full_name(name) for name in group.linears if block.full_name(name) in self._layers]
-            pipelines = {self._pipelines[name].text: self._pipelines[name] for name in names}
-            steps = [step for p in pipelines.values() for step in (p.rounding, *p.of_kind(SideStep))]
-            inputs = self._measure(block, [group], [step.wanted for step in steps]).get(group.linears[0])
-            for name in names:
+        groups = [group for group in block.structure.groups if self._chosen(block, group)]
+        is_ahead = self._calibration is not None and not self._calibration.is_sequential
+        ahead = self._measure(block, groups, [w for g in groups for w in self._wanted(block, g)]) if is_ahead else {}
+        for group in groups:
+            found = ahead if is_ahead else self._measure(block, [group], self._wanted(block, group))
+            inputs = found.pop(group.linears[0], None)
+            for name in self._chosen(block, group):
                 module = self.rounded(dataclasses.replace(self._task(name), inputs=inputs))
-                module.cache_weight()
+                if block.runner is not None:
+                    module.cache_weight()
                 replace(name, module)
                 self._tasks.pop(name, None)
+
+    def _chosen(self, block: _Block, group: LinearGroup) -> list[str]:
+        """Return the full names of a group's layers that are to be quantized."""
+        return [block.full_name(name) for name in group.linears if block.full_name(name) in self._layers]
+
+    def _wanted(self, block: _Block, group: LinearGroup) -> list[Wanted | None]:
+        """Return what the rounding of a group's layers, and what follows it, wants to be measured."""
+        pipelines = {self._pipelines[name].text: self._pipelines[name] for name in self._chosen(block, group)}
+        return [step.wanted for p in pipelines.values() for step in (p.rounding, *p.of_kind(SideStep))]
 
     def _measured(
         self, block: _Block, pipeline: Pipeline, wanted: Wanted | None
@@ -269,7 +329,8 @@ class Quantizer:
     ) -> dict[str, InputStatistics]:
         """Measure the inputs of groups, by the name of each group's first layer; nothing where nothing is wanted."""
         asked = [what for what in wanted if what is not None]
-        if not asked or not groups:
+        runner = block.runner
+        if not asked or not groups or runner is None:
             return {}
         flags = functools.reduce(operator.or_, asked)
         collectors: dict[str, StatisticsCollector] = {}
@@ -288,7 +349,7 @@ class Quantizer:
                 collectors[first] = collector
                 stack.enter_context(removed_after(module.register_forward_pre_hook(_feeding(collector))))
             for x in block.hidden:
-                run_detached(block.runner, block.index, x)
+                run_detached(runner, block.index, x)
         return {name: collector.result() for name, collector in collectors.items()}
 
     def _fold(self, block: _Block, step: FoldStep, pipeline: Pipeline) -> None:
@@ -317,9 +378,12 @@ class Quantizer:
         pairs = self._measured(block, pipeline, step.wanted)
         groups = tuple(task for _, task in pairs)
 
+        runner = block.runner
+        assert runner is not None
+
         def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
             with replaced_forward(stand_ins, self._model):
-                return block.runner.run(block.index, block.hidden[batch])
+                return runner.run(block.index, block.hidden[batch])
 
         problem = BlockProblem(
             groups=groups,
@@ -370,8 +434,11 @@ def run_detached(runner: BlockRunner, index: int, hidden: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def float32_model(model: nn.Module) -> Generator[None, None, None]:
-    """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back."""
+def float32_model(model: nn.Module) -> Generator[Mapping[str, torch.dtype], None, None]:
+    """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back.
+
+    Yields the dtypes by the parameters' names.
+    """
     # Names of tied weights too: a rotation unties the head.
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
     for parameter in model.parameters():
@@ -379,7 +446,7 @@ def float32_model(model: nn.Module) -> Generator[None, None, None]:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
     try:
-        yield
+        yield dtypes
     finally:
         for name, parameter in model.named_parameters():
             if name in dtypes:

@@ -210,6 +210,7 @@ def rotate_residual(model: nn.Module, structure: ModelStructure, q: Float[Tensor
     for block in structure.blocks:
         for norm in block.norms:
             _rotate_norm_bias(model.get_submodule(f"{block.name}.{norm.name}"), rotation)
+    assert structure.final_norm is not None
     _rotate_norm_bias(model.get_submodule(structure.final_norm), rotation)
     for name in (*_readers(structure), f"{structure.head}.weight"):
         multiply_right(matrix(model, name), rotation)

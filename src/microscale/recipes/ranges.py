@@ -16,7 +16,7 @@ from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
 from microscale.nn import ActivationQuantizer, observe_activations
 
-DEFAULT_OBSERVER = "minmax"
+DEFAULT_OBSERVER = "mse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

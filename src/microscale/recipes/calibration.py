@@ -1,0 +1,22 @@
+"""Calibration: the windows of text that methods learn from, and how they are fed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """Windows of token ids, and how they are run: ``batch`` windows at a time.
+
+    ``is_sequential``: quantized layers feed the next; else every decoder layer is measured on what the unquantized
+    model gives, before any part of it is quantized.
+    """
+
+    windows: Int[Tensor, "samples tokens"]
+    batch: int = 4
+    is_sequential: bool = True
+    seed: int = 0

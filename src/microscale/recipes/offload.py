@@ -1,0 +1,138 @@
+"""What a long job keeps outside of memory: finished decoder layers, and weights that are still in their file.
+
+A job that is started again with the same model, recipe and text finds what an earlier run finished, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from microscale.calibration import ActivationStore
+from microscale.nn import QuantizedLinear
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.experts import unstack_experts
+from microscale.recipes.modules import replace_module
+from microscale.recipes.plan import PlannedLayer
+from microscale.recipes.recipe import Recipe
+from microscale.transforms import parse_transform
+
+ONLINE = "__online__"
+"""In the state of a layer: which transforms its modules have, as JSON in bytes."""
+
+
+class LayerSource(Protocol):
+    """A checkpoint that gives the float weights of one decoder layer at a time."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The decoder layers whose weights a model of this source lacks (they lie on ``meta``)."""
+        ...
+
+    def read(self, name: str) -> nn.Module:
+        """Return a decoder layer with its weights, built as transformers builds it."""
+        ...
+
+
+class LayerLoader:
+    """Brings decoder layers into a model that was built without them; each is read once."""
+
+    def __init__(self, model: nn.Module, source: LayerSource | None, check: Callable[[str], None]) -> None:
+        """Take a model and its source; ``check`` is called with the name of every layer that came."""
+        self._model = model
+        self._source = source
+        self._check = check
+        self._pending = set(source.names) if source is not None else set[str]()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the model was built without its decoder layers."""
+        return self._source is not None
+
+    def load(self, name: str) -> None:
+        """Bring a layer; one that is there already is left alone.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            NonFiniteError: a weight that is to be quantized holds NaN or Inf.
+        """
+        if self._source is None or name not in self._pending:
+            return
+        layer = self._source.read(name)
+        unstack_experts(layer)
+        self._model.get_submodule(name).load_state_dict(layer.state_dict(), assign=True)
+        self._pending.discard(name)
+        self._check(name)
+
+    def load_rest(self) -> None:
+        """Bring all layers that nothing has asked for."""
+        for name in sorted(self._pending):
+            self.load(name)
+
+    def restored(self, name: str) -> None:
+        """Note that a layer came from somewhere else."""
+        self._pending.discard(name)
+
+
+def open_store(
+    directory: str | Path | None, identity: str, recipe: Recipe, calibration: Calibration | None
+) -> ActivationStore:
+    """Return the store of a job; ``identity`` names the model's weights and our version (None: all in memory).
+
+    Raises:
+        CalibrationError: the directory cannot be used.
+    """
+    text: dict[str, object] = {"identity": identity, "recipe": recipe.model_dump(mode="json")}
+    if calibration is not None:
+        windows = calibration.windows.to(device="cpu", dtype=torch.int64).contiguous()
+        text["windows"] = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+        text["shape"] = list(windows.shape)
+        text["batch"], text["seed"] = calibration.batch, calibration.seed
+        text["is_sequential"] = calibration.is_sequential
+    return ActivationStore(directory, json.dumps(text, sort_keys=True))
+
+
+def layer_state(layer: nn.Module) -> dict[str, Tensor]:
+    """Return all that a finished decoder layer consists of, to be given to :func:`restore_layer`."""
+    online = {
+        name: [str(spec) for spec in module.transforms.specs]
+        for name, module in layer.named_modules()
+        if isinstance(module, QuantizedLinear) and module.transforms is not None
+    }
+    state: dict[str, Tensor] = dict(layer.state_dict())
+    state[ONLINE] = torch.tensor(list(json.dumps(online).encode()), dtype=torch.uint8)
+    return state
+
+
+def restore_layer(model: nn.Module, name: str, state: Mapping[str, Tensor], layers: Mapping[str, PlannedLayer]) -> None:
+    """Make a decoder layer what it was when its state was taken; ``layers`` are the planned ones by full name."""
+    online = json.loads(bytes(state[ONLINE].tolist()))
+    for module_name, planned in layers.items():
+        if not module_name.startswith(f"{name}."):
+            continue
+        inner = module_name.removeprefix(f"{name}.")
+        side = state.get(f"{inner}.low_rank.down")
+        module = QuantizedLinear(
+            planned.format,
+            planned.shape,
+            dtype=planned.dtype,
+            bias=f"{inner}.bias" in state,
+            activations=planned.activations,
+            device="meta",
+            method=planned.method,
+            kind=planned.kind,
+            transforms=[parse_transform(spec) for spec in online.get(inner, ())],
+            low_rank=0 if side is None else side.shape[0],
+        )
+        replace_module(model, module_name, module)
+    layer = model.get_submodule(name)
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    # Copies, for what comes from a file does not begin where torch would let it.
+    found = {key: value.to(device, copy=True) for key, value in state.items() if key != ONLINE}
+    layer.load_state_dict(found, assign=True)
