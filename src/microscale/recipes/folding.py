@@ -193,6 +193,7 @@ def rotate_residual(model: nn.Module, structure: ModelStructure, q: Float[Tensor
         ShapeError: q is not orthogonal or not as wide as the model.
     """
     check_rotation(structure)
+    assert structure.head is not None and structure.final_norm is not None
     for name in (*_writers(structure), *_readers(structure)):
         matrix(model, name)  # refuses quantized layers before anything is changed
     width = matrix(model, structure.entries[0]).shape[-2]
