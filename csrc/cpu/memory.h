@@ -11,9 +11,8 @@ namespace ms {
 
 // Map all of a large piece of new memory, in huge pages where the system has them.
 //
-// Fresh memory is otherwise mapped at the first write to each 4 KiB, which takes longer than quantizing; and where two
-// threads run into new huge pages by turns, that takes twice as long as one thread doing it for both (measured: 5 ms
-// for 64 MiB here, 11 to 16 ms by faults of two threads).
+// Fresh memory is otherwise mapped at the first write to each 4 KiB, which takes longer than quantizing. Where two
+// threads run into new huge pages by turns, that took as long as this or up to twice as long (5 to 16 ms for 64 MiB).
 inline void prepare_memory(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 4096;
