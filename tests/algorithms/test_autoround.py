@@ -62,7 +62,7 @@ def test_gaps_are_distances_of_neighbours() -> None:
 
 
 def test_only_rounding_to_nearest_heeds_it() -> None:
-    with pytest.raises(RecipeError, match="rtn must follow it, not gptq"):
+    with pytest.raises(RecipeError, match="rtn must follow autoround, not gptq"):
         parse_method("autoround+gptq")
     for text in ("autoround:steps=-1", "autoround:lr=-1"):
         with pytest.raises(RecipeError, match="autoround"):

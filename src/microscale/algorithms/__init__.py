@@ -21,7 +21,6 @@ from microscale.algorithms.contract import (
     TransformStep,
 )
 from microscale.algorithms.pipeline import EFFORTS, METHODS, STEPS, Pipeline, parse_method, step_text
-from microscale.algorithms.rtn import rtn
 
 __all__ = [
     "EFFORTS",
@@ -45,6 +44,5 @@ __all__ = [
     "Step",
     "TransformStep",
     "parse_method",
-    "rtn",
     "step_text",
 ]

@@ -50,6 +50,16 @@ class AutoRound(BlockStep):
             raise RecipeError(f"autoround: steps and lr are at least 0, got {self.steps} and {self.lr}")
 
     @property
+    def is_online(self) -> bool:
+        """What it learns goes into the rounding."""
+        return False
+
+    @property
+    def next_step(self) -> str | None:
+        """It tunes rounding to nearest alone."""
+        return "rtn"
+
+    @property
     def wanted(self) -> Wanted | None:
         """How many tokens came by."""
         return Wanted.RANGE

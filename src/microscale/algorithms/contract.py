@@ -114,6 +114,16 @@ class Step:
         """What must be measured of a group's inputs; None: nothing at all."""
         return None
 
+    @property
+    def is_online(self) -> bool:
+        """Whether a layer keeps something of the step for run time, wherever it stands in the model."""
+        return False
+
+    @property
+    def next_step(self) -> str | None:
+        """The word of the only step that may follow; None: any may."""
+        return None
+
     def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Return why the step cannot serve a layer of these formats, or None."""
         del fmt, activations
@@ -139,6 +149,11 @@ class FoldStep(Step):
 class TransformStep(Step):
     """Finds transforms that stay online."""
 
+    @property
+    def is_online(self) -> bool:
+        """It stays online."""
+        return True
+
     def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
         """Return the transforms, to be appended to those that the group has."""
         raise NotImplementedError
@@ -154,6 +169,11 @@ class RoundStep(Step):
 
 class SideStep(Step):
     """Adds a low-rank side path."""
+
+    @property
+    def is_online(self) -> bool:
+        """It stays online."""
+        return True
 
     def side(self, layer: LayerTask, tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
         """Return (down [rank, cols], up [rows, rank]) with up @ down near weight - dequantize(tensor)."""
@@ -183,6 +203,11 @@ class BlockProblem:
 
 class BlockStep(Step):
     """Learns from a decoder layer."""
+
+    @property
+    def is_online(self) -> bool:
+        """It stays online."""
+        return True
 
     def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
         """Return the groups with new weights, transforms or clips."""

@@ -61,6 +61,11 @@ class Distill(ModelStep):
         if self.epochs < 0 or self.batch < 1:
             raise RecipeError(f"distill: epochs >= 0 and batch >= 1, got {self.epochs} and {self.batch}")
 
+    @property
+    def is_online(self) -> bool:
+        """Any transform stays online."""
+        return self.transform != "none"
+
     def learn(self, problem: ModelProblem) -> tuple[GroupTask, ...]:
         """Return the groups with the learned weights and transforms.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,9 +134,7 @@ class Pipeline:
     @property
     def is_online(self) -> bool:
         """Whether a layer keeps a transform or a side path for run time (folds that find no place do so besides)."""
-        learned = any(step.transform != "none" for step in self.of_kind(Distill))
-        learned = learned or any(not isinstance(step, AutoRound) for step in self.of_kind(BlockStep))
-        return learned or bool(self.of_kind(TransformStep) or self.of_kind(SideStep))
+        return any(step.is_online for step in self.steps)
 
     def adapt(self, fmt: Format, activations: ActivationSpec | None) -> tuple[Format, ActivationSpec | None]:
         """Return the formats that the chain uses in place of those asked for."""
@@ -241,7 +240,6 @@ def _check_order(text: str, steps: list[Step]) -> None:
     if sum(isinstance(step, RoundStep) for step in steps) != 1:
         rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
         raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")
-    tuned = next((i for i, step in enumerate(steps) if isinstance(step, AutoRound)), None)
-    if tuned is not None and not isinstance(steps[tuned + 1], Rtn):
-        after = steps[tuned + 1].name
-        raise RecipeError(f"method {text!r}: autoround tunes rounding to nearest, so rtn must follow it, not {after}")
+    for step, after in itertools.pairwise(steps):
+        if step.next_step not in (None, after.name):
+            raise RecipeError(f"method {text!r}: {step.next_step} must follow {step.name}, not {after.name}")

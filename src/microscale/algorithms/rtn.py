@@ -28,15 +28,6 @@ SHRINK_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Ranges that the search tries, as a share of a block's own."""
 
 
-def rtn(weight: Float[Tensor, "rows cols"], fmt: Format, *, name: str = "the weight") -> QuantizedTensor:
-    """Quantize a weight with its format's own scale rule and rounding; ``name`` appears in errors.
-
-    Raises:
-        NonFiniteError, DtypeError, ShapeError: see :func:`microscale.kernels.ops.quantize`.
-    """
-    return quantize(weight, fmt, name=name)
-
-
 def block_width(fmt: Format, cols: int) -> int | None:
     """Return how many consecutive columns of a row share a scale, or None where a block is no part of a row."""
     if isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock):

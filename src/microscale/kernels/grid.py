@@ -17,6 +17,7 @@ from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.encode import EncodedBlocks, encode_largest, encode_matrix, sub_factor, to_float32
 from microscale.kernels.reference.quantize import pack_encoded
 from microscale.kernels.reference.scales import scale_factor
+from microscale.kernels.rounding_table import element_table, largest_table
 from microscale.tensor import QuantizedTensor
 
 
@@ -84,64 +85,58 @@ class ElementGrid:
             places &= ~is_plain_block(encoded.scale, fmt.scale).unsqueeze(-1)
         return from_blocks(places, fmt.block, *self.shape)
 
-    def _codes(self, values: Tensor, columns: slice) -> Tensor:
-        factor = self._factor[:, columns]
-        is_usable = factor > 0
-        scaled = torch.where(is_usable, values / torch.where(is_usable, factor, 1.0), 0.0)
-        if self._zero is not None:
-            scaled = scaled + self._zero[:, columns]
-        return encode(scaled, self.format.element, rounding=self.format.rounding, overflow=self.format.overflow)
+    def _scaled(self, values: Tensor, columns: slice) -> Tensor:
+        scaled = _divided(values, self._factor[:, columns])
+        return scaled if self._zero is None else scaled + self._zero[:, columns]
 
-    def _largest_codes(self, values: Tensor, columns: slice) -> Tensor:
-        factor = self._largest_factor[:, columns]
-        is_usable = factor > 0
-        return encode_largest(torch.where(is_usable, values / torch.where(is_usable, factor, 1.0), 0.0), self.format)
+    def _codes(self, values: Tensor) -> Tensor:
+        fmt = self.format
+        return encode(self._scaled(values, slice(None)), fmt.element, rounding=fmt.rounding, overflow=fmt.overflow)
 
     def round(self, values: Float[Tensor, "rows n"], columns: slice) -> Float[Tensor, "rows n"]:
         """Return the nearest representable numbers of some columns, in float32.
 
         Special values: a block whose scale is zero takes zeros; past the largest element saturates.
         """
-        elements = decode(self._codes(values, columns), self.format.element)
+        fmt, scaled = self.format, self._scaled(values, columns)
+        table = element_table(fmt, values.device)
+        if table is not None:
+            elements = table(scaled)
+        else:
+            elements = decode(encode(scaled, fmt.element, rounding=fmt.rounding, overflow=fmt.overflow), fmt.element)
         if self._zero is not None:
             elements = elements - self._zero[:, columns]
         rounded = elements * self._factor[:, columns]
         if self._is_largest is None:
             return rounded
-        codes = self._largest_codes(values, columns).to(torch.int32)
-        bits = self.format.magnitude_bits
-        magnitude = ((codes & (2**bits - 1)).to(torch.float32) * 2.0**-bits + 1) * 2.0**self.format.element.max_exponent
-        largest = torch.where(codes >> bits & 1 == 1, -magnitude, magnitude) * self._largest_factor[:, columns]
+        factor = self._largest_factor[:, columns]
+        largest = largest_table(fmt, values.device)(_divided(values, factor)) * factor
         return torch.where(self._is_largest[:, columns], largest, rounded)
 
     def gap(self, values: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
         """Return the distance between the two representable numbers around each value, in float32.
 
         Special values: 0 past the largest number, in a block whose scale is zero, and for elements of more than 8 bits,
-        whose numbers are not listed.
+        whose numbers are not listed (nor those of elements that overflow to NaN).
         """
-        if self.format.element.bits > 8:
+        table = element_table(self.format, values.device)
+        if table is None:
             return torch.zeros_like(values)
-        codes = torch.arange(2**self.format.element.bits, device=values.device).to(torch.uint8)
-        numbers = decode(codes, self.format.element)
-        numbers = torch.unique(numbers[torch.isfinite(numbers)])
-        scaled = torch.where(self._factor > 0, values / torch.where(self._factor > 0, self._factor, 1.0), 0.0)
-        if self._zero is not None:
-            scaled = scaled + self._zero
+        numbers, scaled = table.numbers, self._scaled(values, slice(None))
         place = torch.searchsorted(numbers, scaled.contiguous(), right=True).clamp(1, len(numbers) - 1)
         gap = (numbers[place] - numbers[place - 1]) * self._factor
         gap = torch.where((scaled > numbers[-1]) | (scaled < numbers[0]), 0.0, gap)
         if self._is_largest is None:
             return gap
-        finest = 2.0 ** (self.format.element.max_exponent - self.format.magnitude_bits)
-        return torch.where(self._is_largest, finest * self._largest_factor, gap)
+        first, second = self.format.largest_values()[:2]
+        return torch.where(self._is_largest, (second - first) * self._largest_factor, gap)
 
     def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
         """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""
-        everything = slice(None)
-        codes = self._codes(values, everything)
+        codes = self._codes(values)
         if self._is_largest is not None:
-            codes = torch.where(self._is_largest, self._largest_codes(values, everything).to(codes.dtype), codes)
+            largest = encode_largest(_divided(values, self._largest_factor), self.format)
+            codes = torch.where(self._is_largest, largest.to(codes.dtype), codes)
             if self.format.scale.is_power_of_two:
                 codes = torch.where(self._largest_factor > 0, codes, torch.zeros_like(codes))
         encoded = EncodedBlocks(
@@ -165,3 +160,9 @@ class ElementGrid:
         is_real = to_blocks(torch.ones_like(codes, dtype=torch.bool), self.format.block)
         padding = encode(decode_zero_point(zero, self.format), self.format.element).unsqueeze(-1)
         return torch.where(is_real, blocks, padding.to(blocks.dtype))
+
+
+def _divided(values: Tensor, factor: Tensor) -> Tensor:
+    """Return values / factor, 0 where the factor is 0."""
+    is_usable = factor > 0
+    return torch.where(is_usable, values / torch.where(is_usable, factor, 1.0), 0.0)

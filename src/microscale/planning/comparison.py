@@ -116,7 +116,7 @@ def compare_formats(
 def _swap_in(model: nn.Module, plan: Plan) -> int:
     """Replace the planned modules by packed ones; returns the bytes of the packed weights."""
     packed: dict[str, PackedModule] = {}
-    pipelines = pipelines_of({layer.name: layer for layer in plan.layers}, "fast")
+    pipelines = pipelines_of({layer.name: layer for layer in plan.layers})
     for layer in plan.layers:
         module = model.get_submodule(layer.name)
         check_weight(module, layer, poison=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from microscale.algorithms import (
     BlockStep,
@@ -22,17 +22,19 @@ from microscale.algorithms import (
 )
 from microscale.calibration import ActivationStore
 from microscale.errors import NonFiniteError
-from microscale.families import ModelStructure, describe, is_transposed
+from microscale.families import ModelStructure, describe
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.experts import unstack_experts
 from microscale.recipes.folding import check_rotation
+from microscale.recipes.matrices import parameter_of
 from microscale.recipes.modules import replace_module, untie
 from microscale.recipes.offload import LayerLoader, LayerSource
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.recipe import Recipe
+from microscale.recipes.tasks import float_weight
 
 
 def ignore_progress(done: int, total: int, name: str) -> None:
@@ -81,7 +83,7 @@ def quantize_model(
     unstack_experts(model)
     plan = make_plan(model, recipe)
     layers = {layer.name: poisoned(layer) if recipe.nan == "poison" else layer for layer in plan.layers}
-    pipelines = pipelines_of(layers, recipe.effort)
+    pipelines = pipelines_of(layers)
     is_layered = source is not None or (store is not None and store.path is not None)
     structure, notes = structure_for(model, recipe.part, list(pipelines.values()), is_layered=is_layered)
     notes += rotation_notes(layers, pipelines)
@@ -111,9 +113,9 @@ def quantize_model(
     return QuantizationReport(plan=plan, num_weights=num_weights, num_bytes=num_bytes)
 
 
-def pipelines_of(layers: Mapping[str, PlannedLayer], effort: str) -> dict[str, Pipeline]:
+def pipelines_of(layers: Mapping[str, PlannedLayer]) -> dict[str, Pipeline]:
     """Return the chain of each layer; layers of one method share one record."""
-    chains = {layer.method: parse_method(layer.method, effort=effort) for layer in layers.values()}
+    chains = {layer.method: parse_method(layer.method) for layer in layers.values()}
     return {name: chains[layer.method] for name, layer in layers.items()}
 
 
@@ -201,18 +203,19 @@ def quantize_module(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) 
 
     What a pipeline learns from inputs does not reach these: they are rounded on their own.
     """
-    weight = module.get_parameter("weight").detach()
-    matrix = (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
     task = LayerTask(
-        name=layer.name, weight=matrix, format=layer.format, activations=layer.activations, dtype=layer.dtype
+        name=layer.name,
+        weight=float_weight(module),
+        format=layer.format,
+        activations=layer.activations,
+        dtype=layer.dtype,
     )
     tensor = pipeline.rounding.quantize(task)
     if layer.kind == "embedding":
         return QuantizedEmbedding.from_tensor(tensor, method=layer.method)
-    bias = getattr(module, "bias", None)
     return QuantizedLinear.from_tensor(
         tensor,
-        bias=bias if isinstance(bias, Tensor) else None,
+        bias=parameter_of(module, "bias"),
         activations=layer.activations,
         method=layer.method,
         kind=layer.kind,

@@ -28,7 +28,7 @@ class BlockCall:
     by_keyword: bool
 
 
-class _FoundError(Exception):
+class FoundError(Exception):
     """Ends a forward pass where nothing more is to be learnt from it."""
 
 
@@ -78,7 +78,7 @@ class BlockRunner:
 
         def after(_module: nn.Module, _arguments: Any, output: Any) -> None:
             seen.append(isinstance(output, tuple))
-            raise _FoundError
+            raise FoundError
 
         with removed_after(block.register_forward_hook(after)):
             self._forward(tokens[:1, :2])
@@ -87,7 +87,7 @@ class BlockRunner:
         return seen[0]
 
     def _forward(self, tokens: Tensor) -> None:
-        with torch.no_grad(), contextlib.suppress(_FoundError):
+        with torch.no_grad(), contextlib.suppress(FoundError):
             self._model(input_ids=tokens, use_cache=False)
 
     def _record(self, tokens: Tensor, size: int) -> None:
@@ -109,7 +109,7 @@ class BlockRunner:
                 raise ModelError(f"{self._names[index]} does not get its hidden states first; this model is not known")
             self._calls[index, size] = BlockCall(arguments=arguments[1:], keywords=keywords, by_keyword=by_keyword)
             if all((each, size) in self._calls for each in range(len(self._names))):
-                raise _FoundError  # the head's logits of a whole batch would be the largest tensor of the job
+                raise FoundError  # the head's logits of a whole batch would be the largest tensor of the job
             return (hidden,) if self.is_tuple else hidden
 
         return record
@@ -120,7 +120,7 @@ class BlockRunner:
 
         def take(*arguments: Any, **keywords: Any) -> Any:
             found.append((arguments[0] if arguments else keywords["hidden_states"]).detach().to(torch.float32))
-            raise _FoundError
+            raise FoundError
 
         with replaced_forward({self._names[0]: take}, self._model):
             self._forward(tokens)
@@ -171,3 +171,28 @@ def replaced_forward(
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
+
+
+def to_float32(module: nn.Module) -> None:
+    """Bring a module's float parameters into float32, without gradients."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32)
+
+
+@contextlib.contextmanager
+def float32_model(model: nn.Module) -> Generator[Mapping[str, torch.dtype], None, None]:
+    """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back.
+
+    Yields the dtypes by the parameters' names.
+    """
+    # Names of tied weights too: a rotation unties the head.
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
+    to_float32(model)
+    try:
+        yield dtypes
+    finally:
+        for name, parameter in model.named_parameters():
+            if name in dtypes:
+                parameter.data = parameter.data.to(dtypes[name])

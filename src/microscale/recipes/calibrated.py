@@ -8,12 +8,11 @@ next can be stored, so that an interrupted job goes on there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,18 +33,20 @@ from microscale.algorithms import (
     SideStep,
     TransformStep,
 )
-from microscale.calibration import ActivationStore, InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration import ActivationStore, InputStatistics, Wanted
 from microscale.errors import CalibrationError
 from microscale.families import BlockStructure, LinearGroup, ModelStructure
 from microscale.nn import QuantizedLinear
-from microscale.recipes.blocks import BlockRunner, removed_after, replaced_forward
+from microscale.recipes.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.folding import fold_scale, fuse_norms, shared_scale
+from microscale.recipes.matrices import parameter_of
+from microscale.recipes.measuring import measure_inputs
 from microscale.recipes.offload import LayerLoader, layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
 from microscale.recipes.rotating import rotate_model
 from microscale.recipes.stream import Flow, LayerStream
-from microscale.recipes.tasks import bias_of, float_weight, fold_first_scale, is_seen, transformed, with_inputs
+from microscale.recipes.tasks import float_weight, fold_first_scale, is_seen, transformed, with_inputs
 from microscale.transforms import scale_transform
 
 Replace = Callable[[str, QuantizedLinear], None]
@@ -171,9 +172,8 @@ class Quantizer:
         self._tasks.update({layer.name: dataclasses.replace(layer, inputs=None) for layer in group.layers})
 
     def _biases(self, groups: Sequence[GroupTask]) -> dict[str, Tensor | None]:
-        return {
-            layer.name: bias_of(self._model.get_submodule(layer.name)) for group in groups for layer in group.layers
-        }
+        names = [layer.name for group in groups for layer in group.layers]
+        return {name: parameter_of(self._model.get_submodule(name), "bias") for name in names}
 
     def _learn_model(self, step: ModelStep, pipeline: Pipeline) -> None:
         """Run a step that sees the whole model; learned weights go into the model too."""
@@ -254,10 +254,7 @@ class Quantizer:
     def _load(self, name: str) -> None:
         """See that a layer's weights are at hand, in float32."""
         self._loader.load(name)
-        for parameter in self._model.get_submodule(name).parameters():
-            parameter.requires_grad_(False)
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(torch.float32)
+        to_float32(self._model.get_submodule(name))
 
     def _block(self, index: int, stream: LayerStream | None) -> _Block:
         structure = self._structure.blocks[index]
@@ -332,25 +329,16 @@ class Quantizer:
         runner = block.runner
         if not asked or not groups or runner is None:
             return {}
-        flags = functools.reduce(operator.or_, asked)
-        collectors: dict[str, StatisticsCollector] = {}
-        with contextlib.ExitStack() as stack:
-            for group in groups:
-                first = group.linears[0]
-                module = self._model.get_submodule(block.full_name(first))
-                weight = float_weight(module)
-                collector = StatisticsCollector(
-                    weight.shape[1],
-                    wanted=flags,
-                    seed=self._settings.seed,
-                    device=weight.device,
-                    name=block.full_name(first),
-                )
-                collectors[first] = collector
-                stack.enter_context(removed_after(module.register_forward_pre_hook(_feeding(collector))))
-            for x in block.hidden:
-                run_detached(runner, block.index, x)
-        return {name: collector.result() for name, collector in collectors.items()}
+        linears = {block.full_name(group.linears[0]): group.linears[0] for group in groups}
+        found = measure_inputs(
+            runner,
+            block.index,
+            {name: self._model.get_submodule(name) for name in linears},
+            block.hidden,
+            wanted=functools.reduce(operator.or_, asked),
+            seed=self._settings.seed,
+        )
+        return {linears[name]: statistics for name, statistics in found.items()}
 
     def _fold(self, block: _Block, step: FoldStep, pipeline: Pipeline) -> None:
         """Scale the inputs of every group: folded where that is exact, else kept online."""
@@ -408,7 +396,7 @@ class Quantizer:
         for step in pipeline.of_kind(SideStep):
             side = step.side(layer, tensor)
         planned = self._layers[layer.name]
-        bias = bias_of(self._model.get_submodule(layer.name))
+        bias = parameter_of(self._model.get_submodule(layer.name), "bias")
         return QuantizedLinear.from_tensor(
             tensor,
             bias=None if bias is None else bias.to(planned.dtype),
@@ -418,36 +406,3 @@ class Quantizer:
             transforms=layer.transforms,
             low_rank=side,
         )
-
-
-def _feeding(collector: StatisticsCollector) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def feed(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        collector.update(arguments[0].detach())
-
-    return feed
-
-
-@torch.no_grad()
-def run_detached(runner: BlockRunner, index: int, hidden: Tensor) -> Tensor:
-    """Run a block without gradients."""
-    return runner.run(index, hidden)
-
-
-@contextlib.contextmanager
-def float32_model(model: nn.Module) -> Generator[Mapping[str, torch.dtype], None, None]:
-    """Compute in float32 inside the block; what is still a float parameter afterwards gets its dtype back.
-
-    Yields the dtypes by the parameters' names.
-    """
-    # Names of tied weights too: a rotation unties the head.
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32)
-    try:
-        yield dtypes
-    finally:
-        for name, parameter in model.named_parameters():
-            if name in dtypes:
-                parameter.data = parameter.data.to(dtypes[name])

@@ -210,7 +210,7 @@ def _plan_layer(
         activations=adapted,
         requested_weights=weights,
         requested_activations=word if adapted == spec else str(adapted),
-        method=method if method == "best" or pipeline.text == method else pipeline.text,
+        method=pipeline.text,
         is_online=pipeline.is_online,
     )
 

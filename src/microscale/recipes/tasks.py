@@ -37,12 +37,6 @@ def float_weight(module: nn.Module) -> Tensor:
     return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
 
 
-def bias_of(module: nn.Module) -> Tensor | None:
-    """Return a layer's bias, or None."""
-    bias = getattr(module, "bias", None)
-    return bias.detach() if isinstance(bias, Tensor) else None
-
-
 def fold_first_scale(model: nn.Module, block: BlockStructure, group: LinearGroup, task: GroupTask) -> GroupTask:
     """Fold a learned scale that comes first into the norm before a group; other scales stay online."""
     chain = task.layers[0].transforms

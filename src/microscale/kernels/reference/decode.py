@@ -7,7 +7,7 @@ Under a power-of-two scale the product is exact, unless it leaves float32.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.formats import BlockFormat, Extension
@@ -36,10 +36,7 @@ def _decode_extended(
 ) -> Float[Tensor, "grid_rows grid_cols size"]:
     assert encoded.max_idx is not None
     max_idx = encoded.max_idx.unsqueeze(-1).to(torch.int64)
-    largest_codes = encoded.codes.gather(-1, max_idx).to(torch.int32)
-    bits = fmt.magnitude_bits
-    magnitude = ((largest_codes & (2**bits - 1)).to(torch.float32) * 2.0**-bits + 1) * 2.0**fmt.element.max_exponent
-    largest = torch.where(largest_codes >> bits & 1 == 1, -magnitude, magnitude) * factor
+    largest = decode_largest(encoded.codes.gather(-1, max_idx), fmt) * factor
     if encoded.delta is not None:
         others = values * (factor * torch.pow(2.0, -encoded.delta.to(torch.float32).unsqueeze(-1)))
     else:
@@ -50,3 +47,9 @@ def _decode_extended(
         return torch.where(is_zero, 0.0, extended)
     is_plain = is_plain_block(encoded.scale, fmt.scale).unsqueeze(-1)
     return torch.where(is_plain, others, extended)
+
+
+def decode_largest(codes: Int[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:
+    """Return what the codes of largest elements stand for, before the factor of their block."""
+    values = torch.tensor(fmt.largest_values(), dtype=torch.float32, device=codes.device)
+    return values[codes.to(torch.int64)]

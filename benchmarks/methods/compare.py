@@ -1,0 +1,122 @@
+"""AutoRound, llm-compressor's GPTQ and microscale on one model, one text and one protocol: perplexity, time, memory.
+
+Every tool quantizes the same model to MXFP4 (weights and activations, the head left out) on the same 128 windows of
+1,024 tokens and saves it; `microscale eval` scores what lies on disk. The peers live in an interpreter of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import microscale
+from microscale.cli.eval_command import text_windows
+from microscale.evaluation import perplexity
+from microscale.integrations.calibration import read_windows
+from microscale.integrations.loading import load_model, logits_of
+from microscale.nn import cached_weights
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Compare, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--text", type=Path, action="append", required=True, help="held-out texts")
+    parser.add_argument("--peer-python", type=Path, help="interpreter with auto-round and llmcompressor")
+    parser.add_argument("--runs", default="microscale:fast,microscale:good,llmcompressor,autoround:200")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("methods.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    with tempfile.TemporaryDirectory() as folder:
+        windows = Path(folder) / "windows.npy"
+        np.save(windows, calibration_windows(options).numpy())
+        for word in ["unquantized", "rtn", *options.runs.split(",")]:
+            if any(
+                (row["model"], row["run"], row["device"]) == (options.model.name, word, name(options)) for row in rows
+            ):
+                continue
+            row = one_run(word, options, windows, Path(folder) / word.replace(":", "-"))
+            rows.append({"model": options.model.name, "run": word, "device": name(options), **row})
+            print(json.dumps(rows[-1]), flush=True)
+            options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+def name(options: argparse.Namespace) -> str:
+    """Return what the work ran on."""
+    if options.device != "cpu":
+        return torch.cuda.get_device_name()
+    return f"{options.threads} threads, {platform.machine()}"
+
+
+def calibration_windows(options: argparse.Namespace) -> torch.Tensor:
+    """Draw 128 windows of 1,024 tokens, as `microscale quantize --seed 0` does."""
+    tokenizer, model = microscale.load_tokenizer(options.model), load_model(options.model)
+    return read_windows(options.calibration, tokenizer, model, samples=128, window=1024, seed=0).windows
+
+
+def one_run(word: str, options: argparse.Namespace, windows: Path, out: Path) -> dict[str, Any]:
+    """Quantize with one tool, and score."""
+    cost: dict[str, Any] = {}
+    path = out
+    if word == "unquantized":
+        path = options.model
+    elif word == "rtn":
+        model = microscale.quantize(options.model, "mxfp4", activations="mxfp4:floor")
+        microscale.save(model, out, tokenizer=microscale.load_tokenizer(options.model))
+    else:
+        tool, _, setting = word.partition(":")
+        python = sys.executable if tool == "microscale" else str(options.peer_python)
+        command = [python, str(HERE / "peers.py"), tool, str(options.model), str(windows), str(out)]
+        command += ["--device", options.device, "--threads", str(options.threads)]
+        if setting:
+            command += ["--effort" if tool == "microscale" else "--iters", setting]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        cost = json.loads(done.stdout.strip().splitlines()[-1])
+    return cost | {text.stem: score(path, text, options) for text in options.text}
+
+
+def score(path: Path, text: Path, options: argparse.Namespace) -> float:
+    """Return the perplexity of a checkpoint by the reference protocol."""
+    model = load_model(path, dtype=torch.float32).to(options.device)
+    tokenizer = microscale.load_tokenizer(path)
+    windows = text_windows(tokenizer, text.read_text(encoding="utf-8"), window=1024, tokens=17391)
+    with cached_weights(model):
+        return perplexity(logits_of(model), windows).perplexity
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    costs = ("model", "run", "device", "seconds", "peak_bytes", "peak_gpu_bytes")
+    texts = [key for key in rows[0] if key not in costs]
+    lines = [
+        f"| model | run | on | {' | '.join(texts)} | quantize s | peak GiB | GPU GiB |",
+        "|---|---|---|" + "---:|" * (len(texts) + 3),
+    ]
+    for row in rows:
+        scores = " | ".join(f"{row[text]:.2f}" for text in texts)
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else "–"
+        memory = [f"{row.get(key, 0) / 2**30:.2f}" if row.get(key) else "–" for key in ("peak_bytes", "peak_gpu_bytes")]
+        lines.append(
+            f"| {row['model']} | {row['run']} | {row['device']} | {scores} | {seconds} | {' | '.join(memory)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
