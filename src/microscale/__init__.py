@@ -113,21 +113,8 @@ def quantize(
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
-    import torch
-
-    from microscale.integrations.calibration import find_tokenizer, measure_ranges, read_windows
-    from microscale.integrations.layerwise import LayerFile, files_identity, weights_identity
-    from microscale.integrations.loading import load_original
-    from microscale.integrations.saving import mark_quantized
-    from microscale.recipes import (
-        Recipe,
-        has_static_ranges,
-        ignore_progress,
-        make_recipe,
-        open_store,
-        parse_rule,
-        quantize_model,
-    )
+    from microscale.integrations.quantization import CalibrationOptions, quantize_original, report_quantizing
+    from microscale.recipes import Recipe, ignore_progress, make_recipe, parse_rule
 
     recipe = (
         format
@@ -145,34 +132,27 @@ def quantize(
             part=part,
         )
     )
-    is_path = isinstance(model, str | Path)
-    layers = LayerFile(model, part=recipe.part) if is_path and offload is not None else None
-    loaded = layers.model() if layers is not None else load_original(model) if is_path else model
-    given = None
-    if calibration is not None:
-        if tokenizer is None and not isinstance(calibration, torch.Tensor):
-            tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
-        given = read_windows(
-            calibration,
-            tokenizer,
-            loaded,
-            samples=samples,
-            window=window,
-            seed=seed,
-            field=calibration_field,
-            feed=feed,
-        )
-    store = None
-    if offload is not None:
-        identity = files_identity(model) if layers is not None else weights_identity(loaded)
-        store = open_store(offload, f"{__version__} {identity}", recipe, given)
-    quantize_model(loaded, recipe, progress or ignore_progress, calibration=given, store=store, source=layers)
-    if given is not None and has_static_ranges(loaded):
-        measure_ranges(loaded, given, observer)
-    if store is not None:
-        store.clear()
-    mark_quantized(loaded, __version__)
-    return loaded
+    options = CalibrationOptions(
+        source=calibration,
+        field=calibration_field,
+        samples=samples,
+        window=window,
+        feed=feed,
+        seed=seed,
+        observer=observer,
+    )
+    done = quantize_original(
+        model,
+        recipe,
+        options,
+        version=__version__,
+        stages=report_quantizing(progress or ignore_progress),
+        tokenizer=tokenizer,
+        offload=offload,
+    )
+    if done.store is not None:
+        done.store.clear()
+    return done.model
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:

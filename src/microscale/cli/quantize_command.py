@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,18 +26,11 @@ from microscale.cli.output import (
 from microscale.errors import CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import format_name
 from microscale.planning import Inspection, inspect_checkpoint
-from microscale.recipes import (
-    DEFAULT_OBSERVER,
-    QuantizationReport,
-    Recipe,
-    has_static_ranges,
-    load_recipe,
-    make_recipe,
-    open_store,
-    parse_rule,
-    quantize_model,
-)
+from microscale.recipes import DEFAULT_OBSERVER, QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule
 from microscale.report import size_text
+
+if TYPE_CHECKING:
+    from microscale.integrations.quantization import QuantizedModel
 
 
 @command
@@ -106,10 +99,9 @@ def quantize(
     `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`,
     `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`
     """
-    from microscale.integrations.calibration import check_tokenizer, measure_ranges, range_notes, read_windows
-    from microscale.integrations.layerwise import LayerFile, files_identity
-    from microscale.integrations.loading import load_original
-    from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
+    from microscale.integrations.calibration import check_tokenizer, range_notes
+    from microscale.integrations.quantization import CalibrationOptions, quantize_original
+    from microscale.integrations.saving import check_shard_size, save_model
 
     tell_missing_kernels()
     started = time.perf_counter()
@@ -133,34 +125,24 @@ def quantize(
     tokenizer = _tokenizer(model, notes)
     if calibration is not None:
         check_tokenizer(tokenizer)
-    layers = None if offload is None else LayerFile(model, part=chosen.part)
-    original: Any = load_original(model) if layers is None else layers.model()
-    num_all = sum(parameter.numel() for parameter in original.parameters())
-    given = None
-    if calibration is not None:
-        given = read_windows(
-            calibration,
-            tokenizer,
-            original,
-            samples=samples,
-            window=window,
-            seed=seed,
-            field=calibration_field,
-            feed=feed,
-        )
-    store = None
-    if offload is not None:
-        store = open_store(offload, f"{__version__} {files_identity(model)}", chosen, given)
-    with progress_bar("quantizing") as advance:
-        report = quantize_model(original, chosen, advance, calibration=given, store=store, source=layers)
-    if given is not None and has_static_ranges(original):
-        with progress_bar("measuring ranges") as advance:
-            ranges = measure_ranges(original, given, observer, lambda a, b: advance(a, b, "windows"))
-        notes.extend(range_notes(ranges))
-    mark_quantized(original, __version__)
-    notes = [*report.plan.notes, *_coverage_notes(report, num_all, original), *notes]
+    options = CalibrationOptions(
+        source=calibration,
+        field=calibration_field,
+        samples=samples,
+        window=window,
+        feed=feed,
+        seed=seed,
+        observer=observer,
+    )
+    done = quantize_original(
+        model, chosen, options, version=__version__, stages=progress_bar, tokenizer=tokenizer, offload=offload
+    )
+    report = done.report
+    if done.ranges is not None:
+        notes.extend(range_notes(done.ranges))
+    notes = [*report.plan.notes, *_coverage_notes(done), *notes]
     written = save_model(
-        original,
+        done.model,
         output,
         version=__version__,
         layout=report.plan.layout or "auto",
@@ -168,8 +150,8 @@ def quantize(
         overwrite=overwrite,
         max_shard_size=max_shard_size,
     )
-    if store is not None:
-        store.clear()
+    if done.store is not None:
+        done.store.clear()
     _tell(output, written, report, inspect_checkpoint(output), notes, time.perf_counter() - started, as_json)
 
 
@@ -219,16 +201,16 @@ def _tokenizer(model: str, notes: list[str]) -> Any:
         return None
 
 
-def _coverage_notes(report: QuantizationReport, num_all: int, model: Any) -> list[str]:
+def _coverage_notes(done: QuantizedModel) -> list[str]:
     """Say which large share of the model is neither quantized nor an embedding or a head."""
-    chosen = {layer.name for layer in report.plan.layers}
+    chosen = {layer.name for layer in done.report.plan.layers}
     left: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
+    for name, parameter in done.model.named_parameters():
         owner, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
         is_known = owner in chosen or parameter.ndim < 2 or leaf == "weight"
         if not is_known:
             left[name] += parameter.numel()
-    share = sum(left.values()) / num_all
+    share = sum(left.values()) / done.num_weights
     if share < 0.01:
         return []
     example = left.most_common(1)[0][0]
