@@ -5,25 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from format_specs import SPECS
 from method_tasks import random
 from microscale.errors import FormatError
-from microscale.formats import NAMED_FORMATS, parse_format
+from microscale.formats import parse_format
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.grid import ElementGrid, grid_refusal
 from small_models import same_bits
 
-SPECS = (
-    *NAMED_FORMATS,
-    "e2m1/16x16:e8m0",
-    "int8/channel:fp32",
-    "e4m3/tensor:fp32",
-    "e2m1/32:e8m0:sub(8,2,linear)",
-    "int4/24:bf16",
-    "e2m1/24:e8m0:plus",
-    "int3/48:fp16:asym(fp16)",
-    "mxfp4+sparse2%:fp16",
-    "pair(mxfp4,mxfp8,25%)",
-)
 GRIDS = [spec for spec in SPECS if grid_refusal(parse_format(spec)) is None]
 SHAPES = [(24, 96), (3, 80), (1, 7), (5, 1)]
 

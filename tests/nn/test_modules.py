@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from format_specs import SPECS
 from microscale.errors import ShapeError
-from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
+from microscale.formats import parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
 from microscale.nn import (
     ActivationQuantizer,
@@ -25,19 +26,6 @@ from microscale.nn import (
 )
 from small_models import same_bits, same_tensors
 
-# Beside the named formats: tiles, channels, whole tensors, second levels, wide scales, ragged blocks.
-SPECS = (
-    *NAMED_FORMATS,
-    "e2m1/16x16:e8m0",
-    "int8/channel:fp32",
-    "e4m3/tensor:fp32",
-    "e2m1/32:e8m0:sub(8,2,linear)",
-    "int4/24:bf16",
-    "e2m1/24:e8m0:plus",
-    "int3/48:fp16:asym(fp16)",
-    "mxfp4+sparse2%:fp16",
-    "pair(mxfp4,mxfp8,25%)",
-)
 ROWS, COLS = 48, 80
 
 
