@@ -106,12 +106,7 @@ def evaluate(
     """
     from microscale.integrations.loading import check_window, load_model, load_tokenizer, parse_dtype
 
-    if text is None and tasks is None:
-        raise typer.BadParameter("nothing to score: give --text FILE, --tasks NAMES or both")
-    if layers and reference is None:
-        raise typer.BadParameter("--layers compares with a reference; give --reference MODEL")
-    if reference is not None and text is None:
-        raise typer.BadParameter("--reference compares on a text; give --text FILE")
+    _check_options(text=text, tasks=tasks, reference=reference, layers=layers)
     tell_missing_kernels()
     request = None
     if tasks is not None:
@@ -144,6 +139,20 @@ def evaluate(
             print_task_scores(found, limit=limit)
     if as_json:
         print_json(facts)
+
+
+def _check_options(*, text: Path | None, tasks: str | None, reference: str | None, layers: bool) -> None:
+    """Refuse options that leave nothing to score, or nothing to compare with.
+
+    Raises:
+        typer.BadParameter: they do.
+    """
+    if text is None and tasks is None:
+        raise typer.BadParameter("nothing to score: give --text FILE, --tasks NAMES or both")
+    if layers and reference is None:
+        raise typer.BadParameter("--layers compares with a reference; give --reference MODEL")
+    if reference is not None and text is None:
+        raise typer.BadParameter("--reference compares on a text; give --text FILE")
 
 
 def score_text(model: Any, reference: Any, windows: list[Tensor], *, batch: int, with_layers: bool) -> TextScores:
