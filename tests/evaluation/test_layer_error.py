@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from family_models import family_model
 from microscale.errors import ModelError, ShapeError, TextError
 from microscale.evaluation import decoder_layers, layer_errors
 from small_models import save_random_model
@@ -107,6 +108,24 @@ def test_real_structures(family: str, tmp_path: Path) -> None:
     assert first.relative_error == 0.0
     assert 0.0 < second.relative_error < 1.0 and 0.0 < second.token_error < 1.0
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_vision_larger_than_the_language_part_is_not_taken_for_it() -> None:
+    """By size the blocks of this vision part would be the decoder layers; no text ever runs through them."""
+    model = family_model("qwen2_5_vl")
+    model.model.visual.blocks.extend(copy.deepcopy(model.model.visual.blocks[0]) for _ in range(6))
+    layers, blocks = model.model.language_model.layers, model.model.visual.blocks
+    assert sum(p.numel() for p in blocks.parameters()) > sum(p.numel() for p in layers.parameters())
+    names = [f"model.language_model.layers.{index}" for index in range(len(layers))]
+    assert decoder_layers(model) == names
+    layers[0].self_attn.q_proj = nn.Identity()  # what is inside of a layer does not matter
+    assert decoder_layers(model) == names
+
+
+def test_a_family_whose_layers_lie_elsewhere_is_found_by_size() -> None:
+    """The decoder without its head has other names than the record."""
+    model = family_model("llama").model
+    assert decoder_layers(model) == ["layers.0", "layers.1"]
 
 
 def test_wrong_pairs() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from microscale.errors import ModelError, ShapeError, TextError
 from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, batches
+from microscale.families import block_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +74,16 @@ class _Outputs:
 
 
 def decoder_layers(model: nn.Module) -> list[str]:
-    """Return the dotted names of the decoder layers: the members of the list of modules that holds most parameters.
+    """Return the dotted names of the decoder layers.
+
+    Those of the family's record; of an unknown family, the members of the list of modules that holds most parameters.
 
     Raises:
-        ModelError: the model has no list of modules.
+        ModelError: an unknown family, and no list of modules.
     """
+    known = block_names(model)
+    if known:
+        return list(known)
     best: tuple[int, list[str]] = (0, [])
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):

@@ -1,7 +1,7 @@
 """What a model is made of: one record for each architecture family, and what it says about a model at hand."""
 
 from microscale.families.decoders import DECODER_FAMILIES, DecoderFamily
-from microscale.families.look_up import PARTS, describe, is_inside, vision_roots
+from microscale.families.look_up import PARTS, block_names, describe, is_inside, vision_roots
 from microscale.families.modules import is_linear, is_transposed, linear_names
 from microscale.families.records import FAMILIES
 from microscale.families.structure import (
@@ -30,6 +30,7 @@ __all__ = [
     "NormReaders",
     "Rows",
     "Signs",
+    "block_names",
     "describe",
     "is_inside",
     "is_linear",

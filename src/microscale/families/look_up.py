@@ -37,13 +37,25 @@ def describe(model: nn.Module, part: str = "language") -> ModelStructure:
     """
     if part not in PARTS:
         raise ModelError(f"part {part!r} of a model is unknown; possible: {', '.join(PARTS)}")
-    config: Any = getattr(model, "config", None)
-    family = str(getattr(config, "model_type", type(model).__name__))
+    family = _family_of(model)
     record = FAMILIES.get(family)
     if part != "language" and record is not None and record.vision is None and vision_roots(model):
         record = None  # its record says nothing about the vision that this model has
     known = None if record is None else _known_model(model, family, record, part)
     return known or _found_model(model, family, part)
+
+
+def block_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the decoder layers where the family's record says them, else none.
+
+    Unlike :func:`describe` it looks at no part of a layer, so that layers with some packed linears have names too.
+    """
+    record = FAMILIES.get(_family_of(model))
+    modules = dict(model.named_modules())
+    layers = None if record is None else modules.get(record.language.layers)
+    if record is None or not isinstance(layers, nn.ModuleList):
+        return ()
+    return tuple(f"{record.language.layers}.{index}" for index in range(len(layers)))
 
 
 def vision_roots(model: nn.Module) -> tuple[str, ...]:
@@ -61,6 +73,10 @@ def vision_roots(model: nn.Module) -> tuple[str, ...]:
 def is_inside(name: str, roots: Sequence[str]) -> bool:
     """Whether a module is one of others or lies in one."""
     return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+def _family_of(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
 def _known_model(model: nn.Module, family: str, record: FamilyRecord, part: str) -> ModelStructure | None:
