@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from microscale.algorithms import STEPS
+from microscale.algorithms.pipeline import ORDER
 from microscale.formats import NAMED_ELEMENTS, NAMED_FORMATS, FloatElement, parse_format, spec_text
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -78,9 +80,9 @@ def test_a_reason_is_needed_to_leave_a_block_out() -> None:
     assert python_blocks("```python\n# not run:\nboom()\n```\n")
 
 
-def table_rows(heading: str) -> list[list[str]]:
-    """Return the cells of the first table under a heading of docs/formats.md, without its head."""
-    text = (REPO_ROOT / "docs" / "formats.md").read_text("utf-8")
+def table_rows(heading: str, page: str = "formats.md") -> list[list[str]]:
+    """Return the cells of the first table under a heading of a page, without its head."""
+    text = (REPO_ROOT / "docs" / page).read_text("utf-8")
     section = text.split(f"\n{heading}\n", 1)[1]
     lines = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
     assert lines
@@ -129,3 +131,12 @@ def test_every_spec_in_a_table_parses() -> None:
     assert len(specs) > 35
     for spec in specs:
         assert parse_format(spec_text(parse_format(spec))) == parse_format(spec)
+
+
+def test_the_table_of_steps_is_the_registry() -> None:
+    rows = table_rows("## Kinds of steps, in the order of a chain", "methods.md")
+    written = [(kind, tuple(re.findall(r"`(\w+)`", steps))) for kind, _, steps in rows]
+    assert written == [
+        (kind.__name__.removesuffix("Step").lower(), tuple(n for n, step in STEPS.items() if issubclass(step, kind)))
+        for kind in ORDER
+    ]

@@ -5,7 +5,8 @@ input. The kinds, in the order in which a chain may hold them:
 
 =============  ==============================================================================================
 FormatStep     changes the formats themselves (the scale rule) before anything is measured
-ModelStep      sees the whole model: rotations of the residual stream, training end to end
+RotationStep   rotates the residual stream of the whole model, folded into its weights
+ModelStep      learns from the whole model, end to end
 FoldStep       finds a scale of a group's input, folded into what comes before or kept online
 TransformStep  finds a transform of a group's input that stays online, and changes the weights to match
 BlockStep      learns from the outputs of one decoder layer
