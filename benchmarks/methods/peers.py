@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     seconds = TOOLS[options.tool](options, torch.from_numpy(np.load(options.windows)))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage would count the parent's memory too
+    peak = 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
     gpu = torch.cuda.max_memory_allocated() if options.device != "cpu" else 0
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "peak_gpu_bytes": gpu}))
 

@@ -149,16 +149,12 @@ def _page(plan: Study, rows: Sequence[StudyRow], file: Path) -> str:
         if plan.calibration is None
         else f"{Path(plan.calibration.text).name}, {plan.calibration.samples} × {plan.calibration.window} tokens",
         "effort, seed": f"{plan.effort}, {plan.seed}",
-        "machines": ", ".join(dict.fromkeys(_without_host(row.machine) for row in rows if row.machine)) or "–",
+        "machines": ", ".join(dict.fromkeys(row.machine for row in rows if row.machine)) or "–",
         "versions": f"microscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "date": datetime.date.today().isoformat(),
     }
     tasks = [task.label for task in plan.tasks]
     return study_html(plan.name or f"Study {file.stem}", report_rows(rows), tasks=tasks, facts=facts)
-
-
-def _without_host(machine: str) -> str:
-    return machine.partition("(")[2].rstrip(")") or machine
 
 
 def report_rows(rows: Sequence[StudyRow]) -> list[StudyReportRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ class QuantizeAndScore:
         from microscale import quantize as front_door
 
         self._study, self._device, self._quantize = study, device, quantize or front_door
+
+    @property
+    def machine(self) -> str:
+        """The GPU's name, or the processor's with the number of threads."""
+        if self._device != "cpu":
+            return torch.cuda.get_device_name(self._device)
+        return f"{_processor()}, {torch.get_num_threads()} threads"
 
     def prepare(self, run: StudyRun) -> PreparedModel:
         """Load a model and quantize it as the run says; the computation is float32."""
@@ -122,6 +130,16 @@ def _measured(model: Any, width: int) -> PreparedModel:
         bits_per_weight=8 * packed_bytes / weights if weights else 8.0 * width,
         num_bytes=packed_bytes + others * width,
     )
+
+
+def _processor() -> str:
+    """Return the processor's name where Linux tells it, else its family."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def check_texts(study: Study) -> None:

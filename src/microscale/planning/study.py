@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import fnmatch
 import math
-import platform
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -73,7 +72,12 @@ class PreparedModel:
 
 
 class StudyExecutor(Protocol):
-    """How models are made and scored."""
+    """How models are made and scored; ``machine`` is what this runs on, in words."""
+
+    @property
+    def machine(self) -> str:
+        """The processor or GPU; never the name of a host."""
+        ...
 
     def prepare(self, run: StudyRun) -> PreparedModel:
         """Load and quantize the model of a run."""
@@ -177,8 +181,7 @@ def _run_one(
     counter.begin(run.label)
     planned = 1 + len(tasks)
     done_before = counter.done
-    machine = f"{platform.node()} ({_device()})"
-    store.update(run.key, RunState.RUNNING, message="", machine=machine)
+    store.update(run.key, RunState.RUNNING, message="", machine=executor.machine)
     try:
         with _peak_memory() as peak:
             started = time.perf_counter()
@@ -222,10 +225,6 @@ def _completed(score: StudyScore, task: StudyTask, seconds: float) -> StudyScore
         is_higher_better=score.is_higher_better,
         seconds=seconds,
     )
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
 
 
 @dataclass(slots=True)
