@@ -52,6 +52,19 @@ def test_a_whole_study(folder: Path) -> None:
     assert "recovery" in succeed("study", path, "--report-only").stdout
 
 
+def test_what_stays_online_counts(folder: Path) -> None:
+    """The two factors of a low-rank path beside 4.25 bits: the study says what `quantize` does."""
+    path = write(folder, "online", methods="['rtn+lowrank:rank=8']")
+    path.write_text(path.read_text() + "calibration: {text: book.txt, samples: 2, window: 32}\n")
+    rows = {row["format"]: row["bits_per_weight"] for row in succeed("study", path, "--json").json}
+    made = succeed(
+        *("quantize", folder / "tiny", "-f", "mxfp4", "-a", "mxfp4", "--method", "rtn+lowrank:rank=8"),
+        *("--calibration", folder / "book.txt", "--samples", "2", "--window", "32", "-o", folder / "online"),
+        "--json",
+    ).json
+    assert rows["mxfp4"] == pytest.approx(made["bits_per_weight"]) and made["bits_per_weight"] > 5
+
+
 def test_failures_selection_and_import(folder: Path) -> None:
     path = write(folder, "parts", methods="[rtn, no-such-method]")
     answer = succeed("study", path, "--only", "mxfp4", "--results", folder / "one.sqlite").stdout

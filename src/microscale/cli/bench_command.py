@@ -162,7 +162,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
     formats = Counter(format_name(module.format) for module in packed)
     formats.update(str(module.weight.dtype).removeprefix("torch.") for module in plain)
     rounding = Counter("none" if m.activations is None else str(m.activations.spec) for m in packed)
-    num_bytes = sum(module.tensor.num_bytes for module in packed)
+    num_bytes = sum(module.num_bytes for module in packed)
     num_bytes += sum(module.weight.numel() * module.weight.element_size() for module in plain)
     return {"formats": dict(formats), "activations": dict(rounding), "weight_bytes_per_token": num_bytes}
 

@@ -122,7 +122,7 @@ def _score(
 def _measured(model: Any, width: int) -> PreparedModel:
     """Return a model with its bits per quantized weight (all bits of the stored type where none is) and its size."""
     packed = [module for module in model.modules() if isinstance(module, PackedModule)]
-    packed_bytes = sum(module.tensor.num_bytes for module in packed)
+    packed_bytes = sum(module.num_bytes for module in packed)
     weights = sum(module.tensor.shape[0] * module.tensor.shape[1] for module in packed)
     others = sum(parameter.numel() for parameter in model.parameters())
     return PreparedModel(

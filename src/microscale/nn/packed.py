@@ -87,6 +87,11 @@ class PackedModule(nn.Module):
             self._cached_tensor = cached
         return cached
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed weight, and of what a module keeps beside it for run time; a bias does not count."""
+        return self.tensor.num_bytes
+
     def _part(self, name: str) -> Tensor:
         part = self._buffers[PREFIX + name]
         assert part is not None

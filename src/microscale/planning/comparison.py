@@ -123,7 +123,7 @@ def _swap_in(model: nn.Module, plan: Plan) -> int:
         packed[layer.name] = quantize_module(module, layer, pipelines[layer.name])
     for name, module in packed.items():
         replace_module(model, name, module)
-    return sum(module.tensor.num_bytes for module in packed.values())
+    return sum(module.num_bytes for module in packed.values())
 
 
 @dataclass(slots=True)

@@ -108,7 +108,7 @@ def quantize_model(
         progress(len(rest), len(rest), "")
     untie(model, set(layers))
     num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
-    num_bytes = sum(module_bytes(model.get_submodule(name)) for name in layers)
+    num_bytes = sum(packed_module(model, name).num_bytes for name in layers)
     plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
     return QuantizationReport(plan=plan, num_weights=num_weights, num_bytes=num_bytes)
 
@@ -169,12 +169,11 @@ NO_BLOCKS = ModelStructure(
 """Of a model whose structure plays no part."""
 
 
-def module_bytes(module: nn.Module) -> int:
-    """Return the bytes of a packed module's weight, and of what it keeps online."""
-    if isinstance(module, QuantizedLinear):
-        return module.num_bytes
+def packed_module(model: nn.Module, name: str) -> PackedModule:
+    """Return a module that was replaced."""
+    module = model.get_submodule(name)
     assert isinstance(module, PackedModule)
-    return module.tensor.num_bytes
+    return module
 
 
 def poisoned(layer: PlannedLayer) -> PlannedLayer:
