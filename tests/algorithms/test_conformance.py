@@ -38,6 +38,7 @@ from microscale.algorithms.distill import divergence
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.permute import Permute
 from microscale.algorithms.rtn import Rtn
+from microscale.formats import parse_format
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.transform import apply_transforms
 from microscale.transforms import scale_transform
@@ -91,6 +92,12 @@ def test_every_step_is_checked_here() -> None:
     for text in METHODS.values():
         pipeline = parse_method(text)
         assert parse_method(pipeline.text) == pipeline, "the full text of a chain stands for the same chain"
+
+
+def test_best_does_not_rotate_blocks_with_fine_scales() -> None:
+    coarse, fine = (parse_method("best", fmt=parse_format(name)).text for name in ("mxfp4", "nvfp4"))
+    assert "hadamard" in coarse and coarse == parse_method("best").text
+    assert fine == parse_method("gptq").text
 
 
 @pytest.mark.parametrize("fmt", ["mxfp4", "mxfp4_plus", "nvfp4", "int4_asym"])

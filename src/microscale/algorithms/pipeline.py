@@ -37,7 +37,7 @@ from microscale.algorithms.scale_rule import ScaleRuleStep
 from microscale.algorithms.smoothquant import SmoothQuant
 from microscale.algorithms.spinquant import SpinQuant
 from microscale.errors import RecipeError
-from microscale.formats import ActivationSpec, Format, format_name
+from microscale.formats import ActivationSpec, BlockFormat, Format, format_name
 
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
     {
@@ -99,6 +99,10 @@ EFFORTS: Mapping[str, str] = MappingProxyType(
 )
 """The chain of ``best`` at each effort."""
 
+FINE_EFFORTS: Mapping[str, str] = MappingProxyType({"fast": "gptq"})
+"""Where ``best`` differs for formats whose scales are no powers of two: rotating small blocks with fine scales does harm
+(docs/study)."""
+
 ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, BlockStep, RoundStep, SideStep)
 
 KindT = TypeVar("KindT", bound=Step)
@@ -151,8 +155,8 @@ class Pipeline:
         return None
 
 
-def parse_method(text: str, *, effort: str = "fast") -> Pipeline:
-    """Return the chain that a method's words stand for; ``effort`` chooses that of ``best``.
+def parse_method(text: str, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
+    """Return the chain that a method's words stand for; ``effort`` and the format of the weights choose that of ``best``.
 
     Raises:
         RecipeError: an unknown step or option, a value of the wrong kind, or steps in an order that makes no sense.
@@ -160,7 +164,7 @@ def parse_method(text: str, *, effort: str = "fast") -> Pipeline:
     if effort not in EFFORTS:
         raise RecipeError(f"unknown effort {effort!r}; possible: {', '.join(EFFORTS)}")
     chain = METHODS.get(text.strip(), text)
-    pieces = [piece for word in chain.split("+") for piece in _expanded(word.strip(), effort).split("+")]
+    pieces = [piece for word in chain.split("+") for piece in _expanded(word.strip(), effort, fmt).split("+")]
     steps = [_parse_step(piece) for piece in pieces]
     if not any(isinstance(step, RoundStep) for step in steps):
         first_side = next((i for i, step in enumerate(steps) if isinstance(step, SideStep)), len(steps))
@@ -169,9 +173,10 @@ def parse_method(text: str, *, effort: str = "fast") -> Pipeline:
     return Pipeline(text="+".join(step_text(step) for step in steps), steps=tuple(steps))
 
 
-def _expanded(word: str, effort: str) -> str:
+def _expanded(word: str, effort: str, fmt: Format | None) -> str:
     if word == "best":
-        return EFFORTS[effort]
+        is_fine = isinstance(fmt, BlockFormat) and not fmt.scale.is_power_of_two
+        return FINE_EFFORTS.get(effort, EFFORTS[effort]) if is_fine else EFFORTS[effort]
     return word if word in STEPS else METHODS.get(word, word)
 
 

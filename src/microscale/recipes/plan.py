@@ -195,7 +195,7 @@ def _plan_layer(
     if kind == "embedding":
         activations, method = None, "rtn"
     spec = parse_inputs(activations)
-    pipeline = parse_method(method, effort=recipe.effort)
+    pipeline = parse_method(method, effort=recipe.effort, fmt=fmt)
     problem = pipeline.refusal(fmt, spec)
     if problem is not None:
         raise RecipeError(f"layer {name}: {problem}")
