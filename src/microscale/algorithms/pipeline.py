@@ -100,8 +100,7 @@ EFFORTS: Mapping[str, str] = MappingProxyType(
 """The chain of ``best`` at each effort."""
 
 FINE_EFFORTS: Mapping[str, str] = MappingProxyType({"fast": "gptq"})
-"""Where ``best`` differs for formats whose scales are no powers of two: rotating small blocks with fine scales does harm
-(docs/study)."""
+"""Where ``best`` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
 
 ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, BlockStep, RoundStep, SideStep)
 
@@ -156,7 +155,7 @@ class Pipeline:
 
 
 def parse_method(text: str, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
-    """Return the chain that a method's words stand for; ``effort`` and the format of the weights choose that of ``best``.
+    """Return the chain that a method's words stand for; ``effort`` and the weights' format choose that of ``best``.
 
     Raises:
         RecipeError: an unknown step or option, a value of the wrong kind, or steps in an order that makes no sense.
