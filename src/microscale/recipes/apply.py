@@ -23,7 +23,7 @@ from microscale.algorithms import (
 from microscale.calibration import ActivationStore
 from microscale.errors import NonFiniteError
 from microscale.families import ModelStructure, describe
-from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
+from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration
@@ -228,6 +228,10 @@ def poisoning(fmt: Format) -> Format:
         low, high = poisoning(fmt.low), poisoning(fmt.high)
         assert isinstance(low, BlockFormat) and isinstance(high, BlockFormat)
         return dataclasses.replace(fmt, low=low, high=high)
+    if isinstance(fmt, SegmentedFormat):
+        parts = [(segment, poisoning(segment.format)) for segment in fmt.segments]
+        segments = [dataclasses.replace(s, format=part) for s, part in parts if isinstance(part, BlockFormat)]
+        return SegmentedFormat(segments=tuple(segments))
     return fmt if fmt.scale.nan_code is None else dataclasses.replace(fmt, nan_policy=NaNPolicy.POISON_BLOCK)
 
 
