@@ -51,7 +51,7 @@ from microscale.transforms import permute_transform
 PAPER = "paper"
 """The word of ``bits`` for the published thresholds, whatever they cost."""
 SAME, BASE = "same", "base"
-"""The words of ``weights`` and ``inputs``: segments in wider and wider formats, or all in the layer's own."""
+"""The words of ``weights``: segments in wider and wider formats, or all in the layer's own."""
 WIDE_LAYER, WIDE_GRANULE, GRANULE = 2048, 128, 32
 """From this width on segments are multiples of 128 channels, below of 32."""
 ORDER_BITS = 32
@@ -123,10 +123,11 @@ def counts_within(
 class MicroMix(SegmentStep):
     """Segments of rising width for channels of rising magnitude.
 
-    ``wider`` lists the formats behind the layer's own. With ``weights=base`` all weights are in the layer's own format,
-    with ``inputs=base`` all inputs. ``bits`` is the budget for each weight (with ``weights=base`` for each number of
-    the inputs), or ``paper``; ``scale`` multiplies the thresholds of the paper, which are those of the formats of the
-    inputs where these come in segments, else of the weights.
+    ``wider`` lists the formats behind the layer's own; where the layer's own is as fine, weights or inputs keep it. So
+    inputs of 8 bits keep their format in every segment. With ``weights=base`` all weights keep theirs. The coarser
+    format of a segment decides its threshold: that of the inputs with ``weights=base``, else that of either side.
+    ``bits`` is the budget for each weight (with ``weights=base`` for each number of the inputs), or ``paper``;
+    ``scale`` multiplies the thresholds of the paper.
     """
 
     name: ClassVar[str] = "micromix"
@@ -135,15 +136,11 @@ class MicroMix(SegmentStep):
     wider: str = "(mxfp6_e2m3,mxfp8)"
     bits: str = PAPER
     weights: str = SAME
-    inputs: str = SAME
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, word in (("weights", self.weights), ("inputs", self.inputs)):
-            if word not in (SAME, BASE):
-                raise RecipeError(f"step micromix: {name} must be {SAME} or {BASE}, got {word!r}")
-        if self.weights == self.inputs == BASE:
-            raise RecipeError("step micromix: weights=base and inputs=base leave no segments")
+        if self.weights not in (SAME, BASE):
+            raise RecipeError(f"step micromix: weights must be {SAME} or {BASE}, got {self.weights!r}")
         if not self.scale > 0:
             raise RecipeError(f"step micromix: scale must be positive, got {self.scale:g}")
         if not self._formats():
@@ -172,26 +169,35 @@ class MicroMix(SegmentStep):
         """Mean magnitudes of the channels, and tokens for the shares."""
         return Wanted.MEAN_ABS | Wanted.SAMPLE
 
-    def _ruling(self, fmt: Format, activations: ActivationSpec | None) -> tuple[Format, ...]:
-        """Return the formats whose thresholds count."""
-        first = fmt if activations is None or self.inputs == BASE else activations.format
-        return (first, *self._formats())
+    def _sides(
+        self, fmt: BlockFormat, activations: ActivationSpec | None
+    ) -> tuple[tuple[BlockFormat, ...], tuple[BlockFormat, ...]]:
+        """Return the formats of the weight's segments and of the inputs' (none where these are not quantized)."""
+        wider = self._formats()
+        weights = (fmt, *(fmt if self.weights == BASE else _finer(fmt, part) for part in wider))
+        own = None if activations is None else activations.format
+        return weights, (own, *(_finer(own, part) for part in wider)) if isinstance(own, BlockFormat) else ()
+
+    def _factors(self, weights: Sequence[BlockFormat], inputs: Sequence[BlockFormat]) -> list[float]:
+        sides = [side for side in (weights if self.weights == SAME else (), inputs) if side]
+        return [min(map(threshold_factor, parts)) for parts in zip(*sides, strict=True)]
 
     def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Refuse formats that cannot be a segment, that do not get wider, and budgets that even the first exceeds."""
         if activations is None and self.weights == BASE:
             return "weights=base leaves nothing to choose where inputs are not quantized"
-        if activations is not None and activations.range is not RangeKind.DYNAMIC and self.inputs == SAME:
-            return f"segments of the inputs take their ranges from the numbers at hand, not {activations.range.value}"
-        ruling = self._ruling(fmt, activations)
-        for part in (fmt, *ruling):
+        for part in (fmt, *(() if activations is None else (activations.format,)), *self._formats()):
             if not isinstance(part, BlockFormat) or part.sparse is not None or isinstance(part.block, TileBlock):
                 return f"{format_name(part)} cannot be a segment: it needs blocks inside of rows, and no sparse table"
-        factors = [threshold_factor(part) for part in ruling if isinstance(part, BlockFormat)]
+        assert isinstance(fmt, BlockFormat)
+        weights, inputs = self._sides(fmt, activations)
+        if activations is not None and activations.range is not RangeKind.DYNAMIC and len(set(inputs)) > 1:
+            return f"segments of the inputs take their ranges from the numbers at hand, not {activations.range.value}"
+        factors = self._factors(weights, inputs)
         if factors != sorted(set(factors)):
-            names = ", ".join(format_name(part) for part in ruling)
+            names = ", ".join(format_name(part) for part in (inputs or weights))
             return f"its segments must be ever finer, got {names}; list other formats in wider=(…)"
-        lowest = (ruling[0] if self.weights == BASE else fmt).bits_per_value()
+        lowest = (inputs if self.weights == BASE else weights)[0].bits_per_value()
         budget = self._budget()
         if budget is not None and budget < lowest:
             return f"bits={budget:g} is below the {lowest:g} bits of the narrowest segment, the smallest possible"
@@ -216,22 +222,20 @@ class MicroMix(SegmentStep):
     def _cut(self, layer: LayerTask, counts: Sequence[int], order: Tensor) -> LayerTask:
         if counts[0] == sum(counts):
             return layer
-        own = [layer.format] * len(counts) if self.weights == BASE else [layer.format, *self._formats()]
+        assert isinstance(layer.format, BlockFormat)
+        weights, inputs = self._sides(layer.format, layer.activations)
         spec = layer.activations
-        if spec is not None and self.inputs == SAME:
-            spec = ActivationSpec(format=_segments([spec.format, *self._formats()], counts))
+        if len(set(inputs)) > 1:
+            spec = ActivationSpec(format=_segments(inputs, counts))
         layer = layer.with_transforms([permute_transform(order)])
-        return dataclasses.replace(layer, format=_segments(own, counts), activations=spec)
+        return dataclasses.replace(layer, format=_segments(weights, counts), activations=spec)
 
     def _counts(self, magnitudes: Tensor, layers: Sequence[LayerTask], cols: int) -> tuple[int, ...]:
         fmt = layers[0].format
-        ruling = self._ruling(fmt, layers[0].activations)
-        blocks = [part for part in (fmt, *ruling) if isinstance(part, BlockFormat)]
-        unit = granule(blocks, cols)
-        factors = [threshold_factor(part) for part in blocks[1:-1]]
-        rows = sum(layer.weight.shape[0] for layer in layers)
-        paid = ruling if self.weights == BASE else (fmt, *self._formats())
-        order_bits = 0.0 if self.weights == BASE else ORDER_BITS * len(layers) / rows
+        assert isinstance(fmt, BlockFormat)
+        weights, inputs = self._sides(fmt, layers[0].activations)
+        unit = granule([*weights, *inputs], cols)
+        factors = self._factors(weights, inputs)[:-1]
 
         def counts_at(scale: float) -> tuple[int, ...]:
             return segment_counts(magnitudes, [scale * factor for factor in factors], cols, unit)
@@ -239,6 +243,9 @@ class MicroMix(SegmentStep):
         budget = self._budget()
         if budget is None:
             return counts_at(self.scale)
+        rows = sum(layer.weight.shape[0] for layer in layers)
+        paid = inputs if self.weights == BASE else weights
+        order_bits = 0.0 if self.weights == BASE else ORDER_BITS * len(layers) / rows
 
         def fits(counts: Sequence[int]) -> bool:
             pairs = zip(paid, counts, strict=True)
@@ -248,11 +255,15 @@ class MicroMix(SegmentStep):
         return counts_within(counts_at, fits, unit)
 
 
-def _segments(formats: Sequence[Format], counts: Sequence[int]) -> SegmentedFormat:
+def _finer(own: BlockFormat, other: BlockFormat) -> BlockFormat:
+    """Return the format with the higher threshold; the layer's own of equal ones."""
+    return other if threshold_factor(other) > threshold_factor(own) else own
+
+
+def _segments(formats: Sequence[BlockFormat], counts: Sequence[int]) -> SegmentedFormat:
     """Return the segments that have channels."""
     pairs = zip(formats, counts, strict=True)
-    found = [Segment(format=fmt, cols=count) for fmt, count in pairs if count and isinstance(fmt, BlockFormat)]
-    return SegmentedFormat(segments=tuple(found))
+    return SegmentedFormat(segments=tuple(Segment(format=fmt, cols=count) for fmt, count in pairs if count))
 
 
 def _split(words: str) -> list[str]:

@@ -81,7 +81,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "mr-gptq": "rule+hadamard+gptq",
         "permute": "permute+rtn",
         "micromix": "micromix+rtn",
-        "adaptive-2-4": "micromix:wider=(int4/32:fp16:asym,mxfp8),inputs=base+rtn",
+        "adaptive-2-4": "micromix:wider=(int4/32:fp16:asym,mxfp8)+rtn",
         "lowrank": "rtn+lowrank",
         "macroblock": "rule:weights=threshold(7),activations=threshold(7)+macroblock+rtn",
         "quarot": "quarot+hadamard:size=128,roles=down+gptq",
