@@ -19,7 +19,7 @@ from microscale.algorithms.micromix import (
     threshold_factor,
 )
 from microscale.errors import FormatSpecError, RecipeError
-from microscale.formats import BlockFormat, SegmentedFormat, parse_activation, parse_format
+from microscale.formats import BlockFormat, SegmentedFormat, format_name, parse_activation, parse_format
 from microscale.kernels import dequantize, reference
 from microscale.kernels.transform import apply_transforms
 from microscale.nn import QuantizedLinear
@@ -260,3 +260,29 @@ def test_a_token_of_nothing_but_zeros() -> None:
     group = group_task(layer_task(cols=64, inputs=torch.zeros(8, 64)))
     assert cut("micromix", group).layers[0] is group.layers[0]
     assert not bool(torch.isnan(relative_magnitudes(random(4, 32))).any())
+
+
+@pytest.mark.parametrize(
+    ("method", "fmt", "activations", "expected"),
+    [
+        ("mxplus", "mxfp4", "mxfp4", ("mxfp4_plus", "mxfp4_plus")),
+        ("mxplus", "mxfp4:even", None, ("mxfp4_plus", "None")),
+        ("mxplus:weights=keep", "mxfp4", "mxfp4", ("mxfp4", "mxfp4_plus")),
+        ("mxplus:weights=plusplus,activations=plusplus", "mxfp6_e2m3", "mxfp4", ("mxfp6_plusplus", "mxfp4_plusplus")),
+        ("mxplus", "nvfp4", "nvfp4@static", ("nvfp4_plus", "nvfp4@static")),
+        ("rule+mxplus", "mxfp4", "mxfp4", ("mxfp4_plus", "mxfp4_plus")),
+    ],
+)
+def test_mxplus_extends_formats(method: str, fmt: str, activations: str | None, expected: tuple[str, str]) -> None:
+    spec = None if activations is None else parse_activation(activations)
+    pipeline = parse_method(method)
+    assert pipeline.refusal(parse_format(fmt), spec) is None and not pipeline.needs_calibration
+    weights, inputs = pipeline.adapt(parse_format(fmt), spec)
+    assert (format_name(weights), str(inputs)) == expected
+
+
+def test_mxplus_refuses_in_the_words_of_the_format() -> None:
+    problem = parse_method("mxplus").refusal(parse_format("int4_asym"), None)
+    assert problem is not None and "step mxplus" in problem and "zero point" in problem
+    with pytest.raises(RecipeError, match="weights must be one of plus, plusplus, keep"):
+        parse_method("mxplus:weights=more")

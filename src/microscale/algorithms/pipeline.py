@@ -31,6 +31,7 @@ from microscale.algorithms.hadamard import Hadamard
 from microscale.algorithms.low_rank import LowRankStep
 from microscale.algorithms.macro_block import MacroBlock
 from microscale.algorithms.micromix import MicroMix
+from microscale.algorithms.mxplus import MxPlus
 from microscale.algorithms.omniquant import OmniQuant
 from microscale.algorithms.permute import Permute
 from microscale.algorithms.quarot import QuaRot
@@ -46,6 +47,7 @@ STEPS: Mapping[str, type[Step]] = MappingProxyType(
         step.name: step
         for step in (
             ScaleRuleStep,
+            MxPlus,
             QuaRot,
             SpinQuant,
             Distill,
@@ -80,6 +82,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "hadamard": "hadamard+rtn",
         "mr-gptq": "rule+hadamard+gptq",
         "permute": "permute+rtn",
+        "mxplus": "mxplus+rtn",
         "micromix": "micromix+rtn",
         "adaptive-2-4": "micromix:wider=(int4/32:fp16:asym,mxfp8)+rtn",
         "lowrank": "rtn+lowrank",
