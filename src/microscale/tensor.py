@@ -6,16 +6,17 @@ Its bytes are what a checkpoint of ours holds. Kernels make it (``quantize``) an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
-from microscale.formats import BlockFormat, ChannelBlock, Format, VectorBlock, format_name
+from microscale.formats import BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock, format_name
 from microscale.layouts import find_layout, matrix_shape
 from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.layouts.segments import join_parts, shapes, split_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,6 +76,18 @@ class QuantizedTensor:
         parts = {name: part.to(device) for name, part in self.parts.items()}
         return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts, layout=self.layout)
 
+    @property
+    def segments(self) -> tuple[QuantizedTensor, ...]:
+        """The segments as tensors that share the parts; a tensor of one format is its only segment."""
+        fmt = self.format
+        if not isinstance(fmt, SegmentedFormat):
+            return (self,)
+        pairs = zip(shapes(fmt, self.shape), split_parts(self.parts, fmt), strict=True)
+        return tuple(
+            QuantizedTensor(format=part, shape=shape, dtype=self.dtype, parts=own, layout=self.layout)
+            for (part, shape), own in pairs
+        )
+
     def select_rows(self, rows: Tensor) -> QuantizedTensor | None:
         """Return the tensor of some rows (an embedding look-up), or None where rows share storage or scales.
 
@@ -84,6 +97,10 @@ class QuantizedTensor:
         fmt = self.format
         if self.layout != ROW_MAJOR:
             return None
+        if isinstance(fmt, SegmentedFormat):
+            chosen = [segment.select_rows(rows) for segment in self.segments]
+            found = [segment for segment in chosen if segment is not None]
+            return None if len(found) < len(chosen) else join_segments(found, fmt)
         if not isinstance(fmt, BlockFormat) or fmt.sparse is not None:
             return None
         if not isinstance(fmt.block, VectorBlock | ChannelBlock):
@@ -92,3 +109,11 @@ class QuantizedTensor:
         return QuantizedTensor(
             format=fmt, shape=(rows.numel(), self.cols), dtype=self.dtype, parts=parts, layout=self.layout
         )
+
+
+def join_segments(tensors: Sequence[QuantizedTensor], fmt: SegmentedFormat) -> QuantizedTensor:
+    """Return the tensor of which these are the segments, in order; nothing is copied."""
+    first = tensors[0]
+    parts = join_parts([dict(tensor.parts) for tensor in tensors])
+    shape = (*first.shape[:-1], fmt.cols)
+    return QuantizedTensor(format=fmt, shape=shape, dtype=first.dtype, parts=parts, layout=first.layout)

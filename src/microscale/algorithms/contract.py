@@ -9,6 +9,7 @@ RotationStep   rotates the residual stream of the whole model, folded into its w
 ModelStep      learns from the whole model, end to end
 FoldStep       finds a scale of a group's input, folded into what comes before or kept online
 TransformStep  finds a transform of a group's input that stays online, and changes the weights to match
+SegmentStep    sorts the channels of a group's input, and gives segments of them formats of their own
 BlockStep      learns from the outputs of one decoder layer
 RoundStep      turns a weight into a quantized tensor
 SideStep       adds a side path that gives back some of what rounding took
@@ -157,6 +158,19 @@ class TransformStep(Step):
 
     def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
         """Return the transforms, to be appended to those that the group has."""
+        raise NotImplementedError
+
+
+class SegmentStep(Step):
+    """Gives channels of a group's input formats of their own."""
+
+    @property
+    def is_online(self) -> bool:
+        """The order of the channels stays online."""
+        return True
+
+    def segmented(self, group: GroupTask) -> GroupTask:
+        """Return the group with layers whose formats are segments, and the permutation among their transforms."""
         raise NotImplementedError
 
 

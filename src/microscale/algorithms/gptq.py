@@ -21,7 +21,7 @@ from microscale.algorithms.rtn import search_clip
 from microscale.calibration import Wanted
 from microscale.errors import CalibrationError
 from microscale.formats import ActivationSpec, Format
-from microscale.kernels.grid import ElementGrid, grid_refusal
+from microscale.kernels.grid import Grid, grid_refusal, make_grid
 from microscale.tensor import QuantizedTensor
 
 PANEL = 128
@@ -66,7 +66,7 @@ class Gptq(RoundStep):
             columns = None if moment is None else moment.diagonal()
             clip = search_clip(scaling, layer.format, columns)
             scaling = scaling if clip is None else torch.clamp(scaling, -clip, clip)
-        grid = ElementGrid(scaling, layer.format, dtype=layer.dtype)
+        grid = make_grid(scaling, layer.format, dtype=layer.dtype)
         if moment is None:
             return grid.tensor(weight)
         diagonal = moment.diagonal()
@@ -111,7 +111,7 @@ def inverse_factor(moment: Float[Tensor, "cols cols"], damp: float, name: str) -
 
 def feed_back(
     weight: Float[Tensor, "rows cols"],
-    grid: ElementGrid,
+    grid: Grid,
     order: Int[Tensor, "cols"],
     factor: Float[Tensor, "cols cols"],
 ) -> Float[Tensor, "rows cols"]:

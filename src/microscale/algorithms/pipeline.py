@@ -19,6 +19,7 @@ from microscale.algorithms.contract import (
     ModelStep,
     RotationStep,
     RoundStep,
+    SegmentStep,
     SideStep,
     Step,
     TransformStep,
@@ -29,6 +30,8 @@ from microscale.algorithms.gptq import Gptq
 from microscale.algorithms.hadamard import Hadamard
 from microscale.algorithms.low_rank import LowRankStep
 from microscale.algorithms.macro_block import MacroBlock
+from microscale.algorithms.micromix import MicroMix
+from microscale.algorithms.mxplus import MxPlus
 from microscale.algorithms.omniquant import OmniQuant
 from microscale.algorithms.permute import Permute
 from microscale.algorithms.quarot import QuaRot
@@ -44,6 +47,7 @@ STEPS: Mapping[str, type[Step]] = MappingProxyType(
         step.name: step
         for step in (
             ScaleRuleStep,
+            MxPlus,
             QuaRot,
             SpinQuant,
             Distill,
@@ -52,6 +56,7 @@ STEPS: Mapping[str, type[Step]] = MappingProxyType(
             MacroBlock,
             Permute,
             Hadamard,
+            MicroMix,
             OmniQuant,
             FlatQuant,
             BatQuant,
@@ -77,6 +82,9 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "hadamard": "hadamard+rtn",
         "mr-gptq": "rule+hadamard+gptq",
         "permute": "permute+rtn",
+        "mxplus": "mxplus+rtn",
+        "micromix": "micromix+rtn",
+        "adaptive-2-4": "micromix:wider=(int4/32:fp16:asym,mxfp8)+rtn",
         "lowrank": "rtn+lowrank",
         "macroblock": "rule:weights=threshold(7),activations=threshold(7)+macroblock+rtn",
         "quarot": "quarot+hadamard:size=128,roles=down+gptq",
@@ -102,7 +110,17 @@ EFFORTS: Mapping[str, str] = MappingProxyType(
 FINE_EFFORTS: Mapping[str, str] = MappingProxyType({"fast": "gptq"})
 """Where ``best`` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
 
-ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, BlockStep, RoundStep, SideStep)
+ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)
+
+BESIDE_SEGMENTS: Mapping[type[Step], str] = MappingProxyType(
+    {
+        RotationStep: "spreads the outlier channels over all others, so that none is left that needs more bits",
+        TransformStep: "mixes or moves channels (a rotation spreads outliers over all), so that the order is not theirs",
+        ModelStep: "learns the rounding of one format before the segments are known",
+        BlockStep: "learns the rounding of one format, not that of segments",
+    }
+)
+"""Why a kind of step cannot stand in a chain with segments."""
 
 KindT = TypeVar("KindT", bound=Step)
 
@@ -244,6 +262,14 @@ def _check_order(text: str, steps: list[Step]) -> None:
     if sum(isinstance(step, RoundStep) for step in steps) != 1:
         rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
         raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")
+    segmenting = next((step for step in steps if isinstance(step, SegmentStep)), None)
+    for step in steps:
+        reason = next((why for kind, why in BESIDE_SEGMENTS.items() if isinstance(step, kind)), None)
+        if segmenting is not None and reason is not None:
+            raise RecipeError(
+                f"method {text!r}: {step.name} cannot stand beside {segmenting.name}, for it {reason};"
+                f" take scale folds (smoothquant, awq) before {segmenting.name} and rtn or gptq after it"
+            )
     for step, after in itertools.pairwise(steps):
         if step.next_step not in (None, after.name):
             raise RecipeError(f"method {text!r}: {step.next_step} must follow {step.name}, not {after.name}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from microscale.algorithms.contract import LayerTask, RoundStep, clipped
 from microscale.calibration import Wanted
-from microscale.formats import BlockFormat, ChannelBlock, Format, VectorBlock
+from microscale.formats import BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.grid import ElementGrid
 from microscale.tensor import QuantizedTensor
@@ -29,7 +29,14 @@ SHRINK_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 def block_width(fmt: Format, cols: int) -> int | None:
-    """Return how many consecutive columns of a row share a scale, or None where a block is no part of a row."""
+    """Return how many consecutive columns of a row share a scale; None where a block is no part of a row, or not all of
+    a row's blocks are equal.
+    """
+    if isinstance(fmt, SegmentedFormat):
+        widths = {block_width(part, at.stop - at.start) for part, at in fmt.places()}
+        width = widths.pop()
+        is_even = width is not None and not widths and all(at.start % width == 0 for _, at in fmt.places())
+        return width if is_even else None
     if isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock):
         return fmt.block.size
     if isinstance(fmt, BlockFormat) and isinstance(fmt.block, ChannelBlock):

@@ -196,9 +196,11 @@ def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLay
     specs = tuple(parse_transform(str(word)) for word in cast("list[Any]", transforms))
     for spec in specs:
         spec.part_specs(shape[-1])
+    fmt = parse_format(str(scheme["format"]))
+    part_specs(fmt, shape)
     return StoredLayer(
         name=name,
-        format=parse_format(str(scheme["format"])),
+        format=fmt,
         shape=shape,
         dtype=dtype,
         activations=None if activations is None else parse_activation(str(activations)),

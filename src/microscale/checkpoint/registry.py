@@ -15,7 +15,16 @@ from microscale.checkpoint.native import NativeLayout
 from microscale.checkpoint.quark import QuarkLayout
 from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
 from microscale.errors import CheckpointError, LayoutError
-from microscale.formats import BlockFormat, Format, PairFormat, format_name, parse_activation, parse_format, spec_text
+from microscale.formats import (
+    BlockFormat,
+    Format,
+    PairFormat,
+    SegmentedFormat,
+    format_name,
+    parse_activation,
+    parse_format,
+    spec_text,
+)
 
 _COMPRESSED_TENSORS = CompressedTensorsLayout()
 _NATIVE = NativeLayout()
@@ -111,6 +120,8 @@ def _scheme(layer: StoredLayer) -> dict[str, Any]:
 def _policies(fmt: Format) -> dict[str, Any]:
     if isinstance(fmt, PairFormat):
         return {"low": _policies(fmt.low), "high": _policies(fmt.high)}
+    if isinstance(fmt, SegmentedFormat):
+        return {"segments": [_policies(segment.format) for segment in fmt.segments]}
     assert isinstance(fmt, BlockFormat)
     return {
         "scale_rule": str(fmt.rule),

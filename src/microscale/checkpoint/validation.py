@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from microscale.errors import CheckpointError
-from microscale.formats import BlockFormat, Extension, Format, NaNPolicy, PairFormat, VectorBlock
+from microscale.formats import BlockFormat, Extension, Format, NaNPolicy, PairFormat, SegmentedFormat, VectorBlock
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.layouts import matrix_shape, unpack_bits
 from microscale.layouts.row_major import grid_shape, high_count, scale_dtype
+from microscale.layouts.segments import shapes, split_parts
 
 
 def check_parts(name: str, fmt: Format, shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> None:
@@ -21,6 +22,11 @@ def check_parts(name: str, fmt: Format, shape: tuple[int, ...], parts: Mapping[s
         CheckpointError: naming the layer and the part.
     """
     rows, cols = matrix_shape(shape)
+    if isinstance(fmt, SegmentedFormat):
+        pairs = zip(shapes(fmt, shape), split_parts(parts, fmt), strict=True)
+        for index, ((part, own_shape), own) in enumerate(pairs):
+            check_parts(f"{name} (segment {index})", part, own_shape, own)
+        return
     if isinstance(fmt, PairFormat):
         grid = grid_shape(fmt.block, rows, cols)
         num_high = int(unpack_bits(parts["bitmap"], 1, grid[1]).sum())

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from microscale.cli.output import Column, JsonOption, SeedOption, command, console, print_json, print_table
+from microscale.cli.output import Column, JsonOption, SeedOption, command, console, format_word, print_json, print_table
 from microscale.formats import parse_format
 from microscale.formats.block import BlockFormat
 from microscale.planning import Inspection, LayerFacts, inspect_checkpoint
@@ -48,7 +48,7 @@ def inspect(
     shown = found.quantized if found.quantized and not show_all else (*found.quantized, *found.others)
     rows = [_cells(name, layers) for name, layers in group_layers(shown).items()]
     print_table(f"{path}: layout {found.layout}", _COLUMNS, rows)
-    for name, count in Counter(layer.format for layer in found.quantized).items():
+    for name, count in Counter(_without_columns(layer.format) for layer in found.quantized).items():
         console.print(f"{count} layers in {name}{_rule_text(name)}", markup=False)
     others = sum(layer.num_bytes for layer in found.others)
     console.print(f"{len(found.others)} tensors not quantized, {size_text(others)}")
@@ -113,7 +113,13 @@ def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
     ]
 
 
+def _without_columns(name: str) -> str:
+    return format_word(parse_format(name)) if name.startswith("segments(") else name
+
+
 def _rule_text(name: str) -> str:
+    if name.startswith("segments of"):
+        return ""
     fmt = parse_format(name)
     if not isinstance(fmt, BlockFormat):
         return ""

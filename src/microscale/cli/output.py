@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from microscale.errors import MicroscaleError
+from microscale.formats import ActivationSpec, Format, SegmentedFormat, format_name
 from microscale.kernels.cpu import native
 
 P = ParamSpec("P")
@@ -124,3 +125,17 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None,
             progress.update(task, completed=done, total=total, label=label)
 
         yield advance
+
+
+def format_word(fmt: Format) -> str:
+    """Return the name of a format; of segments the formats without their columns, which differ from layer to layer."""
+    if not isinstance(fmt, SegmentedFormat):
+        return format_name(fmt)
+    return f"segments of {' | '.join(dict.fromkeys(format_name(part) for part, _ in fmt.places()))}"
+
+
+def activation_word(activations: ActivationSpec | None) -> str:
+    """Return the word of an activation setting, of segments as :func:`format_word` does; ``None`` for none."""
+    if activations is not None and isinstance(activations.format, SegmentedFormat):
+        return format_word(activations.format)
+    return str(activations)

@@ -17,14 +17,15 @@ from microscale.cli.inspect_command import group_names
 from microscale.cli.output import (
     JsonOption,
     SeedOption,
+    activation_word,
     command,
     console,
+    format_word,
     print_json,
     progress_bar,
     tell_missing_kernels,
 )
 from microscale.errors import CheckpointWriteError, ModelError, RecipeError
-from microscale.formats import format_name
 from microscale.planning import Inspection, inspect_checkpoint
 from microscale.recipes import DEFAULT_OBSERVER, QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule
 from microscale.report import size_text
@@ -226,7 +227,7 @@ def _tell(
     seconds: float,
     as_json: bool,
 ) -> None:
-    schemes = Counter((format_name(layer.format), str(layer.activations)) for layer in report.plan.layers)
+    schemes = Counter((format_word(layer.format), activation_word(layer.activations)) for layer in report.plan.layers)
     if as_json:
         print_json(
             {

@@ -11,7 +11,6 @@ from microscale.formats.block import (
     BlockFormat,
     ChannelBlock,
     Extension,
-    Format,
     PairFormat,
     SparseElement,
     SparseTable,
@@ -36,6 +35,7 @@ from microscale.formats.elements import (
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.registry import ALIASES, NAMED_FORMATS, NamedFormat, format_name, parse_format
 from microscale.formats.rules import RuleKind, ScaleRule
+from microscale.formats.segmented import Format, Segment, SegmentedFormat
 from microscale.formats.spec_text import spec_text
 
 __all__ = [
@@ -60,6 +60,8 @@ __all__ = [
     "Rounding",
     "RuleKind",
     "ScaleRule",
+    "Segment",
+    "SegmentedFormat",
     "SparseElement",
     "SparseTable",
     "SpecialValues",

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from microscale.errors import FormatError, FormatSpecError
-from microscale.formats.block import BlockFormat, ChannelBlock, Format, TensorBlock
+from microscale.formats.block import BlockFormat, ChannelBlock, TensorBlock
 from microscale.formats.registry import format_name, parse_format
 from microscale.formats.rules import AMAX_RULES, RuleKind, number_word
+from microscale.formats.segmented import Format
 
 
 class RangeKind(Enum):

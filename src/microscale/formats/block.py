@@ -375,9 +375,6 @@ class PairFormat:
         return bits + sparse_bits_per_value(self.sparse, rows, cols)
 
 
-Format = BlockFormat | PairFormat
-
-
 def sparse_column_bits(cols: int | None) -> int:
     """Width of a stored column index: 16 bits up to 32767 columns (and where unknown), else 32."""
     return 16 if cols is None or cols <= 32767 else 32

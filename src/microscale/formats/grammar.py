@@ -4,6 +4,7 @@
 
     spec    := (NAME | element "/" block ":" scale) (":" option)* [sparse]
              | "pair(" spec "," spec "," percent ")" [sparse]
+             | "segments(" spec "*" COLUMNS ("," spec "*" COLUMNS)* ")"
     element := eXmY | ueXmY | intN | uintN | fp16 | bf16, with suffixes -fn -ieee -none -bBIAS | -fFRACTION -full
     block   := SIZE | ROWSxCOLS | "channel" | "tensor"
     scale   := eXm0 | eXmY | ueXmY | fp16 | bf16 | fp32, optionally "+fp32" for a second scale per tensor
@@ -34,7 +35,6 @@ from microscale.formats.block import (
     BlockFormat,
     ChannelBlock,
     Extension,
-    Format,
     PairFormat,
     SparseElement,
     SparseTable,
@@ -60,6 +60,7 @@ from microscale.formats.elements import (
 )
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import DEFAULT_ARGUMENTS, DEFAULT_MSE_FACTORS, RuleKind, ScaleRule
+from microscale.formats.segmented import Format, Segment, SegmentedFormat
 
 _WIDE = {"fp16": FP16, "bf16": BF16, "fp32": FP32}
 _FLOAT_WORD = re.compile(r"(u?)e(\d+)m(\d+)(?:-(fn|ieee|none))?(?:-b(-?\d+))?$")
@@ -119,6 +120,8 @@ def parse_spec(spec: str, names: Mapping[str, Format]) -> Format:
 def _parse(text: str, start: int, names: Mapping[str, Format]) -> Format:
     if not text:
         raise _Problem(start, "empty format", _names_remedy(names))
+    if text.startswith("segments("):
+        return _parse_segments(text, start, names)
     sparse: SparseTable | None = None
     body = text
     at = text.rfind("+sparse")
@@ -126,7 +129,9 @@ def _parse(text: str, start: int, names: Mapping[str, Format]) -> Format:
         sparse = _parse_sparse(text[at:], start + at)
         body = text[:at]
     result = _parse_pair(body, start, names) if body.startswith("pair(") else _parse_block_format(body, start, names)
-    return dataclasses.replace(result, sparse=sparse) if sparse is not None else result
+    if sparse is None or isinstance(result, SegmentedFormat):
+        return result
+    return dataclasses.replace(result, sparse=sparse)
 
 
 def _parse_sparse(text: str, start: int) -> SparseTable:
@@ -156,6 +161,25 @@ def _parse_pair(text: str, start: int, names: Mapping[str, Format]) -> PairForma
     percent = _number(pieces[2][1][:-1], pieces[2][0])
     try:
         return PairFormat(low=parts[0], high=parts[1], high_percent=percent)
+    except FormatError as error:
+        raise _Problem(start, str(error), remedy) from None
+
+
+def _parse_segments(text: str, start: int, names: Mapping[str, Format]) -> SegmentedFormat:
+    remedy = "segments read segments(FORMAT*COLUMNS,...), e.g. segments(mxfp4*384,mxfp6_e2m3*64,mxfp8*64)"
+    if not text.endswith(")"):
+        raise _Problem(start + len(text), "the segments are not closed with ')'", remedy)
+    segments: list[Segment] = []
+    for offset, piece in _split(text[9:-1], ",", start + 9):
+        word, _, cols = piece.rpartition("*")
+        if not word or not cols.isdecimal() or int(cols) < 1:
+            raise _Problem(offset, f"{piece!r} is no format with its number of columns", remedy)
+        part = _parse(word, offset, names)
+        if not isinstance(part, BlockFormat):
+            raise _Problem(offset, "a segment has blocks of one format", remedy)
+        segments.append(Segment(format=part, cols=int(cols)))
+    try:
+        return SegmentedFormat(segments=tuple(segments))
     except FormatError as error:
         raise _Problem(start, str(error), remedy) from None
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from microscale.formats.block import BlockFormat, Format
+from microscale.formats.block import BlockFormat
 from microscale.formats.grammar import parse_spec
+from microscale.formats.segmented import Format, SegmentedFormat
 from microscale.formats.spec_text import option_words, sparse_text, spec_text
 
 
@@ -132,6 +133,9 @@ def format_name(fmt: Format) -> str:
                 candidate = ":".join([name, *words]) + sparse_text(fmt.sparse)
                 if parse_spec(candidate, _RECORDS) == fmt:
                     return candidate
+    if isinstance(fmt, SegmentedFormat):
+        pieces = [f"{format_name(segment.format)}*{segment.cols}" for segment in fmt.segments]
+        return f"segments({','.join(pieces)})"
     return spec_text(fmt)
 
 

@@ -7,7 +7,6 @@ from microscale.formats.block import (
     BlockFormat,
     ChannelBlock,
     Extension,
-    Format,
     SparseTable,
     TensorBlock,
     TileBlock,
@@ -17,12 +16,16 @@ from microscale.formats.block import (
 from microscale.formats.elements import FloatElement, IntElement, SpecialValues, int_element
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import number_word
+from microscale.formats.segmented import Format, SegmentedFormat
 
 
 def spec_text(fmt: Format) -> str:
     """Return the spec that parses back to an equal record; the scale rule is always written out."""
     if isinstance(fmt, BlockFormat):
         return _block_format_text(fmt) + sparse_text(fmt.sparse)
+    if isinstance(fmt, SegmentedFormat):
+        pieces = [f"{spec_text(segment.format)}*{segment.cols}" for segment in fmt.segments]
+        return f"segments({','.join(pieces)})"
     percent = number_word(fmt.high_percent)
     return f"pair({spec_text(fmt.low)},{spec_text(fmt.high)},{percent}%)" + sparse_text(fmt.sparse)
 

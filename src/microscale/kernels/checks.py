@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError
-from microscale.formats import Format, PairFormat, RuleKind, format_name
+from microscale.formats import Format, PairFormat, RuleKind, SegmentedFormat, format_name
 from microscale.layouts import matrix_shape
 from microscale.layouts.row_major import grid_shape
 
@@ -32,22 +32,24 @@ def check_values(values: Tensor, name: str) -> tuple[int, int]:
 
 def uses_amax(fmt: Format) -> bool:
     """Whether a given amax changes anything: a rule that looks at amax, or a second level that follows from it."""
-    if isinstance(fmt, PairFormat) or fmt.zero_point is not None:
+    if isinstance(fmt, PairFormat | SegmentedFormat) or fmt.zero_point is not None:
         return False
     return fmt.tensor_scale is not None or fmt.rule.kind not in (RuleKind.STD, RuleKind.PERCENTILE)
 
 
 def check_amax(amax: Tensor | None, fmt: Format, rows: int, cols: int, name: str) -> None:
-    """Check a given amax against the grid of blocks.
+    """Check a given amax against the grid of blocks, and the width against that of segments.
 
     Raises:
         FormatError: a format that cannot use one.
-        ShapeError: one that does not fit the grid.
+        ShapeError: one that does not fit the grid; segments of another width.
         NonFiniteError: one that is not finite or negative.
     """
+    if isinstance(fmt, SegmentedFormat) and cols != fmt.cols:
+        raise ShapeError(f"{format_name(fmt)} is for {fmt.cols} columns, but {name} has {cols}")
     if amax is None:
         return
-    if isinstance(fmt, PairFormat) or not uses_amax(fmt):
+    if isinstance(fmt, PairFormat | SegmentedFormat) or not uses_amax(fmt):
         raise FormatError(
             f"{format_name(fmt)} takes the scales of {name} from all numbers of each block; it cannot use a given amax,"
             " leave it out"

@@ -91,7 +91,7 @@ def _cpu_refusal(request: Request) -> str | None:
     if request.operation in (Operation.LINEAR, Operation.LINEAR_MIXED):
         if request.records_gradient:
             return "does not record gradients"
-        return cpu.linear_refusal(request.layout, request.activations)
+        return cpu.linear_refusal(request.layout, request.format, request.activations)
     if request.layout != ROW_MAJOR:
         return f"reads the layout row_major only, not {request.layout}"
     if request.format is None:

@@ -6,23 +6,27 @@ factor, its zero point, and whether it is the largest of its block (MX+ and MX++
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from microscale.errors import FormatError
-from microscale.formats import BlockFormat, Extension, Format, Rounding, format_name
+from microscale.errors import FormatError, ShapeError
+from microscale.formats import BlockFormat, Extension, Format, Rounding, SegmentedFormat, format_name
 from microscale.formats.codec import decode, decode_zero_point, encode, is_plain_block
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.encode import EncodedBlocks, encode_largest, encode_matrix, sub_factor, to_float32
 from microscale.kernels.reference.quantize import pack_encoded
 from microscale.kernels.reference.scales import scale_factor
 from microscale.kernels.rounding_table import element_table, largest_table
-from microscale.tensor import QuantizedTensor
+from microscale.tensor import QuantizedTensor, join_segments
 
 
 def grid_refusal(fmt: Format) -> str | None:
     """Return why a format has no grid of fixed scales, or None."""
+    if isinstance(fmt, SegmentedFormat):
+        return next((reason for segment in fmt.segments if (reason := grid_refusal(segment.format))), None)
     if not isinstance(fmt, BlockFormat):
         return "a pair of formats chooses one of them by the numbers themselves"
     if fmt.sparse is not None:
@@ -32,11 +36,35 @@ def grid_refusal(fmt: Format) -> str | None:
     return None
 
 
+class Grid(Protocol):
+    """What the grids of one format and of segments have in common."""
+
+    def round(self, values: Float[Tensor, "rows n"], columns: slice) -> Float[Tensor, "rows n"]:
+        """Return the nearest representable numbers of some columns, in float32."""
+        ...
+
+    def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
+        """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""
+        ...
+
+
+def make_grid(weight: Float[Tensor, "rows cols"], fmt: Format, *, dtype: torch.dtype | None = None) -> Grid:
+    """Return the grid of a format, or of segments.
+
+    Raises:
+        FormatError: see :func:`grid_refusal`.
+        ShapeError: a weight of another width than the segments.
+    """
+    if isinstance(fmt, SegmentedFormat):
+        return SegmentedGrid(weight, fmt, dtype=dtype)
+    return ElementGrid(weight, fmt, dtype=dtype)
+
+
 class ElementGrid:
     """Scales of a weight [rows, cols] fixed by its format's rule (or by ``amax``), elements free.
 
     Raises:
-        FormatError: see :func:`grid_refusal`.
+        FormatError: see :func:`grid_refusal`; segments (:func:`make_grid` takes them).
     """
 
     def __init__(
@@ -160,6 +188,32 @@ class ElementGrid:
         is_real = to_blocks(torch.ones_like(codes, dtype=torch.bool), self.format.block)
         padding = encode(decode_zero_point(zero, self.format), self.format.element).unsqueeze(-1)
         return torch.where(is_real, blocks, padding.to(blocks.dtype))
+
+
+class SegmentedGrid:
+    """The grids of segments, each with its columns."""
+
+    def __init__(
+        self, weight: Float[Tensor, "rows cols"], fmt: SegmentedFormat, *, dtype: torch.dtype | None = None
+    ) -> None:
+        if weight.shape[-1] != fmt.cols:
+            raise ShapeError(f"{format_name(fmt)} is for {fmt.cols} columns, but the weight has {weight.shape[-1]}")
+        self.format = fmt
+        self._grids = [(ElementGrid(weight[:, at], part, dtype=dtype), at) for part, at in fmt.places()]
+
+    def round(self, values: Float[Tensor, "rows n"], columns: slice) -> Float[Tensor, "rows n"]:
+        """Return the nearest representable numbers of some columns, in float32."""
+        pieces: list[Tensor] = []
+        for grid, at in self._grids:
+            start, stop = max(columns.start, at.start), min(columns.stop, at.stop)
+            if start < stop:
+                own = values[:, start - columns.start : stop - columns.start]
+                pieces.append(grid.round(own, slice(start - at.start, stop - at.start)))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
+        """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""
+        return join_segments([grid.tensor(values[:, at]) for grid, at in self._grids], self.format)
 
 
 def _divided(values: Tensor, factor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from microscale.formats import SegmentedFormat
 from microscale.kernels import reference
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.layout import pack_rows16
@@ -11,7 +12,7 @@ from microscale.kernels.dispatch import REFERENCE, Operation, Request, choose
 from microscale.layouts import LAYOUTS
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.layouts.rows16 import NAME as ROWS16
-from microscale.tensor import QuantizedTensor
+from microscale.tensor import QuantizedTensor, join_segments
 
 
 def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
@@ -23,6 +24,8 @@ def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
     Raises:
         LayoutError: there is no such layout, or it has no place for the tensor's format.
     """
+    if isinstance(tensor.format, SegmentedFormat):
+        return join_segments([to_layout(segment, name) for segment in tensor.segments], tensor.format)
     from_to = (tensor.layout, name)
     if from_to == (ROW_MAJOR, ROWS16) and native.NATIVE is not None and tensor.device.type == "cpu":
         return pack_rows16(tensor)

@@ -19,6 +19,7 @@ sparse_offsets      [rows + 1]                         int32; row r owns the val
 sparse_scale        [1]                                float32, only for fp8
 bitmap              [rows, bytes]                      pair: bit 1 marks a block of the wide format
 low_*, high_*       parts of the two streams           pair: one row with all blocks of a format, in reading order
+s<i>_*              parts of the i-th segment          segments: as those of a tensor of its columns alone
 =================== ================================== =====================================================
 """
 
@@ -36,6 +37,7 @@ from microscale.formats import (
     ChannelBlock,
     Format,
     PairFormat,
+    SegmentedFormat,
     SparseElement,
     SparseTable,
     TensorBlock,
@@ -44,6 +46,7 @@ from microscale.formats import (
     ZeroPoint,
 )
 from microscale.formats.block import sparse_column_bits
+from microscale.layouts import segments
 from microscale.layouts.bits import row_bytes
 
 NAME = "row_major"
@@ -114,8 +117,14 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
-    """Return every part that a quantized tensor of this format and shape has, in file order."""
+    """Return every part that a quantized tensor of this format and shape has, in file order.
+
+    Raises:
+        ShapeError: a scalar, or a width that is not that of the format's segments.
+    """
     rows, cols = matrix_shape(shape)
+    if isinstance(fmt, SegmentedFormat):
+        return segments.join_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
     specs = _pair_specs(fmt, rows, cols) if isinstance(fmt, PairFormat) else _block_specs(fmt, rows, cols)
     if fmt.sparse is not None:
         specs.update(_sparse_specs(fmt.sparse, rows, cols))

@@ -51,12 +51,13 @@ from microscale.formats import (
     FloatElement,
     Format,
     PairFormat,
+    SegmentedFormat,
     VectorBlock,
     ZeroPoint,
     format_name,
 )
 from microscale.formats.codec import decode_zero_point
-from microscale.layouts import row_major
+from microscale.layouts import row_major, segments
 from microscale.layouts.bits import pack_bits, unpack_bits
 from microscale.layouts.largest import compact_largest, join_largest, split_largest
 from microscale.layouts.row_major import PartSpec, grid_shape, matrix_shape, padded_cols, scale_dtype
@@ -79,6 +80,8 @@ Parts = Mapping[str, Tensor]
 def refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:
     """Return why a format has no such layout, or None where it has."""
     matrix_shape(shape)
+    if isinstance(fmt, SegmentedFormat):
+        return segments.first_refusal(refusal, fmt, shape)
     if isinstance(fmt, PairFormat):
         return "the two streams of a pair have no fixed place for a block"
     if fmt.element.bits not in PLANES:
@@ -104,6 +107,8 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
     Raises:
         LayoutError: the format has no such layout; see :func:`refusal`.
     """
+    if isinstance(fmt, SegmentedFormat):
+        return segments.join_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
     fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     groups, chunks = -(-rows // ROWS), -(-cols // CHUNK)
@@ -132,6 +137,8 @@ def pack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]
     Raises:
         LayoutError: the format has no such layout.
     """
+    if isinstance(fmt, SegmentedFormat):
+        return segments.relayout(pack, parts, fmt, shape)
     fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     device = parts["codes"].device
@@ -152,6 +159,8 @@ def unpack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tenso
     Raises:
         LayoutError: the format has no such layout.
     """
+    if isinstance(fmt, SegmentedFormat):
+        return segments.relayout(unpack, parts, fmt, shape)
     fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     device = parts["codes"].device
@@ -174,7 +183,7 @@ def accepted(fmt: Format, shape: tuple[int, ...]) -> BlockFormat:
         LayoutError: it does not; see :func:`refusal`.
     """
     reason = refusal(fmt, shape)
-    if reason is not None or isinstance(fmt, PairFormat):
+    if reason is not None or isinstance(fmt, PairFormat | SegmentedFormat):
         raise LayoutError(f"{format_name(fmt)} cannot be laid out as {NAME}: {reason}; keep it in {row_major.NAME}")
     return fmt
 

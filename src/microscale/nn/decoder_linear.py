@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microscale.errors import KernelError, LayoutError
-from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rounding, VectorBlock
+from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rounding, SegmentedFormat, VectorBlock
 from microscale.kernels.cpu.activations import activation_refusal
 from microscale.kernels.cpu.decoder import Gate, Step, StepKind, prepare_dense_linear, prepare_gate
-from microscale.kernels.cpu.linear import Combine, LinearCall, prepare_linear
+from microscale.kernels.cpu.linear import Combine, LinearCall, prepare_linear, prepare_segments
 from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.nn.linear import QuantizedLinear
 
@@ -42,6 +42,8 @@ class Execution(Enum):
 
 def rows_stand_alone(fmt: Format) -> bool:
     """Whether a format rounds each row of an activation by itself: then a prompt may be cut into chunks."""
+    if isinstance(fmt, SegmentedFormat):
+        return all(rows_stand_alone(segment.format) for segment in fmt.segments)
     if not isinstance(fmt, BlockFormat) or not isinstance(fmt.block, VectorBlock | ChannelBlock):
         return False
     return fmt.tensor_scale is None and fmt.sparse is None and fmt.rounding is not Rounding.STOCHASTIC
@@ -188,7 +190,8 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
 
     The modules are laid out anew in place: no weight is held twice.
     """
-    if any(module.low_rank is not None for module in modules):
+    has_segments = any(isinstance(module.format, SegmentedFormat) for module in modules)
+    if any(module.low_rank is not None for module in modules) or (has_segments and len(modules) > 1):
         return None
     quantizer = modules[0].activations
     fmt: Format | None = None
@@ -199,7 +202,10 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Packed | N
     try:
         for module in modules:
             module.set_layout(ROWS16)
-        call = prepare_linear([m.tensor for m in modules], [m.bias for m in modules], fmt, combine)
+        if isinstance(modules[0].format, SegmentedFormat):
+            call = prepare_segments(modules[0].tensor, fmt, modules[0].bias)
+        else:
+            call = prepare_linear([m.tensor for m in modules], [m.bias for m in modules], fmt, combine)
     except (KernelError, LayoutError):
         for module, layout in zip(modules, before, strict=True):
             module.set_layout(layout)

@@ -17,13 +17,14 @@ from microscale.algorithms import (
     Pipeline,
     Progress,
     RotationStep,
+    SegmentStep,
     TransformStep,
     parse_method,
 )
 from microscale.calibration import ActivationStore
 from microscale.errors import NonFiniteError
 from microscale.families import ModelStructure, describe
-from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat
+from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration
@@ -109,7 +110,8 @@ def quantize_model(
     untie(model, set(layers))
     num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
     num_bytes = sum(packed_module(model, name).num_bytes for name in layers)
-    plan = dataclasses.replace(plan, notes=(*plan.notes, *notes))
+    executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)
+    plan = dataclasses.replace(plan, layers=executed, notes=(*plan.notes, *notes))
     return QuantizationReport(plan=plan, num_weights=num_weights, num_bytes=num_bytes)
 
 
@@ -131,7 +133,7 @@ def structure_for(
         ModelError: a model whose layers cannot be told apart, where a chain must know them, or whose residual stream
             cannot be rotated, where a chain does so.
     """
-    kinds = (RotationStep, ModelStep, FoldStep, TransformStep, BlockStep)
+    kinds = (RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep)
     is_plain = not any(pipeline.is_streamed or any(map(pipeline.of_kind, kinds)) for pipeline in pipelines)
     if is_plain and not is_layered:
         return NO_BLOCKS, []
@@ -167,6 +169,14 @@ NO_BLOCKS = ModelStructure(
     family="", is_known=True, blocks=(), embeddings=(), final_norm=None, head=None, part="language"
 )
 """Of a model whose structure plays no part."""
+
+
+def executed_layer(layer: PlannedLayer, module: nn.Module) -> PlannedLayer:
+    """Return the layer with the formats that its module has: a method may have chosen segments."""
+    assert isinstance(module, PackedModule)
+    quantizer = module.activations if isinstance(module, QuantizedLinear) else None
+    activations = None if quantizer is None else quantizer.spec
+    return dataclasses.replace(layer, format=module.format, activations=activations)
 
 
 def packed_module(model: nn.Module, name: str) -> PackedModule:
@@ -227,6 +237,10 @@ def poisoning(fmt: Format) -> Format:
         low, high = poisoning(fmt.low), poisoning(fmt.high)
         assert isinstance(low, BlockFormat) and isinstance(high, BlockFormat)
         return dataclasses.replace(fmt, low=low, high=high)
+    if isinstance(fmt, SegmentedFormat):
+        parts = [(segment, poisoning(segment.format)) for segment in fmt.segments]
+        segments = [dataclasses.replace(s, format=part) for s, part in parts if isinstance(part, BlockFormat)]
+        return SegmentedFormat(segments=tuple(segments))
     return fmt if fmt.scale.nan_code is None else dataclasses.replace(fmt, nan_policy=NaNPolicy.POISON_BLOCK)
 
 

@@ -30,6 +30,7 @@ from microscale.algorithms import (
     Pipeline,
     Progress,
     RotationStep,
+    SegmentStep,
     SideStep,
     TransformStep,
 )
@@ -287,6 +288,9 @@ class Quantizer:
             for step in pipeline.of_kind(TransformStep):
                 for _, task in self._measured(block, pipeline, step.wanted):
                     self._keep(transformed(task, step.transforms(task)) if is_seen(task, step) else task)
+            for step in pipeline.of_kind(SegmentStep):
+                for _, task in self._measured(block, pipeline, step.wanted):
+                    self._keep(step.segmented(task) if is_seen(task, step) else task)
             for step in pipeline.of_kind(BlockStep):
                 self._learn(block, step, pipeline)
 
@@ -400,7 +404,7 @@ class Quantizer:
         return QuantizedLinear.from_tensor(
             tensor,
             bias=None if bias is None else bias.to(planned.dtype),
-            activations=planned.activations,
+            activations=layer.activations,
             method=planned.method,
             kind=planned.kind,
             transforms=layer.transforms,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from microscale.calibration import ActivationStore
+from microscale.formats import parse_activation, parse_format, spec_text
 from microscale.nn import QuantizedLinear
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.experts import unstack_experts
@@ -24,7 +25,7 @@ from microscale.recipes.recipe import Recipe
 from microscale.transforms import parse_transform
 
 ONLINE = "__online__"
-"""In the state of a layer: which transforms its modules have, as JSON in bytes."""
+"""In the state of a layer: which formats and transforms its modules have, as JSON in bytes."""
 
 
 class LayerSource(Protocol):
@@ -101,9 +102,13 @@ def open_store(
 def layer_state(layer: nn.Module) -> dict[str, Tensor]:
     """Return all that a finished decoder layer consists of, to be given to :func:`restore_layer`."""
     online = {
-        name: [str(spec) for spec in module.transforms.specs]
+        name: {
+            "transforms": [] if module.transforms is None else [str(spec) for spec in module.transforms.specs],
+            "format": spec_text(module.format),
+            "activations": None if module.activations is None else str(module.activations.spec),
+        }
         for name, module in layer.named_modules()
-        if isinstance(module, QuantizedLinear) and module.transforms is not None
+        if isinstance(module, QuantizedLinear)
     }
     state: dict[str, Tensor] = dict(layer.state_dict())
     state[ONLINE] = torch.tensor(list(json.dumps(online).encode()), dtype=torch.uint8)
@@ -118,16 +123,17 @@ def restore_layer(model: nn.Module, name: str, state: Mapping[str, Tensor], laye
             continue
         inner = module_name.removeprefix(f"{name}.")
         side = state.get(f"{inner}.low_rank.down")
+        own = online[inner]
         module = QuantizedLinear(
-            planned.format,
+            parse_format(own["format"]),
             planned.shape,
             dtype=planned.dtype,
             bias=f"{inner}.bias" in state,
-            activations=planned.activations,
+            activations=None if own["activations"] is None else parse_activation(own["activations"]),
             device="meta",
             method=planned.method,
             kind=planned.kind,
-            transforms=[parse_transform(spec) for spec in online.get(inner, ())],
+            transforms=[parse_transform(spec) for spec in own["transforms"]],
             low_rank=0 if side is None else side.shape[0],
         )
         replace_module(model, module_name, module)

@@ -24,6 +24,7 @@ from microscale.formats import (
     PairFormat,
     Rounding,
     RuleKind,
+    SegmentedFormat,
     SpecialValues,
     SubScale,
     SubScaleKind,
@@ -127,7 +128,10 @@ def explain_format(fmt: Format | str) -> list[tuple[str, str]]:
     if named is not None:
         pairs += [("name", f"{named.name} ({named.title})"), ("what it is", named.summary)]
     pairs.append(("bits per value", number_word(round(record.bits_per_value(), 6))))
-    pairs += _pair_pairs(record) if isinstance(record, PairFormat) else _block_pairs(record)
+    if isinstance(record, SegmentedFormat):
+        pairs += [(f"columns {at.start}-{at.stop - 1}", format_name(part)) for part, at in record.places()]
+    else:
+        pairs += _pair_pairs(record) if isinstance(record, PairFormat) else _block_pairs(record)
     if record.sparse is not None:
         kept = f"the {number_word(record.sparse.percent)} % largest of the tensor, in {record.sparse.element.value}"
         pairs.append(("sparse table", kept))
@@ -226,10 +230,11 @@ def _extension_sentence(fmt: BlockFormat) -> str:
 
 
 def _both(fmt: Format, text: Callable[[BlockFormat], str]) -> str:
-    """Return the text of a block format, or of both formats of a pair where they differ."""
+    """Return the text of a block format, or of the formats of a pair or of segments where they differ."""
     if isinstance(fmt, BlockFormat):
         return text(fmt)
-    return " / ".join(dict.fromkeys((text(fmt.low), text(fmt.high))))
+    parts = (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else tuple(part for part, _ in fmt.places())
+    return " / ".join(dict.fromkeys(text(part) for part in parts))
 
 
 def _scale_word(fmt: BlockFormat) -> str:

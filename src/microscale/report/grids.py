@@ -12,7 +12,16 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from microscale.formats import BlockFormat, Element, Extension, Format, IntElement, parse_format
+from microscale.formats import (
+    BlockFormat,
+    Element,
+    Extension,
+    Format,
+    IntElement,
+    SegmentedFormat,
+    format_name,
+    parse_format,
+)
 from microscale.formats.rules import number_word
 
 DEFAULT_WIDTH = 78
@@ -31,6 +40,10 @@ def value_grid_text(fmt: Format | str, width: int = DEFAULT_WIDTH) -> str:
     width = max(width, MIN_WIDTH)
     if isinstance(record, BlockFormat):
         return "\n".join(_block_format_lines(record, width))
+    if isinstance(record, SegmentedFormat):
+        parts = dict.fromkeys(part for part, _ in record.places())
+        blocks = [[*_wrapped(f"{format_name(part)}:", width), *_block_format_lines(part, width)] for part in parts]
+        return "\n\n".join("\n".join(block) for block in blocks)
     lines = [*_wrapped("blocks of the narrow format:", width), *_block_format_lines(record.low, width), ""]
     lines += [*_wrapped("blocks of the wide format:", width), *_block_format_lines(record.high, width)]
     return "\n".join(lines)

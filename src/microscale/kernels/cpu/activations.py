@@ -22,6 +22,7 @@ from microscale.formats import (
     IntElement,
     NaNPolicy,
     PairFormat,
+    SegmentedFormat,
     VectorBlock,
     format_name,
 )
@@ -56,6 +57,8 @@ def activation_refusal(activations: Format | None) -> str | None:
     """Return why the kernels cannot round their input to a format on the fly, or None where they can."""
     if activations is None:
         return None
+    if isinstance(activations, SegmentedFormat):
+        return next((reason for s in activations.segments if (reason := activation_refusal(s.format))), None)
     if isinstance(activations, PairFormat) or activations.sparse is not None:
         return f"{format_name(activations)} chooses among all numbers of a tensor"
     if activations.zero_point is not None:

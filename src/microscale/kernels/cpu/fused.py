@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.errors import KernelError, ShapeError
-from microscale.formats import BlockFormat, Format
+from microscale.formats import BlockFormat, Format, SegmentedFormat
 from microscale.kernels.checks import (
     check_gather,
     check_hadamard,
@@ -29,7 +29,7 @@ from microscale.kernels.cpu.descriptors import descriptor
 from microscale.kernels.cpu.memory import new_tensor
 from microscale.kernels.cpu.quantize import DTYPES, address, check_counts, check_device, quantize
 from microscale.layouts import matrix_shape, part_specs
-from microscale.tensor import QuantizedTensor
+from microscale.tensor import QuantizedTensor, join_segments
 
 
 class _Operation(IntEnum):
@@ -119,6 +119,8 @@ def silu_mul_quantize(gate: Float[Tensor, "..."], up: Float[Tensor, "..."], fmt:
 def gather_quantize(values: Float[Tensor, "... cols"], columns: Int[Tensor, "n"], fmt: Format) -> QuantizedTensor:
     """See :func:`microscale.kernels.ops.gather_quantize`."""
     check_gather(values, columns)
+    if isinstance(fmt, SegmentedFormat) and columns.numel() == fmt.cols:
+        return join_segments([gather_quantize(values, columns[at], part) for part, at in fmt.places()], fmt)
     call = _Call(
         operation=_Operation.GATHER,
         values=_ready(values, "the input"),

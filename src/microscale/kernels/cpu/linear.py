@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.errors import DtypeError, KernelError, ShapeError
-from microscale.formats import Format
+from microscale.formats import BlockFormat, Format, SegmentedFormat, VectorBlock, format_name
 from microscale.kernels.cpu.activations import activation_refusal, plan_activations
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
@@ -166,6 +166,27 @@ def prepare_linear_mixed(
     )
 
 
+def prepare_segments(
+    weight: QuantizedTensor,
+    activations: Format | None,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> LinearCall:
+    """Prepare the product with one weight of segments; ``activations`` as :func:`segment_activations` takes it.
+
+    Raises:
+        KernelError, ShapeError, DtypeError: as :func:`prepare_linear`; segments of the input that are not the weight's.
+    """
+    each = segment_activations(weight.format, activations)
+    if each is None:
+        raise KernelError(
+            f"segments of the inputs must be those of the weight {format_name(weight.format)}, got"
+            f" {None if activations is None else format_name(activations)}; quantize the inputs beforehand"
+        )
+    return prepare_linear_mixed(weight.segments, each, bias, dtype=dtype)
+
+
 _Input = tuple[int, int, int, int, Any]
 """First column, columns, rule, bfloat16 terms, and the activation format as the extension knows it."""
 _Output = tuple[int, int, int, int, int]
@@ -208,12 +229,35 @@ def linear_mixed(
     return out.reshape(*inputs.shape[:-1], call.rows_out)
 
 
-def linear_refusal(layout: str, activations: Format | None) -> str | None:
+def linear_refusal(layout: str, weight: Format | None, activations: Format | None) -> str | None:
     """Return why :func:`linear` cannot multiply by a weight, or None where it can."""
     if layout != ROWS16:
         return f"reads weights in the layout {ROWS16} only, not {layout}"
     refusal = activation_refusal(activations)
+    if refusal is None and weight is not None and segment_activations(weight, activations) is None:
+        refusal = "the segments of its input and of its weight differ"
     return None if refusal is None else f"cannot round its input on the fly: {refusal}"
+
+
+def segment_activations(weight: Format, activations: Format | None) -> Sequence[Format | None] | None:
+    """Return the format of each segment's input; None where an input's segments or blocks cross those of the weight.
+
+    A weight without segments has one.
+    """
+    if not isinstance(weight, SegmentedFormat):
+        return None if isinstance(activations, SegmentedFormat) else [activations]
+    widths = [segment.cols for segment in weight.segments]
+    if isinstance(activations, SegmentedFormat):
+        own = [segment.cols for segment in activations.segments]
+        return [segment.format for segment in activations.segments] if own == widths else None
+    if activations is None:
+        return [None] * len(widths)
+    if not isinstance(activations, BlockFormat) or activations.tensor_scale is not None:
+        return None
+    if not isinstance(activations.block, VectorBlock):
+        return None
+    size = activations.block.size
+    return None if any(width % size for width in widths[:-1]) else [activations] * len(widths)
 
 
 def _check_request(activations: Sequence[Format | None], dtype: torch.dtype) -> None:
@@ -269,23 +313,28 @@ def linear(
 def _remembered(weight: QuantizedTensor, activations: Format | None, dtype: torch.dtype) -> LinearCall:
     parts = weight.parts
     if any(name.startswith("sparse_") for name in parts) or not all(part.is_contiguous() for part in parts.values()):
-        return prepare_linear([weight], [None], activations, dtype=dtype)  # holds copies of what may change
-    level_of_tensor = parts.get("tensor_inv_scale")
+        return _prepared(weight, activations, dtype)  # holds copies of what may change
     key = (
         weight.format,
         weight.shape,
         dtype,
         activations,
         tuple(part.data_ptr() for part in parts.values()),
-        None if level_of_tensor is None else float(level_of_tensor),
+        tuple(float(part) for name, part in parts.items() if name.endswith("tensor_inv_scale")),
     )
     found = _calls.get(key)
     if found is None:
-        made = prepare_linear([weight], [None], activations, dtype=dtype)
+        made = _prepared(weight, activations, dtype)
         # Without the tensors: the addresses are the key, so that a call is right whenever it is found.
-        plan, packed = made.kept[:2]
-        found = replace(made, kept=(plan, replace(packed, kept=())))
+        kept = [replace(each, kept=()) if isinstance(each, PackedWeight) else each for each in made.kept]
+        found = replace(made, kept=tuple(kept))
         _calls[key] = found
         if len(_calls) > CACHED_CALLS:
             _calls.popitem(last=False)
     return found
+
+
+def _prepared(weight: QuantizedTensor, activations: Format | None, dtype: torch.dtype) -> LinearCall:
+    if not isinstance(weight.format, SegmentedFormat):
+        return prepare_linear([weight], [None], activations, dtype=dtype)
+    return prepare_segments(weight, activations, dtype=dtype)

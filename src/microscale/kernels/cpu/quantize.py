@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.errors import KernelError, NonFiniteError
-from microscale.formats import BlockFormat, Format, InfPolicy, NaNPolicy, PairFormat
+from microscale.formats import BlockFormat, Format, InfPolicy, NaNPolicy, PairFormat, SegmentedFormat
 from microscale.kernels import reference
 from microscale.kernels.checks import check_amax, check_values
 from microscale.kernels.cpu import native
@@ -28,7 +28,7 @@ from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quanti
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import part_specs
 from microscale.layouts.row_major import grid_shape
-from microscale.tensor import QuantizedTensor
+from microscale.tensor import QuantizedTensor, join_segments
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Index of each float dtype as the kernels take it."""
@@ -40,14 +40,18 @@ class _UndecidedError(Exception):
 
 def quantize_refusal(fmt: Format) -> str | None:
     """Return why these functions cannot quantize to a format, or None where they can."""
-    parts = (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else (fmt,)
-    return next((reason for part in parts if (reason := encode_refusal(part))), None)
+    return next((reason for part in _block_formats(fmt) if (reason := encode_refusal(part))), None)
 
 
 def dequantize_refusal(fmt: Format) -> str | None:
     """Return why these functions cannot dequantize a format, or None where they can."""
-    parts = (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else (fmt,)
-    return next((reason for part in parts if (reason := storage_refusal(part))), None)
+    return next((reason for part in _block_formats(fmt) if (reason := storage_refusal(part))), None)
+
+
+def _block_formats(fmt: Format) -> tuple[BlockFormat, ...]:
+    if isinstance(fmt, SegmentedFormat):
+        return tuple(segment.format for segment in fmt.segments)
+    return (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else (fmt,)
 
 
 def quantize(
@@ -57,6 +61,8 @@ def quantize(
     rows, cols = check_values(values, name)
     check_amax(amax, fmt, rows, cols, name)
     check_device(values, name)
+    if isinstance(fmt, SegmentedFormat):
+        return join_segments([quantize(values[..., at], part, name=name) for part, at in fmt.places()], fmt)
     matrix = values.detach()
     try:
         if isinstance(fmt, PairFormat) or fmt.sparse is not None:
@@ -77,6 +83,8 @@ def fake_quantize(
     rows, cols = check_values(values, name)
     check_amax(amax, fmt, rows, cols, name)
     check_device(values, name)
+    if isinstance(fmt, SegmentedFormat):
+        return torch.cat([fake_quantize(values[..., at], part, name=name) for part, at in fmt.places()], dim=-1)
     try:
         return _restore_blocks(values.detach(), fmt, rows, cols, amax, name)
     except _UndecidedError:
@@ -93,6 +101,9 @@ def dequantize(
         raise KernelError(f"the CPU kernels write float32, bfloat16 or float16, not {wanted}")
     for name, part in tensor.parts.items():
         check_device(part, f"part {name!r}")
+    if isinstance(fmt, SegmentedFormat):
+        joined = torch.cat([dequantize(segment, wanted) for segment in tensor.segments], dim=-1)
+        return joined if out is None else out.copy_(joined)
     if isinstance(fmt, BlockFormat) and fmt.sparse is None:
         return _decode(tensor.parts, fmt, rows, cols, wanted, out).view(tensor.shape)
     if isinstance(fmt, PairFormat):
@@ -121,7 +132,9 @@ def _native_module() -> native.ModuleType:
     return native.NATIVE
 
 
-def _quantize_compound(matrix: Tensor, fmt: Format, amax: Tensor | None, name: str) -> dict[str, Tensor]:
+def _quantize_compound(
+    matrix: Tensor, fmt: BlockFormat | PairFormat, amax: Tensor | None, name: str
+) -> dict[str, Tensor]:
     """Sparse tables and pairs: torch selects, the kernels encode the blocks."""
     refuse_nonfinite(matrix, fmt, name)
     rows, cols = matrix.shape

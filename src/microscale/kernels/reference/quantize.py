@@ -17,6 +17,7 @@ from microscale.formats import (
     Format,
     PairFormat,
     Rounding,
+    SegmentedFormat,
     VectorBlock,
     ZeroPoint,
 )
@@ -31,7 +32,7 @@ from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import pack_bits, part_specs, unpack_bits
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.layouts.row_major import grid_shape, padded_cols
-from microscale.tensor import QuantizedTensor
+from microscale.tensor import QuantizedTensor, join_segments
 
 
 def quantize(
@@ -41,6 +42,8 @@ def quantize(
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
     check_amax(amax, fmt, rows, cols, name)
+    if isinstance(fmt, SegmentedFormat):
+        return join_segments([quantize(values[..., at], part, name=name) for part, at in fmt.places()], fmt)
     parts: dict[str, Tensor] = {}
     if isinstance(fmt, PairFormat) or fmt.sparse is not None:
         dense = to_float32(matrix, fmt)
@@ -67,6 +70,9 @@ def dequantize(
     rows, cols = tensor.rows, tensor.cols
     fmt = tensor.format
     wanted = dtype or tensor.dtype
+    if isinstance(fmt, SegmentedFormat):
+        joined = torch.cat([dequantize(segment, wanted) for segment in tensor.segments], dim=-1)
+        return joined if out is None else out.copy_(joined)
     if isinstance(fmt, PairFormat):
         matrix = dequantize_pair(tensor.parts, fmt, rows, cols, PAIR_CODEC)
     elif fmt.sparse is None and rows_stand_alone(fmt):
@@ -91,6 +97,8 @@ def fake_quantize(
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
     check_amax(amax, fmt, rows, cols, name)
+    if isinstance(fmt, SegmentedFormat):
+        return torch.cat([fake_quantize(values[..., at], part, name=name) for part, at in fmt.places()], dim=-1)
     result = torch.empty_like(matrix)
     done = 0
     for piece, encoded in _encode_pieces(matrix, fmt, amax):

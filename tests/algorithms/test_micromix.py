@@ -1,0 +1,288 @@
+"""MicroMix: thresholds and counts by hand from the paper, segments beside the formats one by one, budgets, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from method_tasks import group_task, input_rows, layer_task, random, statistics
+from microscale.algorithms import GroupTask, LayerTask, Pipeline, parse_method
+from microscale.algorithms.micromix import (
+    MicroMix,
+    granule,
+    relative_magnitudes,
+    segment_counts,
+    threshold_factor,
+)
+from microscale.errors import FormatSpecError, RecipeError
+from microscale.formats import BlockFormat, SegmentedFormat, format_name, parse_activation, parse_format
+from microscale.kernels import dequantize, reference
+from microscale.kernels.transform import apply_transforms
+from microscale.nn import QuantizedLinear
+from microscale.transforms import TransformKind, scale_transform
+
+
+def block_format(spec: str) -> BlockFormat:
+    found = parse_format(spec)
+    assert isinstance(found, BlockFormat)
+    return found
+
+
+def cut(method: str, group: GroupTask) -> GroupTask:
+    step = parse_method(method).steps[0]
+    assert isinstance(step, MicroMix)
+    assert step.refusal(group.layers[0].format, group.layers[0].activations) is None
+    return step.segmented(group)
+
+
+def widths(layer: LayerTask) -> list[int]:
+    return [segment.cols for segment in layer.format.segments] if isinstance(layer.format, SegmentedFormat) else []
+
+
+def rounded(layer: LayerTask, method: str = "rtn") -> QuantizedLinear:
+    tensor = parse_method(method).rounding.quantize(layer)
+    return QuantizedLinear.from_tensor(tensor, activations=layer.activations, transforms=layer.transforms)
+
+
+@pytest.mark.parametrize(
+    ("spec", "factor"),
+    [
+        ("mxfp4", 2 * 8 / 6),
+        ("mxfp6_e3m2", 8 * 32 / 28),
+        ("mxfp6_e2m3", 2 * 32 / 7.5),
+        ("mxfp8", 128 * 128 / 448),
+        ("mxfp4_plus", 2 * 8 / 6),
+        ("mxint4", 2 * 7),
+        ("int4_asym", 15),
+        ("int2_asym", 3),
+    ],
+)
+def test_thresholds_are_those_of_the_paper(spec: str, factor: float) -> None:
+    """T(n) = 2^b 2^(n-1) / q_max E; for E2M1 and E3M2 0.0105 and 0.0360 of a token's largest number."""
+    assert threshold_factor(block_format(spec)) == pytest.approx(factor)
+    shares = {"mxfp4": 0.01050, "mxfp6_e3m2": 0.03600}
+    if spec in shares:
+        assert factor / 254 == pytest.approx(shares[spec], abs=5e-6)
+
+
+def token(small: int, middle: int, large: int) -> Tensor:
+    """A token whose E is 1, with so many numbers at and below 8 / 3, up to 64 / 7.5, and above."""
+    numbers = [8 / 3 - 1e-3] * small + [8.5] * middle + [8.6] * (large - 1) + [-254.0]
+    return torch.tensor([numbers])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "unit", "counts"),
+    [
+        ((64, 32, 32), 32, (64, 32, 32)),
+        ((63, 33, 32), 32, (32, 64, 32)),
+        ((64, 31, 33), 32, (32, 32, 64)),
+        ((127, 0, 1), 32, (96, 0, 32)),
+        ((1, 1, 126), 32, (0, 0, 128)),
+        ((64, 32, 32), 128, (0, 0, 128)),
+        ((95, 32, 1), 48, (32, 48, 48)),
+    ],
+)
+def test_counts_are_rounded_up_for_all_but_the_first(
+    numbers: tuple[int, int, int], unit: int, counts: tuple[int, ...]
+) -> None:
+    factors = [threshold_factor(block_format(spec)) for spec in ("mxfp4", "mxfp6_e2m3")]
+    magnitudes = relative_magnitudes(token(*numbers))
+    assert segment_counts(magnitudes, factors, 128, unit) == counts
+
+
+def test_each_token_has_its_own_threshold() -> None:
+    rows = torch.cat([token(64, 32, 32), 1000 * token(32, 32, 64), torch.zeros(2, 128)])
+    shares = [(64 + 32 + 256) / 512, 64 / 512, 96 / 512]  # tokens of zeros are within any threshold
+    factors = [threshold_factor(block_format(spec)) for spec in ("mxfp4", "mxfp6_e2m3")]
+    counts = segment_counts(relative_magnitudes(rows), factors, 1024, 32)
+    assert counts == tuple(round(share * 1024) for share in shares)
+
+
+def test_granules() -> None:
+    mx, groups = block_format("mxfp4"), block_format("int4_asym")
+    assert [granule([mx], cols) for cols in (512, 2047, 2048)] == [32, 32, 128]
+    assert granule([mx, groups], 512) == 64
+    assert granule([block_format("e2m1/48:fp16")], 512) == 96
+
+
+def test_channels_are_sorted_and_segments_rise() -> None:
+    inputs = (
+        input_rows(cols=256)
+        * torch.linspace(0.1, 3, 256)[torch.randperm(256, generator=torch.Generator().manual_seed(3))]
+    )
+    group = group_task(*(layer_task(cols=256, seed=i, inputs=inputs, name=f"l{i}") for i in range(2)))
+    result = cut("micromix:bits=5.5", group)
+    first, second = result.layers
+    assert first.format == second.format
+    assert sum(widths(first)) == 256 and all(width % 32 == 0 for width in widths(first)[1:])
+    assert [transform.spec.kind for transform in first.transforms] == [TransformKind.PERMUTE]
+    means = inputs.abs().mean(0)[first.transforms[0].parts["order"].long()]
+    assert torch.equal(means, means.sort().values)
+    assert first.activations is not None and first.activations.format == first.format
+
+
+def test_the_permutation_leaves_the_function_as_it_was() -> None:
+    inputs = input_rows(cols=256)
+    task = cut("micromix:bits=5.5", group_task(layer_task(cols=256, inputs=inputs))).layers[0]
+    assert torch.equal(task.weight, layer_task(cols=256, inputs=inputs).weight)
+    moved = functional.linear(apply_transforms(inputs, task.transforms), task.target)
+    torch.testing.assert_close(moved, functional.linear(inputs, task.weight), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["same", "base"])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_layer_is_the_sum_of_its_segments(weights: str, method: str) -> None:
+    """The oracle quantizes each segment's weights and inputs by the reference kernels and multiplies densely."""
+    inputs = input_rows(cols=256)
+    task = cut(f"micromix:bits=5.5,weights={weights}", group_task(layer_task(cols=256, inputs=inputs))).layers[0]
+    layer = rounded(task, method)
+    order = task.transforms[0].parts["order"].long()
+    assert isinstance(task.format, SegmentedFormat)
+    assert task.activations is not None and isinstance(task.activations.format, SegmentedFormat)
+    total = torch.zeros(len(inputs), 48)
+    pairs = zip(task.format.places(), task.activations.format.places(), strict=True)
+    for (fmt, at), (act, own) in pairs:
+        assert at == own
+        assert fmt == (block_format("mxfp4") if weights == "base" else act)
+        x = reference.fake_quantize(inputs[:, order[at]], act)
+        if method == "rtn":
+            total += x @ reference.fake_quantize(task.weight[:, order[at]], fmt).T
+        else:
+            total += x @ dequantize(layer.tensor)[:, at].T
+    torch.testing.assert_close(layer(inputs), total, rtol=1e-4, atol=1e-3)
+    assert layer.num_bytes == layer.tensor.num_bytes + 4 * 256
+
+
+@pytest.mark.parametrize("bits", [4.3, 4.75, 5.0, 5.5, 6.5, 8.5])
+def test_a_budget_is_met_and_used(bits: float) -> None:
+    group = group_task(
+        *(layer_task(rows=512, cols=512, seed=i, inputs=input_rows(cols=512), name=f"l{i}") for i in (0, 1))
+    )
+    layers = cut(f"micromix:bits={bits}", group).layers
+    stored = sum(8 * rounded(layer).num_bytes for layer in layers) / (2 * 512 * 512)
+    assert stored <= bits
+    finest = 8.25 + 32 / 512
+    assert stored > min(bits, finest) - 2 * 32 / 512 - 32 / 512 - 1e-9, "a granule of 32 channels costs 2 bits at least"
+
+
+def test_a_budget_of_the_narrowest_format_needs_no_order() -> None:
+    group = group_task(layer_task(cols=256))
+    assert cut("micromix:bits=4.25", group).layers[0] is group.layers[0]
+
+
+def test_the_scale_moves_the_thresholds() -> None:
+    group = group_task(layer_task(cols=512, inputs=input_rows(cols=512)))
+    first = [widths(cut(f"micromix:scale={scale}", group).layers[0])[0] for scale in (1, 2, 4, 8)]
+    assert first == sorted(first) and len(set(first)) > 1
+
+
+def test_inputs_of_eight_bits_stay_whole() -> None:
+    group = group_task(layer_task(activations="mxfp8", cols=256))
+    layer = cut("micromix:bits=6.0", group).layers[0]
+    assert layer.activations == parse_activation("mxfp8") and len(widths(layer)) > 1
+
+
+def test_two_and_four_bit_channels_with_eight_bit_outliers() -> None:
+    group = group_task(layer_task("int2/32:fp16:asym", None, cols=256))
+    layer = cut("micromix:wider=(int4/32:fp16:asym,mxfp8),bits=5.0", group).layers[0]
+    assert isinstance(layer.format, SegmentedFormat)
+    assert [segment.format.element.bits for segment in layer.format.segments] == [2, 4, 8]
+    assert rounded(layer).tensor.num_bytes * 8 <= 5.0 * 48 * 256
+
+
+def test_smoothing_before_is_seen() -> None:
+    """Segments follow the inputs as the layer sees them, after a scale that stays online."""
+    task = layer_task(cols=256)
+    scale = 1 / statistics(input_rows(cols=256)).amax
+    smooth = dataclasses.replace(task, transforms=(scale_transform(scale),))
+    plain, other = (cut("micromix:bits=6.0", group_task(each)).layers[0] for each in (task, smooth))
+    order = other.transforms[1].parts["order"].long()
+    means = (input_rows(cols=256) * scale).abs().mean(0)[order]
+    assert torch.allclose(means, means.sort().values, rtol=1e-4)
+    assert not torch.equal(order, plain.transforms[0].parts["order"].long())
+
+
+@pytest.mark.parametrize(
+    ("method", "fmt", "activations", "problem"),
+    [
+        ("micromix:bits=4.0", "mxfp4", "mxfp4", "bits=4 is below the 4.25 bits .* smallest possible"),
+        ("micromix", "mxfp8", "mxfp8", "ever finer"),
+        ("micromix:wider=(mxfp8,mxfp6_e2m3)", "mxfp4", "mxfp4", "ever finer"),
+        ("micromix", "mxfp4", "nvfp4@static", "numbers at hand, not static"),
+        ("micromix", "adaptive_2_4", None, "cannot be a segment"),
+        ("micromix", "mxfp4", "mxfp4_sparse", "cannot be a segment"),
+        ("micromix:weights=base", "mxfp4", None, "leaves nothing to choose"),
+    ],
+)
+def test_what_cannot_be_is_refused(method: str, fmt: str, activations: str | None, problem: str) -> None:
+    step = parse_method(method).steps[0]
+    spec = None if activations is None else parse_activation(activations)
+    with pytest.raises(AssertionError, match=problem):
+        raise AssertionError(step.refusal(parse_format(fmt), spec))
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"),
+    [
+        ("hadamard+micromix", "a rotation spreads outliers over all"),
+        ("quarot+micromix+gptq", "outlier channels"),
+        ("spinquant+micromix+gptq", "outlier channels"),
+        ("permute+micromix", "mixes or moves channels"),
+        ("micromix+autoround+rtn", "learns the rounding of one format"),
+        ("distill+micromix", "learns the rounding of one format"),
+        ("micromix:weights=all", "weights must be same or base"),
+        ("micromix:bits=few", "bits must be paper or a number"),
+        ("micromix:scale=0", "scale must be positive"),
+        ("micromix:wider=()", "at least one format"),
+        ("micromix:wider=(adaptive_2_4)", "cannot be in adaptive_2_4"),
+    ],
+)
+def test_chains_and_options_that_make_no_sense(method: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        parse_method(method)
+    with pytest.raises(FormatSpecError, match="mxfp5"):
+        parse_method("micromix:wider=(mxfp5)")
+
+
+def test_the_words_of_a_chain_are_kept() -> None:
+    text = "smoothquant+micromix:wider=(mxfp6_e3m2,mxfp8_e5m2),bits=5.0,weights=base+gptq"
+    found: Pipeline = parse_method(text)
+    assert parse_method(found.text) == found and found.is_online and found.is_streamed
+
+
+def test_a_token_of_nothing_but_zeros() -> None:
+    assert torch.equal(relative_magnitudes(torch.zeros(2, 32)), torch.zeros(64))
+    group = group_task(layer_task(cols=64, inputs=torch.zeros(8, 64)))
+    assert cut("micromix", group).layers[0] is group.layers[0]
+    assert not bool(torch.isnan(relative_magnitudes(random(4, 32))).any())
+
+
+@pytest.mark.parametrize(
+    ("method", "fmt", "activations", "expected"),
+    [
+        ("mxplus", "mxfp4", "mxfp4", ("mxfp4_plus", "mxfp4_plus")),
+        ("mxplus", "mxfp4:even", None, ("mxfp4_plus", "None")),
+        ("mxplus:weights=keep", "mxfp4", "mxfp4", ("mxfp4", "mxfp4_plus")),
+        ("mxplus:weights=plusplus,activations=plusplus", "mxfp6_e2m3", "mxfp4", ("mxfp6_plusplus", "mxfp4_plusplus")),
+        ("mxplus", "nvfp4", "nvfp4@static", ("nvfp4_plus", "nvfp4@static")),
+        ("rule+mxplus", "mxfp4", "mxfp4", ("mxfp4_plus", "mxfp4_plus")),
+    ],
+)
+def test_mxplus_extends_formats(method: str, fmt: str, activations: str | None, expected: tuple[str, str]) -> None:
+    spec = None if activations is None else parse_activation(activations)
+    pipeline = parse_method(method)
+    assert pipeline.refusal(parse_format(fmt), spec) is None and not pipeline.needs_calibration
+    weights, inputs = pipeline.adapt(parse_format(fmt), spec)
+    assert (format_name(weights), str(inputs)) == expected
+
+
+def test_mxplus_refuses_in_the_words_of_the_format() -> None:
+    problem = parse_method("mxplus").refusal(parse_format("int4_asym"), None)
+    assert problem is not None and "step mxplus" in problem and "zero point" in problem
+    with pytest.raises(RecipeError, match="weights must be one of plus, plusplus, keep"):
+        parse_method("mxplus:weights=more")
