@@ -3,6 +3,7 @@
 This room gets plain records and computes nothing. matplotlib and jinja2 are imported at use (extra ``report``).
 """
 
+from microscale.report.allocation import allocation_plot, check_picture
 from microscale.report.comparison import ComparisonRow, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
@@ -13,6 +14,8 @@ __all__ = [
     "FormatRow",
     "StudyCell",
     "StudyReportRow",
+    "allocation_plot",
+    "check_picture",
     "comparison_html",
     "explain_format",
     "formats_table_rows",
