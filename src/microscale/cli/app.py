@@ -8,6 +8,7 @@ import typer
 
 from microscale import __version__
 from microscale.cli.allocate_command import allocate
+from microscale.cli.analyze_command import analyze
 from microscale.cli.bench_command import bench
 from microscale.cli.compare_command import compare
 from microscale.cli.eval_command import evaluate
@@ -38,6 +39,7 @@ app.command("bench")(bench)
 app.command("tasks")(tasks)
 app.command("methods")(methods)
 app.command("study")(study)
+app.command("analyze")(analyze)
 app.command("allocate")(allocate)
 
 
