@@ -58,6 +58,7 @@ ROOM_OF_THIRD_PARTY = {
     "pydantic": "recipes",
     "rich": "cli",
     "safetensors": "checkpoint",
+    "scipy": "planning",
     "tokenizers": "integrations",
     "tqdm": "integrations",
     "transformers": "integrations",

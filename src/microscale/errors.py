@@ -82,6 +82,10 @@ class StudyError(MicroscaleError, ValueError):
     """A study file that is not valid, or a results file that is damaged or belongs to another study."""
 
 
+class AllocationError(MicroscaleError, ValueError):
+    """A budget, a candidate or a fixed choice that formats cannot be allocated under."""
+
+
 class DependencyError(MicroscaleError, ImportError):
     """An optional library is absent; the message names the extra to install."""
 

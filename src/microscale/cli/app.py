@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from microscale import __version__
+from microscale.cli.allocate_command import allocate
+from microscale.cli.analyze_command import analyze
 from microscale.cli.bench_command import bench
 from microscale.cli.compare_command import compare
 from microscale.cli.eval_command import evaluate
@@ -37,6 +39,8 @@ app.command("bench")(bench)
 app.command("tasks")(tasks)
 app.command("methods")(methods)
 app.command("study")(study)
+app.command("analyze")(analyze)
+app.command("allocate")(allocate)
 
 
 def _show_version(value: bool) -> None:

@@ -1,8 +1,33 @@
 """Questions about a model or a file."""
 
+from microscale.planning.allocation import Allocation, Choice, ChoiceGroup
+from microscale.planning.allocator import (
+    AllocatedLayer,
+    FrontPoint,
+    LayerTable,
+    Solution,
+    allocated_layers,
+    allocation_recipe,
+    check_budget,
+    measure_table,
+    parse_fixed,
+    solve,
+)
+from microscale.planning.analysis import (
+    CandidateError,
+    ClassHistogram,
+    CurvePoint,
+    LayerAnalysis,
+    ModelAnalysis,
+    analyze_model,
+)
 from microscale.planning.bench import BenchResult, Speed, measure_speed, resident_bytes
+from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
+from microscale.planning.candidates import Candidate, parse_candidate, parse_candidates
 from microscale.planning.comparison import MODES, ComparisonResult, Step, compare_formats
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
+from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
+from microscale.planning.sensitivity import Sensitivity, measure_sensitivity, measuring_cost, parse_sensitivity
 from microscale.planning.study import (
     PreparedModel,
     StudyExecutor,
@@ -14,15 +39,35 @@ from microscale.planning.study import (
 )
 from microscale.planning.study_results import StudyRow, TaskCell, pareto_front, study_rows
 from microscale.planning.study_store import RunState, StoredRun, StudyScore, StudyStore
+from microscale.planning.tensor_facts import MassiveValue, TensorFacts
 
 __all__ = [
+    "DEFAULT_TARGET_DB",
     "MODES",
+    "AllocatedLayer",
+    "Allocation",
     "BenchResult",
+    "Budget",
+    "BudgetUnit",
+    "Candidate",
+    "CandidateError",
+    "Choice",
+    "ChoiceGroup",
+    "ClassHistogram",
     "ComparisonResult",
+    "CurvePoint",
+    "FrontPoint",
     "Inspection",
+    "LayerAnalysis",
     "LayerFacts",
+    "LayerTable",
+    "MassiveValue",
+    "ModelAnalysis",
     "PreparedModel",
+    "Recommendation",
     "RunState",
+    "Sensitivity",
+    "Solution",
     "Speed",
     "Step",
     "StoredRun",
@@ -33,13 +78,28 @@ __all__ = [
     "StudyStep",
     "StudyStore",
     "TaskCell",
+    "TensorFacts",
+    "allocated_layers",
+    "allocation_recipe",
+    "amount_text",
+    "analyze_model",
+    "check_budget",
     "compare_formats",
     "inspect_checkpoint",
+    "measure_sensitivity",
     "measure_speed",
+    "measure_table",
+    "measuring_cost",
     "pareto_front",
+    "parse_budget",
+    "parse_candidate",
+    "parse_candidates",
+    "parse_fixed",
+    "parse_sensitivity",
     "resident_bytes",
     "run_study",
     "select_runs",
+    "solve",
     "study_rows",
     "study_runs",
 ]

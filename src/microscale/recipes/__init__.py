@@ -25,6 +25,7 @@ from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_m
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 from microscale.recipes.study_file import Study, StudyFormat, StudyMethod, StudyModel, StudyTask, load_study
+from microscale.recipes.writing import recipe_text
 
 __all__ = [
     "DEFAULT_OBSERVER",
@@ -58,6 +59,7 @@ __all__ = [
     "quantizable_modules",
     "quantize_model",
     "quantize_module",
+    "recipe_text",
     "replace_module",
     "rotate_residual",
     "rotate_value",

@@ -3,16 +3,25 @@
 This room gets plain records and computes nothing. matplotlib and jinja2 are imported at use (extra ``report``).
 """
 
+from microscale.report.allocation import allocation_plot, check_picture
+from microscale.report.analysis import Advice, AnalysisRow, ChannelPicture, HistogramPicture, analysis_html
 from microscale.report.comparison import ComparisonRow, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
 from microscale.report.study import StudyCell, StudyReportRow, study_html
 
 __all__ = [
+    "Advice",
+    "AnalysisRow",
+    "ChannelPicture",
     "ComparisonRow",
     "FormatRow",
+    "HistogramPicture",
     "StudyCell",
     "StudyReportRow",
+    "allocation_plot",
+    "analysis_html",
+    "check_picture",
     "comparison_html",
     "explain_format",
     "formats_table_rows",

@@ -1,0 +1,150 @@
+"""Which element, block size and scale rule suits a class of tensors: every combination is tried on a sample.
+
+The narrowest format whose signal-to-quantization-noise ratio (QSNR = 10 log10(Σ x² / Σ (x - x')²), decibels) reaches
+the target is recommended; among formats of equal bits the one with the highest. Where none does, the best of all is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.formats import BlockFormat, FloatElement, parse_format
+from microscale.kernels import fake_quantize
+
+DEFAULT_TARGET_DB = 20.0
+NORMAL_CREST = 2.3
+"""Mean crest factor of 32 numbers from a normal distribution (simulated, two digits)."""
+
+ELEMENTS = ("e2m1", "e1m2", "int4", "e2m3", "e3m2", "e4m3", "e5m2", "int8")
+BLOCKS = (16, 32, 64)
+RULES = ("floor", "even", "rceil", "threshold(7.25)")
+_E2M1_RULES = ("threshold(7.25)",)
+"""Rules whose argument is a number of E2M1's scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriedFormat:
+    """A format with its bits per value and QSNR in decibels on the sample."""
+
+    format: str
+    bits: float
+    qsnr_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """What suits a class of tensors, and why."""
+
+    role: str
+    side: str
+    format: str
+    exponent_bits: int
+    mantissa_bits: int
+    block_size: int
+    scale: str
+    rule: str
+    bits: float
+    qsnr_db: float
+    reason: str
+
+
+def qsnr(values: Float[Tensor, "rows cols"], rounded: Float[Tensor, "rows cols"]) -> float:
+    """Return the QSNR in decibels; +Inf without an error, 0 for values that are all zero."""
+    noise = float((rounded.to(torch.float32) - values).square().sum(dtype=torch.float64))
+    power = float(values.square().sum(dtype=torch.float64))
+    if noise == 0:
+        return math.inf if power else 0.0
+    return 10 * math.log10(power / noise) if power else -math.inf
+
+
+def tried_formats() -> list[str]:
+    """Return the specs of all combinations: powers of two in every rule, and E4M3 scales for blocks of 16."""
+    found: list[str] = []
+    for element in ELEMENTS:
+        rules = [rule for rule in RULES if element == "e2m1" or rule not in _E2M1_RULES]
+        found += [f"{element}/{block}:e8m0:{rule}" for block in BLOCKS for rule in rules]
+        if element in ("e2m1", "e1m2", "int4"):
+            found.append(f"{element}/16:e4m3")
+    return found
+
+
+def recommend(
+    values: Float[Tensor, "rows cols"],
+    *,
+    role: str,
+    side: str,
+    crest: float,
+    kurtosis: float,
+    outliers: int,
+    target_db: float = DEFAULT_TARGET_DB,
+) -> Recommendation:
+    """Try every format on a sample of a class; ``crest``, ``kurtosis`` and ``outliers`` go into the words."""
+    tried = [_try(spec, values) for spec in tried_formats()]
+    good = [one for one in tried if one.qsnr_db >= target_db]
+    if good:
+        best = min(good, key=lambda one: (one.bits, -one.qsnr_db))
+    else:
+        best = max(tried, key=lambda one: (one.qsnr_db, -one.bits))
+    fmt = parse_format(best.format)
+    assert isinstance(fmt, BlockFormat)
+    element = fmt.element
+    exponent = element.exponent_bits if isinstance(element, FloatElement) else 0
+    pieces = best.format.split(":")
+    rule = ":".join(pieces[2:]) or fmt.rule.kind.value
+    return Recommendation(
+        role=role,
+        side=side,
+        format=best.format,
+        exponent_bits=exponent,
+        mantissa_bits=element.bits - 1 - exponent,
+        block_size=int(pieces[0].split("/")[1]),
+        scale=pieces[1],
+        rule=rule,
+        bits=best.bits,
+        qsnr_db=best.qsnr_db,
+        reason=_reason(best, tried, crest, kurtosis, outliers, target_db, is_reached=bool(good)),
+    )
+
+
+def _try(spec: str, values: Tensor) -> TriedFormat:
+    fmt = parse_format(spec)
+    return TriedFormat(format=spec, bits=fmt.bits_per_value(), qsnr_db=qsnr(values, fake_quantize(values, fmt)))
+
+
+def _reason(
+    best: TriedFormat,
+    tried: Sequence[TriedFormat],
+    crest: float,
+    kurtosis: float,
+    outliers: int,
+    target_db: float,
+    *,
+    is_reached: bool,
+) -> str:
+    shape = "close to a normal distribution's" if crest < 1.15 * NORMAL_CREST else "larger than a normal distribution's"
+    words = [
+        f"Blocks of 32 have a mean crest factor of {crest:.2f}, {shape} {NORMAL_CREST}; kurtosis is {kurtosis:.3g}"
+    ]
+    if outliers:
+        words[0] += f", and {outliers} channel(s) stand out"
+    if is_reached:
+        words.append(f"{best.format} is the narrowest that reaches {target_db:g} dB, with {best.qsnr_db:.1f} dB")
+    else:
+        words.append(f"no format tried reaches {target_db:g} dB; {best.format} is the best with {best.qsnr_db:.1f} dB")
+    below = [one for one in tried if one.bits < best.bits]
+    if below and is_reached:
+        next_one = max(below, key=lambda one: one.qsnr_db)
+        words.append(f"the best of fewer bits, {next_one.format}, gives {next_one.qsnr_db:.1f} dB")
+    head, _, tail = best.format.partition("/")
+    others = [one for one in tried if one.format != best.format and one.format.partition("/")[2] == tail]
+    same = [one for one in others if one.bits == best.bits]
+    if same:
+        other = max(same, key=lambda one: one.qsnr_db)
+        words.append(f"{head} beats {other.format.partition('/')[0]} by {best.qsnr_db - other.qsnr_db:.1f} dB there")
+    return "; ".join(words) + "."
