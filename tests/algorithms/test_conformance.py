@@ -28,6 +28,7 @@ from microscale.algorithms import (
     ModelStep,
     RotationStep,
     RoundStep,
+    SegmentStep,
     SideStep,
     Step,
     TransformStep,
@@ -86,7 +87,7 @@ def output_error(layer: LayerTask, rounded: Tensor) -> float:
 
 
 def test_every_step_is_checked_here() -> None:
-    kinds = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, BlockStep, RoundStep, SideStep)
+    kinds = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)
     assert all(sum(issubclass(found, kind) for kind in kinds) == 1 for found in STEPS.values())
     assert all(found.source for found in STEPS.values())
     for text in METHODS.values():
