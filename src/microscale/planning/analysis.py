@@ -44,6 +44,9 @@ from microscale.recipes.tasks import float_weight
 CLASS_ROWS = 12
 """Rows of every tensor that enter the sample of its class."""
 
+MAX_ROWS = 2048
+"""Rows of an embedding or a head whose QSNR is measured."""
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -277,7 +280,10 @@ def _outside(model: Any, done: set[str], candidates: Sequence[Candidate], classe
         own = weight_facts(weight, f"{name}.weight")
         role = "embedding" if kind == "embedding" else "lm_head" if module is head else "other"
         classes.add(role, "weights", weight, own)
-        errors = layer_errors_of(weight, None, candidates)
+        step = max(
+            1, weight.shape[0] // MAX_ROWS
+        )  # a vocabulary's worth of rows would be the largest tensor of the job
+        errors = layer_errors_of(weight[::step][:MAX_ROWS].contiguous(), None, candidates)
         found.append(
             LayerAnalysis(name=name, role=role, shape=tuple(weight.shape), weight=own, inputs=None, errors=errors)
         )

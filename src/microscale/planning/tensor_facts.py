@@ -22,6 +22,8 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 NUM_BINS = 81
 NUM_BUCKETS = 192
 SAMPLE_ROWS = 256
+PIECE_ROWS = 512
+"""Rows of a weight that are at hand in float64 at a time."""
 WANTED = Wanted.MOMENTS | Wanted.CREST | Wanted.HISTOGRAM | Wanted.SAMPLE
 
 
@@ -69,15 +71,15 @@ class LargestValues:
         self.count = count
         self.values: list[MassiveValue] = []
 
-    def update(self, rows: Float[Tensor, "... tokens cols"]) -> None:
-        """Take in values; the last axis but one gives the row's place."""
+    def update(self, rows: Float[Tensor, "... tokens cols"], first: int = 0) -> None:
+        """Take in values; the last axis but one gives the row's place, counted from ``first``."""
         flat = rows.detach().flatten()
         if not flat.numel():
             return
         width, length = rows.shape[-1], rows.shape[-2] if rows.ndim > 1 else 1
         _, places = flat.abs().topk(min(self.count, flat.numel()))
         for place in places.tolist():
-            row = (place // width) % length
+            row = first + (place // width) % length
             self.values.append(MassiveValue(row=row, channel=place % width, value=float(flat[place])))
         self.values = sorted(self.values, key=lambda one: -abs(one.value))[: self.count]
 
@@ -91,9 +93,10 @@ def weight_facts(weight: Float[Tensor, "rows cols"], name: str) -> TensorFacts:
     rows = weight if weight.ndim == 2 else weight.reshape(1, -1)
     collector = StatisticsCollector(rows.shape[1], wanted=WANTED, sample_rows=SAMPLE_ROWS, name=name)
     largest = LargestValues()
-    for piece in rows.split(4096):
+    for start in range(0, rows.shape[0], PIECE_ROWS):
+        piece = rows[start : start + PIECE_ROWS]
         collector.update(piece)
-    largest.update(rows)
+        largest.update(piece, start)
     return tensor_facts(collector.result(), largest)
 
 
