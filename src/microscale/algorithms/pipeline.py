@@ -115,7 +115,7 @@ ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentSt
 BESIDE_SEGMENTS: Mapping[type[Step], str] = MappingProxyType(
     {
         RotationStep: "spreads the outlier channels over all others, so that none is left that needs more bits",
-        TransformStep: "mixes or moves channels (a rotation spreads outliers), so that the order is not theirs",
+        TransformStep: "mixes or moves channels (a rotation spreads outliers over all), so that their order is lost",
         ModelStep: "learns the rounding of one format before the segments are known",
         BlockStep: "learns the rounding of one format, not that of segments",
     }
