@@ -312,3 +312,9 @@ def test_formats(text: str, fmt: str) -> None:
     assert (found, activations) == changing.adapt(layer.format, layer.activations)
     assert quantize(layer.weight, found).shape == (48, COLS)
     assert changing.adapt(layer.format, None)[1] is None
+
+
+@pytest.mark.parametrize("damp", [1e9, 0.012345678, 1e-7, 2.0])
+def test_numbers_last_through_the_text_of_a_chain(damp: float) -> None:
+    text = parse_method(f"gptq:damp={damp!r}".replace("e+", "e")).text
+    assert parse_method(text).text == text and parse_method(text).rounding.damp == damp

@@ -521,3 +521,13 @@ def test_static_ranges_are_measured_and_layers_without_one_are_named(text: Path,
     assert len(ranges) == 32 and sum(bool(torch.isnan(tensor).any()) for tensor in ranges.values()) == 12
     succeed("quantize", source, *options, "--calibration", text, "--observer", "mse", "-o", tmp_path / "mse")
     assert same_tensors(read_tensors(tmp_path / "mse"), read_tensors(tmp_path / "out")) == []  # mse is the default
+
+
+def test_options_that_would_do_nothing_are_refused(model: Path, tmp_path: Path) -> None:
+    asked = ("quantize", model, "-f", "mxfp4", "-o", tmp_path / "out")
+    assert "method best" in fail(*asked, "--method", "gptq", "--effort", "good")
+    assert "--calibration" in fail(*asked, "-a", "nvfp4@static")
+    assert "--calibration" in fail(*asked, "--rule", "*down_proj=mxfp4/nvfp4@static")
+    assert "roles is one of" in fail(*asked, "--method", "hadamard:roles=foo")
+    assert "at least 0" in fail(*asked, "--method", "gptq:damp=-1")
+    assert not (tmp_path / "out").exists()

@@ -66,9 +66,9 @@ def test_what_stays_online_counts(folder: Path) -> None:
 
 
 def test_failures_selection_and_import(folder: Path) -> None:
-    path = write(folder, "parts", methods="[rtn, no-such-method]")
-    answer = succeed("study", path, "--only", "mxfp4", "--results", folder / "one.sqlite").stdout
-    assert "failed: tiny mxfp4 no-such-method" in " ".join(answer.split())
+    path = write(folder, "parts", methods="[rtn, gptq]")  # gptq lacks its calibration text
+    done = microscale_command("study", str(path), "--only", "mxfp4", "--results", str(folder / "one.sqlite"))
+    assert done.code == 1 and "failed: tiny mxfp4 gptq" in " ".join(done.stdout.split())
     answer = succeed("study", path, "--only", "none", "--import", folder / "one.sqlite", "--html", folder / "p.html")
     assert "1 run(s) taken" in answer.stdout and (folder / "p.html").is_file()
     found = succeed("study", path, "--report-only", "--json").json
@@ -108,6 +108,7 @@ def test_wrong_studies(folder: Path) -> None:
     assert "unknown task" in fail("study", write(folder, "w2", tasks="{task: absent}"))
     assert "runs code" in fail("study", write(folder, "w3", tasks="{task: humaneval}"))
     assert "no run matches" in fail("study", write(folder, "w4"), "--only", "zzz")
+    assert "gptqq" in fail("study", write(folder, "w5", methods="[rtn, gptqq]"))
     assert "is not a file" in fail("study", write(folder, "w5"), "--import", folder / "absent.sqlite")
 
 

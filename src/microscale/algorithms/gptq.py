@@ -9,6 +9,7 @@ Source: arXiv 2210.17323 (GPTQ), algorithm 1; arXiv 2509.23202 (static act-order
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from microscale.algorithms.contract import LayerTask, RoundStep, clipped
 from microscale.algorithms.rtn import search_clip
 from microscale.calibration import Wanted
-from microscale.errors import CalibrationError
+from microscale.errors import CalibrationError, RecipeError
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels.grid import Grid, grid_refusal, make_grid
 from microscale.tensor import QuantizedTensor
@@ -42,6 +43,10 @@ class Gptq(RoundStep):
     damp: float = 0.01
     order: bool = True
     search: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damp < math.inf:
+            raise RecipeError(f"gptq: damp is a finite number of at least 0, got {self.damp:g}")
 
     @property
     def wanted(self) -> Wanted | None:

@@ -21,6 +21,10 @@ from microscale.transforms import Transform, hadamard_transform, scale_transform
 LARGEST_BLOCK = 128
 
 
+ROLES = ("all", "qkv", "out", "gate_up", "up", "down")
+"""What ``roles`` may end in."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hadamard(TransformStep):
     """x' = x H by blocks of ``size`` columns (16 to 128); ``signs`` flips random columns first, by ``seed``.
@@ -38,6 +42,8 @@ class Hadamard(TransformStep):
     roles: str = "all"
 
     def __post_init__(self) -> None:
+        if self.roles.rpartition(".")[2] not in ROLES:
+            raise RecipeError(f"hadamard: roles is one of {', '.join(ROLES)}, got {self.roles!r}")
         if self.size not in (2, 4, 8, 16, 32, 64, 128):
             raise RecipeError(f"hadamard: size is a power of two from 2 to {LARGEST_BLOCK}, got {self.size}")
 

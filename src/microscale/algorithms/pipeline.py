@@ -251,7 +251,12 @@ def step_text(step: Step) -> str:
 
 
 def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return (short if float(short) == value else repr(value)).replace("e+", "e")  # a + would end the step
+    return str(value)
 
 
 def _check_order(text: str, steps: list[Step]) -> None:

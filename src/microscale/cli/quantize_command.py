@@ -118,6 +118,7 @@ def quantize(
         "nan": nan,
     }
     chosen = _recipe(recipe, flags, layout)
+    _refuse_static(chosen, calibration)
     _refuse_source(model, output)
     _refuse_inside(offload, output)
     check_target(output, overwrite=overwrite)
@@ -167,7 +168,18 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
         return found.model_copy(update={"layout": layout or found.layout or "auto"})
     if "format" not in given:
         raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
+    words = [given.get("method"), *(rule.method for rule in given.get("rules", ()))]
+    if "effort" in given and not any("best" in (word or "") for word in words):
+        raise RecipeError(f"--effort {given['effort']} chooses a chain of method best; add --method best")
     return make_recipe(**given, layout=layout or "auto")
+
+
+def _refuse_static(recipe: Recipe, calibration: str | None) -> None:
+    """Refuse static activation ranges that nothing would measure: such a checkpoint could not run."""
+    words = [recipe.activations, *(rule.activations for rule in recipe.rules)]
+    found = next((word for word in words if word is not None and "@static" in word), None)
+    if found is not None and calibration is None:
+        raise RecipeError(f"activations {found} need text to measure their range on: give --calibration FILE")
 
 
 def _refuse_source(model: str, output: Path) -> None:

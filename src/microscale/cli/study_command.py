@@ -64,7 +64,8 @@ def study(
 ) -> None:
     """Run a study: quantize every model in every format by every method, score each, print and write what was found.
 
-    An interrupted study goes on where it was. A run that fails is noted and does not stop the others.
+    An interrupted study goes on where it was. A run that fails is noted and does not stop the others;
+    the exit status is 1 then.
 
     Example: `microscale study study.yaml --only 'mxfp4 *'`
     """
@@ -93,9 +94,11 @@ def study(
     write_text_file(page, _page(plan, rows, file))
     if as_json:
         print_json([_as_dict(row, plan) for row in rows])
-        return
-    _print_rows(plan, rows)
-    console.print(f"wrote {page}", markup=False)
+    else:
+        _print_rows(plan, rows)
+        console.print(f"wrote {page}", markup=False)
+    if not report_only and any(row.state is RunState.FAILED for row in rows):
+        raise typer.Exit(1)
 
 
 def _check(plan: Study, device: str) -> None:

@@ -28,7 +28,8 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from microscale.errors import FormatError, StudyError
+from microscale.algorithms import parse_method
+from microscale.errors import FormatError, RecipeError, StudyError
 from microscale.formats import parse_activation, parse_format
 from microscale.recipes.recipe import NONE, key_problems, line_of
 
@@ -94,6 +95,12 @@ class StudyMethod(_Record):
     @classmethod
     def _one_word(cls, value: Any) -> Any:
         return {"method": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _method_parses(cls, word: str) -> str:
+        parse_method(word)
+        return word
 
     @property
     def label(self) -> str:
@@ -234,5 +241,5 @@ def load_study(path: Path) -> Study:
         message = str(first["msg"]).removeprefix("Value error, ")
         line = line_of(node, first["loc"])
         raise StudyError(f"study {path}, line {line}: {where + ': ' if where else ''}{message}") from None
-    except FormatError as error:
+    except (FormatError, RecipeError) as error:
         raise StudyError(f"study {path}: {error}") from None
