@@ -146,5 +146,6 @@ def _reason(
     same = [one for one in others if one.bits == best.bits]
     if same:
         other = max(same, key=lambda one: one.qsnr_db)
-        words.append(f"{head} beats {other.format.partition('/')[0]} by {best.qsnr_db - other.qsnr_db:.1f} dB there")
+        gain, name = best.qsnr_db - other.qsnr_db, other.format.partition("/")[0]
+        words.append(f"{head} beats {name} by {gain:.1f} dB there" if gain >= 0.05 else f"{name} would do as well")
     return "; ".join(words) + "."
