@@ -43,6 +43,7 @@ from microscale.formats import (
     TileBlock,
     VectorBlock,
     format_name,
+    list_items,
     parse_format,
 )
 from microscale.kernels.transform import apply_transforms
@@ -150,7 +151,7 @@ class MicroMix(SegmentStep):
     def _formats(self) -> tuple[BlockFormat, ...]:
         words = self.wider.strip()
         words = words[1:-1] if words.startswith("(") and words.endswith(")") else words
-        found = [parse_format(word) for word in _split(words)]
+        found = [parse_format(word) for word in list_items(words)]
         for fmt in found:
             if not isinstance(fmt, BlockFormat):
                 raise RecipeError(f"step micromix: a segment cannot be in {format_name(fmt)}; it has one block format")
@@ -264,15 +265,3 @@ def _segments(formats: Sequence[BlockFormat], counts: Sequence[int]) -> Segmente
     """Return the segments that have channels."""
     pairs = zip(formats, counts, strict=True)
     return SegmentedFormat(segments=tuple(Segment(format=fmt, cols=count) for fmt, count in pairs if count))
-
-
-def _split(words: str) -> list[str]:
-    """Split at commas outside of parentheses."""
-    pieces, depth = [""], 0
-    for character in words:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            pieces.append("")
-        else:
-            pieces[-1] += character
-    return [piece.strip() for piece in pieces if piece.strip()]

@@ -40,7 +40,7 @@ from microscale.algorithms.scale_rule import ScaleRuleStep
 from microscale.algorithms.smoothquant import SmoothQuant
 from microscale.algorithms.spinquant import SpinQuant
 from microscale.errors import RecipeError
-from microscale.formats import ActivationSpec, BlockFormat, Format, format_name
+from microscale.formats import ActivationSpec, BlockFormat, Format, format_name, list_items
 
 STEPS: Mapping[str, type[Step]] = MappingProxyType(
     {
@@ -206,26 +206,13 @@ def _parse_step(text: str) -> Step:
         )
     options: dict[str, Any] = {}
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for item in _split_options(rest):
+    for item in list_items(rest):
         name, equals, value = item.partition("=")
         if name not in fields or not equals:
             known = ", ".join(f"{field.name}={field.default}" for field in fields.values()) or "none"
             raise RecipeError(f"step {word}: {item!r} is no option of it; options and defaults: {known}")
         options[name] = _value(word, name, value, fields[name].default)
     return kind(**options)
-
-
-def _split_options(text: str) -> list[str]:
-    """Split at commas outside of parentheses."""
-    items, depth, current = list[str](), 0, ""
-    for char in text:
-        depth += (char == "(") - (char == ")")
-        if char == "," and depth == 0:
-            items.append(current)
-            current = ""
-        else:
-            current += char
-    return [item.strip() for item in [*items, current] if item.strip()]
 
 
 def _value(step: str, name: str, text: str, default: object) -> object:

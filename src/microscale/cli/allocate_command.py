@@ -32,6 +32,7 @@ from microscale.planning import (
     Candidate,
     FrontPoint,
     LayerTable,
+    MeasuringCost,
     Sensitivity,
     Solution,
     allocated_layers,
@@ -126,12 +127,7 @@ def allocate(
     if needs_text(method, effort):
         taught = _method_text(calibration, tokenizer, original, samples, options)
     cost = measuring_cost(kind, len(layers), len(every), len(describe(original).blocks), samples * window)
-    notes = [
-        f"sensitivity {kind.value}: {len(layers)} layers in {len(every)} candidates, the work of about"
-        f" {cost.passes:.0f} passes over {cost.tokens} tokens"
-    ]
-    if measured_method(method, effort) == "rtn" and parse_method(method, effort=effort).text != "rtn":
-        notes.append(f"method {method} ties layers together: sensitivity is that of plain rounding")
+    notes = _notes(cost, kind, len(layers), len(every), method, effort)
     error_console.print(notes[0], style="dim", soft_wrap=True, markup=False)
     with progress_bar("measuring") as advance:
         table = measure_table(
@@ -168,6 +164,17 @@ def allocate(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _notes(cost: MeasuringCost, kind: Sensitivity, layers: int, candidates: int, method: str, effort: str) -> list[str]:
+    """Return what measuring takes, and what it cannot see."""
+    notes = [
+        f"sensitivity {kind.value}: {layers} layers in {candidates} candidates, the work of about"
+        f" {cost.passes:.0f} passes over {cost.tokens} tokens"
+    ]
+    if measured_method(method, effort) == "rtn" and parse_method(method, effort=effort).text != "rtn":
+        notes.append(f"method {method} ties layers together: sensitivity is that of plain rounding")
+    return notes
 
 
 def _method_text(calibration: str, tokenizer: Any, model: Any, samples: int, options: dict[str, Any]) -> Any:

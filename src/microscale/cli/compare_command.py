@@ -26,7 +26,7 @@ from microscale.cli.output import (
 )
 from microscale.errors import FormatError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
-from microscale.formats import parse_format
+from microscale.formats import list_items, parse_format
 from microscale.planning import ComparisonResult, Step, compare_formats
 from microscale.report import ComparisonRow, comparison_html, size_text
 
@@ -90,15 +90,7 @@ def split_formats(text: str) -> list[str]:
     Raises:
         FormatError: no format, or one that cannot be parsed.
     """
-    pieces = [""]
-    depth = 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            pieces.append("")
-        else:
-            pieces[-1] += character
-    chosen = [piece.strip() for piece in pieces if piece.strip()]
+    chosen = list_items(text)
     if not chosen:
         raise FormatError("no format to compare; write e.g. --formats mxfp8,mxfp4")
     for spec in chosen:

@@ -26,8 +26,17 @@ from microscale.cli.output import (
     tell_missing_kernels,
 )
 from microscale.errors import CheckpointWriteError, ModelError, RecipeError
+from microscale.formats import RangeKind
 from microscale.planning import Inspection, inspect_checkpoint
-from microscale.recipes import DEFAULT_OBSERVER, QuantizationReport, Recipe, load_recipe, make_recipe, parse_rule
+from microscale.recipes import (
+    DEFAULT_OBSERVER,
+    QuantizationReport,
+    Recipe,
+    load_recipe,
+    make_recipe,
+    parse_inputs,
+    parse_rule,
+)
 from microscale.report import size_text
 
 if TYPE_CHECKING:
@@ -169,17 +178,17 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
     if "format" not in given:
         raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
     words = [given.get("method"), *(rule.method for rule in given.get("rules", ()))]
-    if "effort" in given and not any("best" in (word or "") for word in words):
+    if "effort" in given and not any("best" in (word or "").split("+") for word in words):
         raise RecipeError(f"--effort {given['effort']} chooses a chain of method best; add --method best")
     return make_recipe(**given, layout=layout or "auto")
 
 
 def _refuse_static(recipe: Recipe, calibration: str | None) -> None:
     """Refuse static activation ranges that nothing would measure: such a checkpoint could not run."""
-    words = [recipe.activations, *(rule.activations for rule in recipe.rules)]
-    found = next((word for word in words if word is not None and "@static" in word), None)
-    if found is not None and calibration is None:
-        raise RecipeError(f"activations {found} need text to measure their range on: give --calibration FILE")
+    for word in (recipe.activations, *(rule.activations for rule in recipe.rules)):
+        spec = parse_inputs(word)
+        if spec is not None and spec.range is RangeKind.STATIC and calibration is None:
+            raise RecipeError(f"activations {word} need text to measure their range on: give --calibration FILE")
 
 
 def _refuse_source(model: str, output: Path) -> None:

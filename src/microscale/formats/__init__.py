@@ -32,6 +32,7 @@ from microscale.formats.elements import (
     power_of_two_scale,
     uint_element,
 )
+from microscale.formats.lists import list_items
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.registry import ALIASES, NAMED_FORMATS, NamedFormat, format_name, parse_format
 from microscale.formats.rules import RuleKind, ScaleRule
@@ -74,6 +75,7 @@ __all__ = [
     "float_element",
     "format_name",
     "int_element",
+    "list_items",
     "parse_activation",
     "parse_format",
     "power_of_two_scale",

@@ -58,6 +58,7 @@ from microscale.formats.elements import (
     power_of_two_scale,
     uint_element,
 )
+from microscale.formats.lists import split_outside
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import DEFAULT_ARGUMENTS, DEFAULT_MSE_FACTORS, RuleKind, ScaleRule
 from microscale.formats.segmented import Format, Segment, SegmentedFormat
@@ -149,7 +150,7 @@ def _parse_pair(text: str, start: int, names: Mapping[str, Format]) -> PairForma
     remedy = "a pair reads pair(LOW,HIGH,PERCENT%), e.g. pair(int2/32:fp16:asym,mxfp4,50%)"
     if not text.endswith(")"):
         raise _Problem(start + len(text), "the pair is not closed with ')'", remedy)
-    pieces = _split(text[5:-1], ",", start + 5)
+    pieces = _pieces(text[5:-1], ",", start + 5)
     if len(pieces) != 3 or not pieces[2][1].endswith("%"):
         raise _Problem(start + 5, f"a pair has two formats and a percentage, got {len(pieces)} part(s)", remedy)
     parts: list[BlockFormat] = []
@@ -170,7 +171,7 @@ def _parse_segments(text: str, start: int, names: Mapping[str, Format]) -> Segme
     if not text.endswith(")"):
         raise _Problem(start + len(text), "the segments are not closed with ')'", remedy)
     segments: list[Segment] = []
-    for offset, piece in _split(text[9:-1], ",", start + 9):
+    for offset, piece in _pieces(text[9:-1], ",", start + 9):
         word, _, cols = piece.rpartition("*")
         if not word or not cols.isdecimal() or int(cols) < 1:
             raise _Problem(offset, f"{piece!r} is no format with its number of columns", remedy)
@@ -185,7 +186,7 @@ def _parse_segments(text: str, start: int, names: Mapping[str, Format]) -> Segme
 
 
 def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> Format:
-    pieces = _split(text, ":", start)
+    pieces = _pieces(text, ":", start)
     head_start, head = pieces[0]
     fields: dict[str, Any]
     if "/" in head:
@@ -394,17 +395,8 @@ def _number(text: str, start: int) -> float:
         raise _Problem(start, f"{text!r} is not a number", "write a decimal number, e.g. 7.25") from None
 
 
-def _split(text: str, separator: str, start: int) -> list[tuple[int, str]]:
-    """Split at separators outside parentheses; every piece comes with its offset."""
-    pieces: list[tuple[int, str]] = []
-    depth, begin = 0, 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if character == separator and depth == 0:
-            pieces.append((start + begin, text[begin:position]))
-            begin = position + 1
-    pieces.append((start + begin, text[begin:]))
-    return pieces
+def _pieces(text: str, separator: str, start: int) -> list[tuple[int, str]]:
+    return [(start + offset, piece) for offset, piece in split_outside(text, separator)]
 
 
 def _names_remedy(names: Mapping[str, Format]) -> str:

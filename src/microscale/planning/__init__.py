@@ -27,7 +27,13 @@ from microscale.planning.candidates import Candidate, parse_candidate, parse_can
 from microscale.planning.comparison import MODES, ComparisonResult, Step, compare_formats
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
-from microscale.planning.sensitivity import Sensitivity, measure_sensitivity, measuring_cost, parse_sensitivity
+from microscale.planning.sensitivity import (
+    MeasuringCost,
+    Sensitivity,
+    measure_sensitivity,
+    measuring_cost,
+    parse_sensitivity,
+)
 from microscale.planning.study import (
     PreparedModel,
     StudyExecutor,
@@ -62,6 +68,7 @@ __all__ = [
     "LayerFacts",
     "LayerTable",
     "MassiveValue",
+    "MeasuringCost",
     "ModelAnalysis",
     "PreparedModel",
     "Recommendation",

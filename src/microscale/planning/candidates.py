@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from microscale.errors import AllocationError, FormatError
+from microscale.formats import list_items
 from microscale.recipes.recipe import NONE, parse_inputs, parse_weights
 
 
@@ -71,16 +72,8 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
     Raises:
         AllocationError: none, one twice, or one that cannot be read.
     """
-    words, depth, current = list[str](), 0, ""
-    for char in text + ",":
-        depth += (char == "(") - (char == ")")
-        if char == "," and depth <= 0:
-            words.append(current.strip())
-            current = ""
-        else:
-            current += char
-    found = [parse_candidate(word) for word in words if word]
-    if current.strip() or not found:
+    found = [parse_candidate(word) for word in list_items(text)]
+    if not found:
         raise AllocationError(f"formats {text!r} must be a list such as mxfp4,nvfp4,mxfp6_e2m3,mxfp8")
     for index, candidate in enumerate(found):
         if candidate in found[:index]:

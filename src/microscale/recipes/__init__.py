@@ -23,7 +23,7 @@ from microscale.recipes.modules import replace_module
 from microscale.recipes.offload import LayerSource, open_store
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
-from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
+from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_inputs, parse_rule
 from microscale.recipes.study_file import Study, StudyFormat, StudyMethod, StudyModel, StudyTask, load_study
 from microscale.recipes.writing import recipe_text
 
@@ -55,6 +55,7 @@ __all__ = [
     "make_recipe",
     "matches",
     "open_store",
+    "parse_inputs",
     "parse_rule",
     "quantizable_modules",
     "quantize_model",

@@ -10,12 +10,11 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from microscale.errors import DependencyError
 from microscale.formats import BlockFormat, parse_format
 from microscale.report.grids import positive_values
+from microscale.report.page import page_template
 
 WIDTH, HEIGHT = 340.0, 150.0
 CURVE_WIDTH, CURVE_HEIGHT = 720.0, 320.0
@@ -80,14 +79,7 @@ def analysis_html(
     Raises:
         DependencyError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise DependencyError("jinja2", extra="report", purpose="the HTML report") from None
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files("microscale.report").joinpath("templates/analysis.html.j2").read_text())
+    template = page_template("analysis.html.j2")
     formats = list(dict.fromkeys(name for row in rows for name in row.errors))
     headings = list(dict.fromkeys(name for row in rows for name in row.numbers))
     known = [error for row in rows for error in row.errors.values() if error is not None and _is_shown(error)]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
 
-from microscale.errors import DependencyError
 from microscale.report.bars import CUT_MARK, difference_bars
+from microscale.report.page import page_template
 
 UNQUANTIZED = "none"
 WEIGHTS = "w"
@@ -54,9 +52,8 @@ def comparison_html(
     Raises:
         DependencyError: jinja2 or matplotlib is not installed.
     """
-    environment = _environment()
     picture = _picture(rows)
-    template = environment.from_string(files("microscale.report").joinpath("templates/comparison.html.j2").read_text())
+    template = page_template("comparison.html.j2")
     return template.render(
         title=title,
         rows=[_shown(row) for row in rows],
@@ -65,14 +62,6 @@ def comparison_html(
         picture=picture,
         has_cut_bars=CUT_MARK in picture,
     )
-
-
-def _environment() -> Any:
-    try:
-        import jinja2
-    except ImportError:
-        raise DependencyError("jinja2", extra="report", purpose="the HTML report") from None
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 
 
 def _picture(rows: Sequence[ComparisonRow]) -> str:

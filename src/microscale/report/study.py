@@ -10,11 +10,10 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-from microscale.errors import DependencyError
 from microscale.report.comparison import size_text
+from microscale.report.page import page_template
 
 WIDTH, HEIGHT = 720.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 18.0, 16.0, 44.0
@@ -59,14 +58,7 @@ def study_html(title: str, rows: Sequence[StudyReportRow], *, tasks: Sequence[st
     Raises:
         DependencyError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise DependencyError("jinja2", extra="report", purpose="the HTML report") from None
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files("microscale.report").joinpath("templates/study.html.j2").read_text())
+    template = page_template("study.html.j2")
     models = list(dict.fromkeys(row.model for row in rows))
     pictures = [(model, picture) for model in models if (picture := pareto_svg([r for r in rows if r.model == model]))]
     return template.render(
