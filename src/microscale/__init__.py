@@ -73,12 +73,12 @@ def quantize(
     activations: str | None = None,
     method: str = "rtn",
     effort: str = "fast",
-    calibration: str | Path | torch.Tensor | None = None,
+    calibration: str | Path | Sequence[str] | torch.Tensor | None = None,
     calibration_field: str = "text",
     samples: int = 128,
     window: int = 2048,
     feed: str = "quantized",
-    observer: str = "mse",
+    observer: str | None = None,
     tokenizer: Any = None,
     offload: str | Path | None = None,
     seed: int = 0,
@@ -101,10 +101,12 @@ def quantize(
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
 
     Methods that learn from inputs (``microscale methods`` lists them) take ``calibration``: a text file, JSON lines,
-    the name of a dataset, or token ids [samples, tokens]; ``samples`` windows of ``window`` tokens are drawn by
-    ``seed``. ``calibration_field`` holds the text in JSON lines and datasets. ``feed`` ``original`` measures every
-    decoder layer on what the unquantized model gives, not on what the quantized layers before it give.
-    ``tokenizer`` defaults to the one beside the model. ``observer`` measures static activation ranges.
+    the name of a dataset, a list of texts, or token ids [samples, tokens] (tensor or array); ``samples`` windows of
+    ``window`` tokens are drawn by ``seed``. ``calibration_field`` holds the text in JSON lines and datasets. ``feed``
+    ``original`` measures every decoder layer on what the unquantized model gives, not on what the quantized layers
+    before it give.
+    ``tokenizer`` defaults to the one beside the model. ``observer`` measures static activation ranges (default:
+    ``mse``).
 
     ``offload`` names a directory where the inputs of the decoder layers and all finished layers are kept: the same call
     goes on there after an interruption. A model given as a directory is then read layer by layer, so that it may be

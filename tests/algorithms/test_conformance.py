@@ -40,7 +40,7 @@ from microscale.algorithms.objective import group_error
 from microscale.algorithms.permute import Permute
 from microscale.algorithms.rtn import Rtn
 from microscale.errors import FormatError
-from microscale.formats import parse_format
+from microscale.formats import parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.transform import apply_transforms
 from microscale.transforms import scale_transform
@@ -318,3 +318,62 @@ def test_formats(text: str, fmt: str) -> None:
 def test_numbers_last_through_the_text_of_a_chain(damp: float) -> None:
     text = parse_method(f"gptq:damp={damp!r}".replace("e+", "e")).text
     assert parse_method(text).text == text and parse_method(text).rounding.damp == damp
+
+
+IDLE = [
+    ("rule:weights=prescale(0.75)", "nvfp4", "no powers of two"),
+    ("rule", "nvfp4", "no powers of two"),
+    ("rule", "mxfp8", "up to 4 bits"),
+    ("rule", "mxfp4_plus", "plus needs the rule that it has"),
+    ("rule", "int4_asym", "no powers of two"),
+    ("rule", "adaptive_2_4", "several formats"),
+    ("rule:weights=keep", "mxfp4", "keep leaves its rule"),
+    ("rule:weights=floor", "mxfp4", "has the rule floor already"),
+    ("rtn:search=true", "e2m1/tensor:fp32", "needs blocks"),
+    ("rtn:weighted=true", "e2m1/16x16:e8m0", "needs blocks"),
+    ("gptq:search=true", "e2m1/16x16:e8m0", "needs blocks"),
+    ("permute", "int8/channel:fp32", "it has none"),
+]
+
+
+@pytest.mark.parametrize(("word", "spec", "reason"), IDLE)
+def test_a_step_says_where_it_changes_nothing(word: str, spec: str, reason: str) -> None:
+    """It says so, and it is so: the weight is what the same chain makes without the step or its option."""
+    fmt = parse_format(spec)
+    chain = parse_method(word)
+    (note,) = chain.idleness(fmt, None)
+    assert note.startswith(f"step {chain.steps[0].name} changes nothing for ") and reason in note
+    group = group_task(dataclasses.replace(layer_task(), format=fmt))
+    plain = parse_method("gptq" if word.startswith("gptq") else "rtn")
+    changed = dataclasses.replace(group.layers[0], format=chain.adapt(fmt, None)[0])
+    for step in chain.of_kind(TransformStep):
+        changed = changed.with_transforms(step.transforms(group))
+    found, expected = chain.rounding.quantize(changed), plain.rounding.quantize(group.layers[0])
+    assert same_bits(dequantize(found), dequantize(expected))
+
+
+@pytest.mark.parametrize(
+    ("word", "spec"),
+    [
+        ("rule", "mxfp4"),
+        ("rule:weights=prescale(0.75)", "mxfp8"),
+        ("rtn:search=true", "nvfp4"),
+        ("rtn:search=true", "int8/channel:fp32"),
+        ("permute", "nvfp4"),
+        ("mxplus", "mxfp4"),
+    ],
+)
+def test_a_step_that_changes_something_does_not_say_that_it_is_idle(word: str, spec: str) -> None:
+    assert parse_method(word).idleness(parse_format(spec), None) == []
+
+
+def test_a_rule_for_one_side_is_no_idle_step() -> None:
+    inputs, chain = parse_activation("mxfp4"), parse_method("rule")
+    assert chain.idleness(parse_format("nvfp4"), inputs) == []
+    assert len(chain.idleness(parse_format("nvfp4"), parse_activation("nvfp4"))) == 1
+
+
+def test_an_unknown_rule_is_refused_for_every_format() -> None:
+    for spec in ("mxfp4", "nvfp4", "mxfp4_plus"):
+        with pytest.raises(FormatError, match="unknown scale rule 'thresold'"):
+            parse_method("rule:weights=thresold(7)").adapt(parse_format(spec), None)

@@ -301,3 +301,10 @@ def test_recipes_can_be_given_to_the_top_level(tmp_path: Path, load: Callable[..
     for name, module in one.named_modules():
         if isinstance(module, PackedModule):
             assert same_bits(module.weight, other.get_submodule(name).weight)
+
+
+def test_a_plan_says_once_which_steps_change_nothing(load: Callable[..., Any]) -> None:
+    recipe = make_recipe(format="nvfp4", activations="nvfp4", method="prescale", rules=(parse_rule("o_proj=mxfp4"),))
+    (note,) = make_plan(load(), recipe).notes
+    assert note.startswith("step rule changes nothing for nvfp4: its block scales are no powers of two")
+    assert make_plan(load(), make_recipe(format="mxfp4", method="prescale")).notes == ()

@@ -131,6 +131,11 @@ class Step:
         del fmt, activations
         return None
 
+    def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Return why the step, or an option of it, changes nothing for a layer of these formats, or None."""
+        del fmt, activations
+        return None
+
 
 class FormatStep(Step):
     """Changes the formats."""

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.algorithms.contract import LayerTask, RoundStep, clipped
-from microscale.algorithms.rtn import search_clip
+from microscale.algorithms.rtn import idle_search, search_clip
 from microscale.calibration import Wanted
 from microscale.errors import CalibrationError, RecipeError
 from microscale.formats import ActivationSpec, Format
@@ -57,6 +57,11 @@ class Gptq(RoundStep):
         """Refuse formats whose grid is not fixed by scales."""
         del activations
         return grid_refusal(fmt)
+
+    def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Say where the search finds no rows of blocks to search in."""
+        del activations
+        return idle_search(fmt) if self.search else None
 
     def quantize(self, layer: LayerTask) -> QuantizedTensor:
         """Quantize; a layer that no token reached is rounded to nearest.

@@ -16,6 +16,7 @@ import torch
 from microscale.algorithms.contract import GroupTask, TransformStep
 from microscale.algorithms.rtn import block_width
 from microscale.calibration import Wanted
+from microscale.formats import ActivationSpec, BlockFormat, Format, SegmentedFormat, VectorBlock
 from microscale.transforms import Transform, permute_transform
 
 
@@ -30,6 +31,14 @@ class Permute(TransformStep):
     def wanted(self) -> Wanted | None:
         """Channel maxima."""
         return Wanted.RANGE
+
+    def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Say where no order of the channels is better than another."""
+        del activations
+        is_dealt = isinstance(fmt, SegmentedFormat) or (
+            isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock)
+        )
+        return None if is_dealt else "channels are dealt to the blocks of a row, and it has none"
 
     def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
         """Return the permutation; nothing for a width of less than two blocks."""

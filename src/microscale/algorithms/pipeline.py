@@ -171,6 +171,17 @@ class Pipeline:
                 return f"step {step.name} cannot quantize to {format_name(fmt)}: {problem}"
         return None
 
+    def idleness(self, fmt: Format, activations: ActivationSpec | None) -> list[str]:
+        """Return which steps change nothing for a layer of these formats, and why."""
+        idle: list[str] = []
+        for step in self.steps:
+            reason = step.idleness(fmt, activations)
+            if reason is not None:
+                idle.append(f"step {step.name} changes nothing for {format_name(fmt)}: {reason}")
+            if isinstance(step, FormatStep):
+                fmt, activations = step.adapt(fmt, activations)
+        return idle
+
 
 def parse_method(text: str, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
     """Return the chain that a method's words stand for; ``effort`` and the weights' format choose that of ``best``.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from microscale.algorithms.contract import LayerTask, RoundStep, clipped
 from microscale.calibration import Wanted
-from microscale.formats import BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock
+from microscale.formats import ActivationSpec, BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.grid import ElementGrid
 from microscale.tensor import QuantizedTensor
@@ -49,6 +49,14 @@ def block_amax(values: Float[Tensor, "rows cols"], width: int) -> Float[Tensor, 
     cols = values.shape[1]
     padded = torch.nn.functional.pad(values.abs(), (0, -cols % width))
     return padded.unflatten(1, (-1, width)).amax(-1).repeat_interleave(width, 1)[:, :cols]
+
+
+def idle_search(fmt: Format) -> str | None:
+    """Return why :func:`search_clip` finds nothing in a format, or None."""
+    if isinstance(fmt, SegmentedFormat):
+        return None  # known only once there are columns
+    is_searched = block_width(fmt, 1) is not None
+    return None if is_searched else "its search needs blocks of one scale each, along the rows"
 
 
 def search_clip(
@@ -100,6 +108,11 @@ class Rtn(RoundStep):
     def wanted(self) -> Wanted | None:
         """The second moment, for weighted errors."""
         return Wanted.SECOND_MOMENT if self.weighted else None
+
+    def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Say where a search finds no rows of blocks to search in."""
+        del activations
+        return idle_search(fmt) if self.search or self.weighted else None
 
     def quantize(self, layer: LayerTask) -> QuantizedTensor:
         """Quantize with the format's own rule, from the clipped weight where there is a clip.

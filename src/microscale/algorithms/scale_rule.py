@@ -45,16 +45,40 @@ class ScaleRuleStep(FormatStep):
         inputs = self._with_rule(activations.format, self.activations) if is_free else activations.format
         return changed, dataclasses.replace(activations, format=inputs)
 
+    def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
+        """Return why neither side gets another rule."""
+        if self.adapt(fmt, activations) != (fmt, activations):
+            return None
+        return why_not_ruled(fmt, self.weights) or f"it has the rule {self.weights} already"
+
     @staticmethod
     def _with_rule(fmt: Format, word: str) -> Format:
-        if word == KEEP or not isinstance(fmt, BlockFormat) or not fmt.scale.is_power_of_two:
+        if why_not_ruled(fmt, word) is not None or not isinstance(fmt, BlockFormat):
             return fmt
-        if fmt.extension is not Extension.NONE or fmt.zero_point is not None:
-            return fmt
-        if "threshold" in word and fmt.element.bits > 4:
-            return fmt  # a threshold is a fact about E2M1
-        rule = parse_rule(word, fmt.scale)
-        try:
-            return dataclasses.replace(fmt, rule=rule)
-        except FormatError:
-            return fmt
+        return dataclasses.replace(fmt, rule=parse_rule(word, fmt.scale))
+
+
+def why_not_ruled(fmt: Format, word: str) -> str | None:
+    """Return why a format keeps its own scale rule, or None where it takes that of the word.
+
+    Raises:
+        FormatSpecError: no rule of that word.
+    """
+    if word == KEEP:
+        return f"{KEEP} leaves its rule as it is"
+    if not isinstance(fmt, BlockFormat):
+        return "it is made of several formats, each with its rule"
+    rule = parse_rule(word, fmt.scale)
+    if not fmt.scale.is_power_of_two:
+        return "its block scales are no powers of two, which the rule is about"
+    if fmt.extension is not Extension.NONE:
+        return f"{fmt.extension.value} needs the rule that it has"
+    if fmt.zero_point is not None:
+        return "a format with a zero point takes minimum and maximum"
+    if "threshold" in word and fmt.element.bits > 4:
+        return "the threshold is a fact about elements of up to 4 bits"
+    try:
+        dataclasses.replace(fmt, rule=rule)
+    except FormatError as error:
+        return str(error)
+    return None

@@ -29,7 +29,6 @@ from microscale.errors import CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import RangeKind
 from microscale.planning import Inspection, inspect_checkpoint
 from microscale.recipes import (
-    DEFAULT_OBSERVER,
     QuantizationReport,
     Recipe,
     load_recipe,
@@ -92,8 +91,9 @@ def quantize(
         ),
     ] = None,
     observer: Annotated[
-        str, typer.Option("--observer", help="Of static activation ranges: minmax, percentile(99.9), mse, kl …")
-    ] = DEFAULT_OBSERVER,
+        str | None,
+        typer.Option("--observer", help="Of static activation ranges: minmax, percentile(99.9), mse (default), kl …"),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option("--layout", help="auto (default), compressed-tensors, quark or microscale.")
     ] = None,

@@ -31,61 +31,38 @@ from typing import Any
 
 from microscale.errors import FormatError, FormatSpecError
 from microscale.formats.block import (
-    Block,
     BlockFormat,
-    ChannelBlock,
     Extension,
     PairFormat,
     SparseElement,
     SparseTable,
     SubScale,
     SubScaleKind,
-    TensorBlock,
-    TileBlock,
-    VectorBlock,
     ZeroPoint,
 )
-from microscale.formats.elements import (
-    BF16,
-    FP16,
-    FP32,
-    Element,
-    FloatElement,
-    IntElement,
-    SpecialValues,
-    float_element,
-    int_element,
-    power_of_two_scale,
-    uint_element,
-)
+from microscale.formats.elements import Element, FloatElement, IntElement, uint_element
 from microscale.formats.lists import split_outside
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import DEFAULT_ARGUMENTS, DEFAULT_MSE_FACTORS, RuleKind, ScaleRule
 from microscale.formats.segmented import Format, Segment, SegmentedFormat
+from microscale.formats.spec_words import (
+    SCALE_REMEDY,
+    SpecProblem,
+    parse_block,
+    parse_element,
+    parse_number,
+    parse_scale,
+)
 
-_WIDE = {"fp16": FP16, "bf16": BF16, "fp32": FP32}
-_FLOAT_WORD = re.compile(r"(u?)e(\d+)m(\d+)(?:-(fn|ieee|none))?(?:-b(-?\d+))?$")
-_INT_WORD = re.compile(r"(u?)int(\d+)(?:-f(-?\d+))?(-full)?$")
 _CALL = re.compile(r"([a-z_]+)(?:\(([^()]*)\))?$")
 _SPARSE = re.compile(r"\+sparse([0-9.eE+-]+)%:([a-z0-9]+)$")
 
-_ELEMENT_REMEDY = "an element is eXmY (E 0-8, M 0-10), ueXmY, intN or uintN (2-8 bits), fp16 or bf16"
-_BLOCK_REMEDY = "a block is a size (32), a tile (16x16), 'channel' or 'tensor'"
-_SCALE_REMEDY = "a scale is e8m0, eXm0, eXmY, ueXmY, fp16, bf16 or fp32, with +fp32 for a second one per tensor"
 _OPTION_REMEDY = (
     "possible options: "
     + ", ".join(kind.value for kind in RuleKind)
     + "; nearest_even, nearest_away, toward_zero, stochastic(seed); saturate, nonfinite, nan_poison, nan_raise,"
     " inf_nan, inf_saturate; plus, plusplus, asym, asym(fp8), asym(fp16), sub(size,bits,pow2|linear)"
 )
-
-
-class _Problem(Exception):
-    """A parsing problem at an offset inside the piece at hand; the caller adds the spec."""
-
-    def __init__(self, offset: int, text: str, remedy: str) -> None:
-        super().__init__(text)
-        self.offset, self.text, self.remedy = offset, text, remedy
 
 
 def default_rule(
@@ -114,13 +91,13 @@ def parse_spec(spec: str, names: Mapping[str, Format]) -> Format:
     text = spec.strip()
     try:
         return _parse(text, 0, names)
-    except _Problem as problem:
+    except SpecProblem as problem:
         raise FormatSpecError(text, problem.offset, problem.text, problem.remedy) from None
 
 
 def _parse(text: str, start: int, names: Mapping[str, Format]) -> Format:
     if not text:
-        raise _Problem(start, "empty format", _names_remedy(names))
+        raise SpecProblem(start, "empty format", _names_remedy(names))
     if text.startswith("segments("):
         return _parse_segments(text, start, names)
     sparse: SparseTable | None = None
@@ -139,50 +116,50 @@ def _parse_sparse(text: str, start: int) -> SparseTable:
     match = _SPARSE.match(text)
     remedy = "a sparse table reads +sparsePERCENT%:fp8 or +sparsePERCENT%:fp16, e.g. +sparse0.5%:fp8"
     if not match or match[2] not in ("fp8", "fp16"):
-        raise _Problem(start, f"cannot read {text!r}", remedy)
+        raise SpecProblem(start, f"cannot read {text!r}", remedy)
     try:
-        return SparseTable(percent=_number(match[1], start + 7), element=SparseElement(match[2]))
+        return SparseTable(percent=parse_number(match[1], start + 7), element=SparseElement(match[2]))
     except FormatError as error:
-        raise _Problem(start + 7, str(error), remedy) from None
+        raise SpecProblem(start + 7, str(error), remedy) from None
 
 
 def _parse_pair(text: str, start: int, names: Mapping[str, Format]) -> PairFormat:
     remedy = "a pair reads pair(LOW,HIGH,PERCENT%), e.g. pair(int2/32:fp16:asym,mxfp4,50%)"
     if not text.endswith(")"):
-        raise _Problem(start + len(text), "the pair is not closed with ')'", remedy)
+        raise SpecProblem(start + len(text), "the pair is not closed with ')'", remedy)
     pieces = _pieces(text[5:-1], ",", start + 5)
     if len(pieces) != 3 or not pieces[2][1].endswith("%"):
-        raise _Problem(start + 5, f"a pair has two formats and a percentage, got {len(pieces)} part(s)", remedy)
+        raise SpecProblem(start + 5, f"a pair has two formats and a percentage, got {len(pieces)} part(s)", remedy)
     parts: list[BlockFormat] = []
     for offset, piece in pieces[:2]:
         part = _parse(piece, offset, names)
         if not isinstance(part, BlockFormat):
-            raise _Problem(offset, "a pair inside a pair", remedy)
+            raise SpecProblem(offset, "a pair inside a pair", remedy)
         parts.append(part)
-    percent = _number(pieces[2][1][:-1], pieces[2][0])
+    percent = parse_number(pieces[2][1][:-1], pieces[2][0])
     try:
         return PairFormat(low=parts[0], high=parts[1], high_percent=percent)
     except FormatError as error:
-        raise _Problem(start, str(error), remedy) from None
+        raise SpecProblem(start, str(error), remedy) from None
 
 
 def _parse_segments(text: str, start: int, names: Mapping[str, Format]) -> SegmentedFormat:
     remedy = "segments read segments(FORMAT*COLUMNS,...), e.g. segments(mxfp4*384,mxfp6_e2m3*64,mxfp8*64)"
     if not text.endswith(")"):
-        raise _Problem(start + len(text), "the segments are not closed with ')'", remedy)
+        raise SpecProblem(start + len(text), "the segments are not closed with ')'", remedy)
     segments: list[Segment] = []
     for offset, piece in _pieces(text[9:-1], ",", start + 9):
         word, _, cols = piece.rpartition("*")
         if not word or not cols.isdecimal() or int(cols) < 1:
-            raise _Problem(offset, f"{piece!r} is no format with its number of columns", remedy)
+            raise SpecProblem(offset, f"{piece!r} is no format with its number of columns", remedy)
         part = _parse(word, offset, names)
         if not isinstance(part, BlockFormat):
-            raise _Problem(offset, "a segment has blocks of one format", remedy)
+            raise SpecProblem(offset, "a segment has blocks of one format", remedy)
         segments.append(Segment(format=part, cols=int(cols)))
     try:
         return SegmentedFormat(segments=tuple(segments))
     except FormatError as error:
-        raise _Problem(start, str(error), remedy) from None
+        raise SpecProblem(start, str(error), remedy) from None
 
 
 def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> Format:
@@ -192,11 +169,11 @@ def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> F
     if "/" in head:
         element_word, _, block_word = head.partition("/")
         if len(pieces) < 2:
-            raise _Problem(start + len(text), "the scale is missing", f"write ELEMENT/BLOCK:SCALE; {_SCALE_REMEDY}")
+            raise SpecProblem(start + len(text), "the scale is missing", f"write ELEMENT/BLOCK:SCALE; {SCALE_REMEDY}")
         fields = {
-            "element": _parse_element(element_word, head_start),
-            "block": _parse_block(block_word, head_start + len(element_word) + 1),
-            **_parse_scale(pieces[1][1], pieces[1][0]),
+            "element": parse_element(element_word, head_start),
+            "block": parse_block(block_word, head_start + len(element_word) + 1),
+            **parse_scale(pieces[1][1], pieces[1][0]),
         }
         options = pieces[2:]
     else:
@@ -204,12 +181,12 @@ def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> F
         if named is None:
             close = difflib.get_close_matches(head, names, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise _Problem(head_start, f"unknown format {head!r}{hint}", _names_remedy(names))
+            raise SpecProblem(head_start, f"unknown format {head!r}{hint}", _names_remedy(names))
         options = pieces[1:]
         if not options:
             return named
         if not isinstance(named, BlockFormat):
-            raise _Problem(
+            raise SpecProblem(
                 options[0][0], f"{head} is a pair and takes no options", "write the pair out: pair(LOW,HIGH,PERCENT%)"
             )
         fields = {f.name: getattr(named, f.name) for f in dataclasses.fields(named)}
@@ -234,77 +211,9 @@ def _build(fields: dict[str, Any], start: int) -> BlockFormat:
     try:
         return BlockFormat(**fields)
     except FormatError as error:
-        raise _Problem(
+        raise SpecProblem(
             start, str(error), "see `microscale formats` and docs/formats.md for what goes together"
         ) from None
-
-
-def _parse_element(word: str, start: int) -> Element:
-    if word in ("fp16", "bf16"):
-        return _WIDE[word]
-    try:
-        if match := _FLOAT_WORD.match(word):
-            return _float_from_match(match)
-        if match := _INT_WORD.match(word):
-            return _int_from_match(match)
-    except FormatError as error:
-        raise _Problem(start, str(error), _ELEMENT_REMEDY) from None
-    raise _Problem(start, f"unknown element {word!r}", _ELEMENT_REMEDY)
-
-
-def _int_from_match(match: re.Match[str]) -> IntElement:
-    unsigned, bits, fraction, full = match.groups()
-    if unsigned and full:
-        raise FormatError("an unsigned integer has no 'full' variant")
-    if unsigned:
-        return uint_element(int(bits), fraction_bits=int(fraction or 0))
-    return int_element(int(bits), fraction_bits=int(fraction) if fraction else None, symmetric=not full)
-
-
-def _float_from_match(match: re.Match[str]) -> FloatElement:
-    unsigned, exponent, mantissa, specials, bias = match.groups()
-    return float_element(
-        int(exponent),
-        int(mantissa),
-        bias=int(bias) if bias else None,
-        specials=SpecialValues(specials) if specials else None,
-        signed=not unsigned,
-    )
-
-
-def _parse_block(word: str, start: int) -> Block:
-    if word == "channel":
-        return ChannelBlock()
-    if word == "tensor":
-        return TensorBlock()
-    try:
-        if re.fullmatch(r"\d+", word):
-            return VectorBlock(int(word))
-        if match := re.fullmatch(r"(\d+)x(\d+)", word):
-            return TileBlock(int(match[1]), int(match[2]))
-    except FormatError as error:
-        raise _Problem(start, str(error), _BLOCK_REMEDY) from None
-    raise _Problem(start, f"unknown block {word!r}", _BLOCK_REMEDY)
-
-
-def _parse_scale(word: str, start: int) -> dict[str, Any]:
-    first, plus, second = word.partition("+")
-    if plus and second != "fp32":
-        raise _Problem(start + len(first) + 1, f"unknown second scale {second!r}", _SCALE_REMEDY)
-    fields: dict[str, Any] = {"tensor_scale": FP32} if plus else {}
-    if first in _WIDE:
-        return {"scale": _WIDE[first], **fields}
-    match = _FLOAT_WORD.match(first)
-    if not match:
-        raise _Problem(start, f"unknown scale {first!r}", _SCALE_REMEDY)
-    try:
-        if int(match[3]) == 0 and not match[1] and match[4] is None:
-            bias = int(match[5]) if match[5] else None
-            return {"scale": power_of_two_scale(int(match[2]), bias=bias), **fields}
-        scale = _float_from_match(match)
-    except FormatError as error:
-        raise _Problem(start, str(error), _SCALE_REMEDY) from None
-    return {"scale": scale, **fields}
 
 
 _SIMPLE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -321,7 +230,7 @@ _SIMPLE_OPTIONS: dict[str, dict[str, Any]] = {
 def _parse_option(word: str, start: int, fields: dict[str, Any]) -> dict[str, Any]:
     match = _CALL.match(word)
     if not match:
-        raise _Problem(start, f"cannot read option {word!r}", _OPTION_REMEDY)
+        raise SpecProblem(start, f"cannot read option {word!r}", _OPTION_REMEDY)
     name, arguments = match[1], match[2]
     parsers: dict[str, Callable[[str, int], dict[str, Any]]] = {
         "asym": _parse_asym,
@@ -334,7 +243,7 @@ def _parse_option(word: str, start: int, fields: dict[str, Any]) -> dict[str, An
         return _SIMPLE_OPTIONS[name]
     if name in {kind.value for kind in RuleKind}:
         return {"rule": _parse_rule(RuleKind(name), arguments, start, fields["scale"])}
-    raise _Problem(start, f"unknown option {word!r}", _OPTION_REMEDY)
+    raise SpecProblem(start, f"unknown option {word!r}", _OPTION_REMEDY)
 
 
 def _parse_rule(kind: RuleKind, arguments: str | None, start: int, scale: FloatElement) -> ScaleRule:
@@ -343,11 +252,13 @@ def _parse_rule(kind: RuleKind, arguments: str | None, start: int, scale: FloatE
         if kind is RuleKind.MSE and not scale.is_power_of_two:
             values = DEFAULT_MSE_FACTORS
     else:
-        values = tuple(_number(piece, start) for piece in arguments.split(","))
+        values = tuple(parse_number(piece, start) for piece in arguments.split(","))
     try:
         return ScaleRule(kind, values)
     except FormatError as error:
-        raise _Problem(start, str(error), "e.g. threshold(7.25), prescale(0.75), mse(-1,1), percentile(99.9)") from None
+        raise SpecProblem(
+            start, str(error), "e.g. threshold(7.25), prescale(0.75), mse(-1,1), percentile(99.9)"
+        ) from None
 
 
 def parse_rule(word: str, scale: FloatElement) -> ScaleRule:
@@ -361,13 +272,15 @@ def parse_rule(word: str, scale: FloatElement) -> ScaleRule:
         raise FormatSpecError(word, 0, f"unknown scale rule {name!r}", _OPTION_REMEDY)
     try:
         return _parse_rule(RuleKind(name), rest[:-1] if rest else None, 0, scale)
-    except _Problem as problem:
+    except SpecProblem as problem:
         raise FormatSpecError(word, problem.offset, problem.text, problem.remedy) from None
 
 
 def _parse_asym(arguments: str, start: int) -> dict[str, Any]:
     if arguments not in {kind.value for kind in ZeroPoint}:
-        raise _Problem(start, f"unknown zero point {arguments!r}", "possible: asym, asym(int), asym(fp8), asym(fp16)")
+        raise SpecProblem(
+            start, f"unknown zero point {arguments!r}", "possible: asym, asym(int), asym(fp8), asym(fp16)"
+        )
     return {"zero_point": ZeroPoint(arguments)}
 
 
@@ -375,24 +288,17 @@ def _parse_sub(arguments: str, start: int) -> dict[str, Any]:
     remedy = "a sub-group scale reads sub(SIZE,BITS,pow2) or sub(SIZE,BITS,linear), e.g. sub(8,2,linear)"
     match = re.fullmatch(r"(\d+),(\d+),(pow2|linear)", arguments.replace(" ", ""))
     if not match:
-        raise _Problem(start, f"cannot read sub({arguments})", remedy)
+        raise SpecProblem(start, f"cannot read sub({arguments})", remedy)
     try:
         return {"sub_scale": SubScale(size=int(match[1]), bits=int(match[2]), kind=SubScaleKind(match[3]))}
     except FormatError as error:
-        raise _Problem(start, str(error), remedy) from None
+        raise SpecProblem(start, str(error), remedy) from None
 
 
 def _parse_stochastic(arguments: str, start: int) -> dict[str, Any]:
     if not re.fullmatch(r"\d+", arguments):
-        raise _Problem(start, f"the seed must be a whole number, got {arguments!r}", "e.g. stochastic(42)")
+        raise SpecProblem(start, f"the seed must be a whole number, got {arguments!r}", "e.g. stochastic(42)")
     return {"rounding": Rounding.STOCHASTIC, "seed": int(arguments)}
-
-
-def _number(text: str, start: int) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise _Problem(start, f"{text!r} is not a number", "write a decimal number, e.g. 7.25") from None
 
 
 def _pieces(text: str, separator: str, start: int) -> list[tuple[int, str]]:

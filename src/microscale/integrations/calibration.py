@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -19,8 +20,33 @@ from microscale.integrations.loading import check_window, load_tokenizer
 from microscale.nn import cached_weights
 from microscale.recipes import Calibration, RangeReport, calibrate_ranges
 
+Source = str | Path | Sequence[str] | Int[Tensor, "samples tokens"]
+"""What is calibrated on: a text file, JSON lines or a dataset by name; texts; windows of token ids."""
+
 FEEDS = ("quantized", "original")
 """What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
+
+
+def checked_source(source: object) -> Source | None:
+    """Return what was given to calibrate on in one of its forms; an array of token ids becomes a tensor.
+
+    Raises:
+        CalibrationError: something else.
+    """
+    if source is None or isinstance(source, str | Path | Tensor):
+        return source
+    if isinstance(source, np.ndarray) and source.dtype.kind in "iu":
+        return torch.from_numpy(source.astype(np.int64))  # pyright: ignore[reportUnknownMemberType]
+    items = cast("Sequence[object]", source) if isinstance(source, list | tuple) else ()
+    texts = [item for item in items if isinstance(item, str)]
+    if texts and len(texts) == len(items):
+        return texts
+    kinds = dict.fromkeys(type(item).__name__ for item in items)
+    got = type(source).__name__ + (f" of {', '.join(kinds)}" if kinds else f" {source!r}"[:80])
+    raise CalibrationError(
+        "calibration is a text file, JSON lines or the name of a dataset (str or Path), a list of texts, or token ids"
+        f" [samples, tokens] as an integer tensor or array; got {got}"
+    )
 
 
 def find_tokenizer(source: str | Path) -> Any:
@@ -58,7 +84,7 @@ def is_sequential(feed: str) -> bool:
 
 
 def read_windows(
-    source: str | Path | Int[Tensor, "samples tokens"],
+    source: Source,
     tokenizer: Any,
     model: Any,
     *,
@@ -69,7 +95,7 @@ def read_windows(
     field: str = DEFAULT_FIELD,
     feed: str = FEEDS[0],
 ) -> Calibration:
-    """Tokenize a text as one stream and cut it into windows; windows of token ids are taken as they are.
+    """Tokenize a text, or several, as one stream and cut it into windows; windows of token ids are taken as they are.
 
     ``field`` holds the text in JSON lines and datasets; ``feed`` is one of :data:`FEEDS`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,31 @@ DEFAULT_SPLIT = "train"
 _LIBRARY_ERRORS = (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, ImportError)
 
 
-def read_calibration(source: str | Path, *, field: str = DEFAULT_FIELD, split: str = DEFAULT_SPLIT) -> Iterator[str]:
+def read_calibration(
+    source: str | Path | Sequence[str], *, field: str = DEFAULT_FIELD, split: str = DEFAULT_SPLIT
+) -> Iterator[str]:
     """Yield the texts of a file (plain or JSON lines) or of a dataset ``NAME[:CONFIG]``, which is streamed.
 
-    An existing file always wins over a dataset of the same name.
+    An existing file always wins over a dataset of the same name. A sequence holds the texts themselves; blank ones are
+    passed over, as they are in files.
 
     Raises:
         TextError: at the first text, unless a later line is broken: see :func:`read_texts`; a dataset that cannot be
             loaded or has no such field, or no text at all.
         DependencyError: a dataset is named and the library is not installed.
     """
+    if not isinstance(source, str | Path):
+        return _given_texts(source)
     if Path(source).exists() or looks_like_file(source):
         return read_texts(source, field=field)
     return _dataset_texts(str(source), field, split)
+
+
+def _given_texts(source: Sequence[str]) -> Iterator[str]:
+    texts = [text for text in source if text.strip()]
+    if not texts:
+        raise TextError(f"the {len(source)} calibration text(s) are blank; give some text")
+    return iter(texts)
 
 
 def looks_like_file(source: str | Path) -> bool:

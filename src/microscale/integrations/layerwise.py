@@ -23,7 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from microscale.checkpoint import CheckpointReader
 from microscale.errors import ModelError
 from microscale.families import describe
-from microscale.integrations.loading import LIBRARY_ERRORS, build_model, check_local, read_model_config
+from microscale.integrations.loading import LIBRARY_ERRORS, build_model, check_local, loader_of, read_model_config
 from microscale.integrations.pending import AbsentTensor, PendingTensor
 
 
@@ -105,6 +105,23 @@ class LayerFile:
                 continue
             owners[key] = next((name for name in self.names if place.startswith(f"{name}.")), None)
         return owners
+
+
+def outline_model(path: str | Path) -> Any | None:
+    """Return a model of a directory or hub name with all its modules and no weights (they lie on ``meta``).
+
+    None where transformers cannot build it so: loading it tells why.
+
+    Raises:
+        CheckpointError: no such directory, or damaged files.
+    """
+    check_local(path)
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            return loader_of(path, None).from_config(read_model_config(path)).eval()
+    except (*LIBRARY_ERRORS, ModelError):
+        return None
 
 
 def files_identity(path: str | Path) -> str:

@@ -96,7 +96,7 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     bar_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loader = _loader(path, options.get("config"))
+        loader = loader_of(path, options.get("config"))
         model, info = loader.from_pretrained(path, output_loading_info=True, **options)
     except MicroscaleError:
         raise
@@ -122,7 +122,7 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     return model.eval()
 
 
-def _loader(path: str | Path | None, config: Any) -> Any:
+def loader_of(path: str | Path | None, config: Any) -> Any:
     """Return what builds a model of a config: of text, or of images and text; a config at hand gives its class."""
     causal, visual = cast(Any, AutoModelForCausalLM), cast(Any, AutoModelForImageTextToText)
     if path is not None:

@@ -1,27 +1,38 @@
 """From a model, a recipe and calibration options to a quantized model: what Python and the command line share.
 
-The model is read (layer by layer where there is a directory to work in), the calibration source becomes windows, the
-recipe is carried out, and static activation ranges are measured. Writing a checkpoint is left to
+What cannot work is refused first, by the outline of the model; then the model is read (layer by layer where there is a
+directory to work in), the calibration source becomes windows, the recipe is carried out, and static activation ranges
+are measured. Writing a checkpoint is left to
 :mod:`microscale.integrations.saving`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
 from torch import Tensor
 
 from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, ActivationStore
 from microscale.calibration.texts import DEFAULT_FIELD
-from microscale.integrations.calibration import FEEDS, find_tokenizer, measure_ranges, read_windows
-from microscale.integrations.layerwise import LayerFile, files_identity, weights_identity
-from microscale.integrations.loading import load_original
+from microscale.errors import CalibrationError
+from microscale.integrations.calibration import (
+    FEEDS,
+    Source,
+    check_tokenizer,
+    checked_source,
+    find_tokenizer,
+    is_sequential,
+    measure_ranges,
+    read_windows,
+)
+from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
+from microscale.integrations.loading import check_window, load_original
 from microscale.integrations.saving import mark_quantized
 from microscale.recipes import (
     DEFAULT_OBSERVER,
@@ -29,6 +40,7 @@ from microscale.recipes import (
     QuantizationReport,
     RangeReport,
     Recipe,
+    check_job,
     has_static_ranges,
     ignore_progress,
     open_store,
@@ -47,15 +59,18 @@ QUANTIZING, MEASURING = "quantizing", "measuring ranges"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CalibrationOptions:
-    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`."""
+    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`.
 
-    source: str | Path | Int[Tensor, "samples tokens"] | None = None
+    ``observer`` is what a user named for static ranges; None: the default, where there are any.
+    """
+
+    source: Source | None = None
     field: str = DEFAULT_FIELD
     samples: int = DEFAULT_SAMPLES
     window: int = DEFAULT_WINDOW
     feed: str = FEEDS[0]
     seed: int = 0
-    observer: str = DEFAULT_OBSERVER
+    observer: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,11 +112,14 @@ def quantize_original(
         MicroscaleError: see :func:`microscale.quantize`.
     """
     is_path = isinstance(model, str | Path)
+    calibration = dataclasses.replace(calibration, source=checked_source(calibration.source))
+    is_text = calibration.source is not None and not isinstance(calibration.source, Tensor)
+    if tokenizer is None and is_text:
+        tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
+    _refuse_early(model, recipe, calibration, tokenizer, offload)
     layers = LayerFile(model, part=recipe.part) if is_path and offload is not None else None
     original: Any = layers.model() if layers is not None else load_original(model) if is_path else model
     num_weights = sum(parameter.numel() for parameter in original.parameters())
-    if tokenizer is None and calibration.source is not None and not isinstance(calibration.source, Tensor):
-        tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
     windows = _windows(original, calibration, tokenizer)
     store = None
     if offload is not None:
@@ -112,11 +130,27 @@ def quantize_original(
     ranges = None
     if windows is not None and has_static_ranges(original):
         with stages(MEASURING) as advance:
-            ranges = measure_ranges(
-                original, windows, calibration.observer, lambda done, total: advance(done, total, "windows")
-            )
+            observer = calibration.observer or DEFAULT_OBSERVER
+            ranges = measure_ranges(original, windows, observer, lambda done, total: advance(done, total, "windows"))
     mark_quantized(original, version)
     return QuantizedModel(model=original, report=report, num_weights=num_weights, ranges=ranges, store=store)
+
+
+def _refuse_early(model: Any, recipe: Recipe, calibration: CalibrationOptions, tokenizer: Any, offload: object) -> None:
+    """Refuse what cannot work before a text or the weights of a model are read."""
+    if offload is not None and not isinstance(offload, str | Path):
+        raise CalibrationError(f"offload is a directory (str or Path), got {type(offload).__name__} {offload!r}")
+    is_sequential(calibration.feed)
+    is_path = isinstance(model, str | Path)
+    outline = outline_model(model) if is_path else model
+    if outline is not None:
+        has_text = calibration.source is not None
+        is_partial = is_path and offload is not None
+        check_job(outline, recipe, observer=calibration.observer, has_text=has_text, is_partial=is_partial)
+    if calibration.source is not None and not isinstance(calibration.source, Tensor):
+        check_tokenizer(tokenizer)
+        if outline is not None:
+            check_window(outline, calibration.window)
 
 
 def _windows(model: Any, calibration: CalibrationOptions, tokenizer: Any) -> Calibration | None:

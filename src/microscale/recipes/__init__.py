@@ -3,6 +3,7 @@
 from microscale.recipes.apply import (
     Progress,
     QuantizationReport,
+    check_job,
     ignore_progress,
     quantize_model,
     quantize_module,
@@ -45,6 +46,7 @@ __all__ = [
     "StudyTask",
     "calibrate_ranges",
     "centre_residual",
+    "check_job",
     "fold_scale",
     "fuse_norms",
     "has_static_ranges",

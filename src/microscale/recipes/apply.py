@@ -34,7 +34,9 @@ from microscale.recipes.matrices import parameter_of
 from microscale.recipes.modules import replace_module, untie
 from microscale.recipes.offload import LayerLoader, LayerSource
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
+from microscale.recipes.ranges import check_observer
 from microscale.recipes.recipe import Recipe
+from microscale.recipes.refusals import refuse_whole, refuse_without_text
 from microscale.recipes.tasks import float_weight
 
 
@@ -55,6 +57,28 @@ class QuantizationReport:
     def bits_per_weight(self) -> float:
         """Bits for each quantized weight, scales and all other parts included."""
         return 8 * self.num_bytes / self.num_weights
+
+
+def check_job(model: nn.Module, recipe: Recipe, *, observer: str | None, has_text: bool, is_partial: bool) -> None:
+    """Refuse all that can be refused without a weight or a text: ``model`` may lie on ``meta``.
+
+    Stacked experts are taken apart, nothing else is changed. ``observer`` is what a user named for static ranges;
+    ``is_partial``: the decoder layers will be read one by one.
+
+    Raises:
+        ModelError, RecipeError, LayoutError: see :func:`make_plan`; a model that a chain does not suit.
+        CalibrationError: a chain that needs text or the whole model and will not get it, or an observer that is
+            unknown, does not fit a format, or that nothing would use.
+    """
+    unstack_experts(model)
+    layers = {layer.name: layer for layer in make_plan(model, recipe).layers}
+    pipelines = list({pipeline.text: pipeline for pipeline in pipelines_of(layers).values()}.values())
+    check_observer(observer, [layer.activations for layer in layers.values()], has_text=has_text)
+    if not has_text:
+        refuse_without_text(pipelines)
+    if is_partial:
+        refuse_whole(pipelines)
+    structure_for(model, recipe.part, pipelines, is_layered=is_partial)
 
 
 def quantize_model(

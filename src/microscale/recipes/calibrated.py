@@ -35,7 +35,6 @@ from microscale.algorithms import (
     TransformStep,
 )
 from microscale.calibration import ActivationStore, InputStatistics, Wanted
-from microscale.errors import CalibrationError
 from microscale.families import BlockStructure, LinearGroup, ModelStructure
 from microscale.nn import QuantizedLinear
 from microscale.recipes.blocks import BlockRunner, float32_model, replaced_forward, to_float32
@@ -45,6 +44,7 @@ from microscale.recipes.matrices import parameter_of
 from microscale.recipes.measuring import measure_inputs
 from microscale.recipes.offload import LayerLoader, layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
+from microscale.recipes.refusals import refuse_whole, refuse_without_text
 from microscale.recipes.rotating import rotate_model
 from microscale.recipes.stream import Flow, LayerStream
 from microscale.recipes.tasks import float_weight, fold_first_scale, is_seen, transformed, with_inputs
@@ -109,7 +109,8 @@ class Quantizer:
         """
         blocks = self._structure.blocks
         names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
-        self._refuse_whole()
+        if self._loader.is_partial:
+            refuse_whole(self._distinct)
         with float32_model(self._model) as self._dtypes:
             rotations = [(step, p) for p in self._distinct for step in p.of_kind(RotationStep)]
             for step, pipeline in dict(rotations).items():  # the same one twice would be another one
@@ -123,16 +124,6 @@ class Quantizer:
             self._stream(replace)
         return [name for name in names if name in self._layers]
 
-    def _refuse_whole(self) -> None:
-        """Refuse steps that work on the whole model where its layers come one by one."""
-        for pipeline in self._distinct:
-            whole = (*pipeline.of_kind(ModelStep), *pipeline.of_kind(RotationStep))
-            if whole and self._loader.is_partial:
-                raise CalibrationError(
-                    f"method {pipeline.text}: {whole[0].name} works on the whole model at once, but with --offload its"
-                    " layers are read one by one; leave --offload out, or take another method"
-                )
-
     @property
     def _distinct(self) -> tuple[Pipeline, ...]:
         return tuple({pipeline.text: pipeline for pipeline in self._pipelines.values()}.values())
@@ -140,10 +131,8 @@ class Quantizer:
     @property
     def _settings(self) -> Calibration:
         if self._calibration is None:
-            names = ", ".join(pipeline.text for pipeline in self._distinct if pipeline.needs_calibration)
-            raise CalibrationError(
-                f"method {names} needs calibration text: give --calibration FILE (calibration=... in Python)"
-            )
+            refuse_without_text(self._distinct)
+        assert self._calibration is not None
         return self._calibration
 
     def _task(self, name: str) -> LayerTask:

@@ -26,6 +26,7 @@ class PlannedLayer:
 
     ``requested_activations`` is the word of the recipe; ``activations`` what runs, which differs where the file
     layout has rules of its own. ``is_online``: the method leaves a transform or a side path for run time.
+    ``idle_steps`` says which of its steps change nothing for these formats, and why.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PlannedLayer:
     requested_activations: str | None
     method: str
     is_online: bool = False
+    idle_steps: tuple[str, ...] = ()
 
     def stored(self) -> StoredLayer:
         """Return the layer as a checkpoint will describe it."""
@@ -164,6 +166,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
     layers, layout, notes = _settle_layout(layers, recipe.layout, layout_obstacle(model, recipe.layout))
     notes.extend(_expert_notes(model))
+    notes.extend(dict.fromkeys(note for layer in layers for note in layer.idle_steps))
     if outside:
         notes.append(f"only the {recipe.part} part is quantized; other layers need part all, or to be included")
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
@@ -199,6 +202,7 @@ def _plan_layer(
     problem = pipeline.refusal(fmt, spec)
     if problem is not None:
         raise RecipeError(f"layer {name}: {problem}")
+    idle = pipeline.idleness(fmt, spec)
     fmt, adapted = pipeline.adapt(fmt, spec)
     word = None if activations == NONE else activations
     return PlannedLayer(
@@ -212,6 +216,7 @@ def _plan_layer(
         requested_activations=word if adapted == spec else str(adapted),
         method=pipeline.text,
         is_online=pipeline.is_online,
+        idle_steps=tuple(idle),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,27 @@ class RangeReport:
 def has_static_ranges(model: nn.Module) -> bool:
     """Return whether any layer waits for, or has, a static range."""
     return any(isinstance(m, ActivationQuantizer) and m.spec.range is RangeKind.STATIC for m in model.modules())
+
+
+def check_observer(word: str | None, settings: Iterable[ActivationSpec | None], *, has_text: bool) -> None:
+    """Refuse an observer that cannot measure the layers with these settings; None: none was named.
+
+    Raises:
+        CalibrationError: an unknown one, one that nothing would use, or one that does not fit a format.
+    """
+    spec = parse_observer(DEFAULT_OBSERVER if word is None else word)
+    static = [setting for setting in dict.fromkeys(settings) if setting and setting.range is RangeKind.STATIC]
+    if word is not None and not static:
+        raise CalibrationError(
+            f"observer {word} measures static ranges, and no layer has one: write the activations with @static,"
+            " e.g. nvfp4@static, or leave the observer out"
+        )
+    if word is not None and not has_text:
+        raise CalibrationError(
+            f"observer {word} measures ranges on calibration text: give --calibration FILE (calibration=... in Python)"
+        )
+    for setting in static:
+        make_observer(spec, fmt=setting.format, quantize=lambda rows, amax: rows)
 
 
 def calibrate_ranges(

@@ -1,0 +1,36 @@
+"""What no method can do, said by its chain alone: before any text or weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from microscale.algorithms import ModelStep, Pipeline, RotationStep
+from microscale.errors import CalibrationError
+
+
+def refuse_whole(pipelines: Iterable[Pipeline]) -> None:
+    """Refuse steps that work on the whole model at once; for models whose layers are read one by one.
+
+    Raises:
+        CalibrationError: with the step and the remedy.
+    """
+    for pipeline in pipelines:
+        whole = (*pipeline.of_kind(ModelStep), *pipeline.of_kind(RotationStep))
+        if whole:
+            raise CalibrationError(
+                f"method {pipeline.text}: {whole[0].name} works on the whole model at once, but with --offload its"
+                " layers are read one by one; leave --offload out, or take another method"
+            )
+
+
+def refuse_without_text(pipelines: Iterable[Pipeline]) -> None:
+    """Refuse chains that learn from text; for jobs without any.
+
+    Raises:
+        CalibrationError: with the methods and the remedy.
+    """
+    names = ", ".join(pipeline.text for pipeline in pipelines if pipeline.needs_calibration)
+    if names:
+        raise CalibrationError(
+            f"method {names} needs calibration text: give --calibration FILE (calibration=... in Python)"
+        )
