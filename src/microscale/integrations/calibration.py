@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,29 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from microscale.calibration import calibration_windows
+from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
 from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.errors import CalibrationError, CheckpointError, ModelError, TextError
 from microscale.integrations.calibration_text import read_calibration
 from microscale.integrations.loading import check_window, load_tokenizer
 from microscale.nn import cached_weights
-from microscale.recipes import Calibration, RangeReport, calibrate_ranges
+from microscale.recipes import DEFAULT_OBSERVER, Calibration, RangeReport, calibrate_ranges
 
 FEEDS = ("quantized", "original")
 """What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CalibrationOptions:
+    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`."""
+
+    source: str | Path | Int[Tensor, "samples tokens"] | None = None
+    field: str = DEFAULT_FIELD
+    samples: int = DEFAULT_SAMPLES
+    window: int = DEFAULT_WINDOW
+    feed: str = FEEDS[0]
+    seed: int = 0
+    observer: str = DEFAULT_OBSERVER
 
 
 def find_tokenizer(source: str | Path) -> Any:

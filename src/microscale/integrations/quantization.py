@@ -8,30 +8,32 @@ recipe is carried out, and static activation ranges are measured. Writing a chec
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
 from torch import Tensor
 
-from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, ActivationStore
-from microscale.calibration.texts import DEFAULT_FIELD
-from microscale.integrations.calibration import FEEDS, find_tokenizer, measure_ranges, read_windows
+from microscale.algorithms import with_budget
+from microscale.calibration import ActivationStore
+from microscale.errors import RecipeError
+from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
+from microscale.integrations.calibration import CalibrationOptions, find_tokenizer, measure_ranges, read_windows
 from microscale.integrations.layerwise import LayerFile, files_identity, weights_identity
 from microscale.integrations.loading import load_original
 from microscale.integrations.saving import mark_quantized
 from microscale.recipes import (
-    DEFAULT_OBSERVER,
     Calibration,
     QuantizationReport,
     RangeReport,
     Recipe,
     has_static_ranges,
     ignore_progress,
+    make_recipe,
     open_store,
+    parse_rule,
     quantize_model,
 )
 
@@ -41,21 +43,8 @@ Progress = Callable[[int, int, str], None]
 Stages = Callable[[str], AbstractContextManager[Progress]]
 """Called with the title of a stage: a context that lasts as long as the stage, and gives what its progress goes to."""
 
-QUANTIZING, MEASURING = "quantizing", "measuring ranges"
+QUANTIZING, MEASURING, ALLOCATING = "quantizing", "measuring ranges", "measuring layers"
 """Titles of the stages."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CalibrationOptions:
-    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`."""
-
-    source: str | Path | Int[Tensor, "samples tokens"] | None = None
-    field: str = DEFAULT_FIELD
-    samples: int = DEFAULT_SAMPLES
-    window: int = DEFAULT_WINDOW
-    feed: str = FEEDS[0]
-    seed: int = 0
-    observer: str = DEFAULT_OBSERVER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,6 +53,7 @@ class QuantizedModel:
 
     ``num_weights`` counts all parameters of the model that was given. ``ranges`` is None where none were measured.
     ``store`` keeps the unfinished job on disk, if there was a directory for it: clear it once the result is safe.
+    ``allocation`` is what method ``auto`` found.
     """
 
     model: Any
@@ -71,16 +61,38 @@ class QuantizedModel:
     num_weights: int
     ranges: RangeReport | None
     store: ActivationStore | None
+    allocation: FoundAllocation | None = None
 
 
 def report_quantizing(progress: Progress) -> Stages:
-    """Return stages that report the quantizing alone."""
-    return lambda title: contextlib.nullcontext(progress if title == QUANTIZING else ignore_progress)
+    """Return stages that report the quantizing, and the measuring of layers before it."""
+    return lambda title: contextlib.nullcontext(ignore_progress if title == MEASURING else progress)
+
+
+def choose_recipe(
+    format: str | None, bits: float | None, *, rules: Sequence[str] = (), **fields: Any
+) -> Recipe | AutoRecipe:
+    """Return the recipe that a caller's words stand for, or for method ``auto`` what is to find one.
+
+    ``bits`` is a budget of weights, for ``auto`` and for methods that have one of their own. ``fields`` are those of
+    :func:`microscale.recipes.make_recipe`.
+
+    Raises:
+        RecipeError, FormatError, AllocationError: words that cannot be read, or do not go together.
+    """
+    method = str(fields.get("method", "rtn"))
+    if is_auto(method):
+        return make_auto_recipe(bits=bits, formats=format, rules=rules, **fields)
+    if format is None:
+        raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
+    if bits is not None:
+        fields["method"] = with_budget(method, bits)
+    return make_recipe(format=format, rules=tuple(parse_rule(rule) for rule in rules), **fields)
 
 
 def quantize_original(
     model: Any,
-    recipe: Recipe,
+    recipe: Recipe | AutoRecipe,
     calibration: CalibrationOptions,
     *,
     version: str,
@@ -91,17 +103,24 @@ def quantize_original(
     """Quantize a transformers model (changed in place), or one that is read from a directory or by its hub name.
 
     ``version`` is ours, for the model's config and for the identity of a job in ``offload``. Text is read with
-    ``tokenizer``, or with the one beside the model.
+    ``tokenizer``, or with the one beside the model. For an :class:`AutoRecipe` the whole model is read at once.
 
     Raises:
         MicroscaleError: see :func:`microscale.quantize`.
     """
     is_path = isinstance(model, str | Path)
-    layers = LayerFile(model, part=recipe.part) if is_path and offload is not None else None
+    layers = None
+    if is_path and offload is not None and isinstance(recipe, Recipe):
+        layers = LayerFile(model, part=recipe.part)
     original: Any = layers.model() if layers is not None else load_original(model) if is_path else model
     num_weights = sum(parameter.numel() for parameter in original.parameters())
     if tokenizer is None and calibration.source is not None and not isinstance(calibration.source, Tensor):
         tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
+    allocation = None
+    if isinstance(recipe, AutoRecipe):
+        with stages(ALLOCATING) as advance:
+            allocation = find_recipe(original, recipe, calibration, tokenizer=tokenizer, progress=advance)
+        recipe, calibration = allocation.recipe, allocation.calibration
     windows = _windows(original, calibration, tokenizer)
     store = None
     if offload is not None:
@@ -116,7 +135,9 @@ def quantize_original(
                 original, windows, calibration.observer, lambda done, total: advance(done, total, "windows")
             )
     mark_quantized(original, version)
-    return QuantizedModel(model=original, report=report, num_weights=num_weights, ranges=ranges, store=store)
+    return QuantizedModel(
+        model=original, report=report, num_weights=num_weights, ranges=ranges, store=store, allocation=allocation
+    )
 
 
 def _windows(model: Any, calibration: CalibrationOptions, tokenizer: Any) -> Calibration | None:
