@@ -192,14 +192,14 @@ def _tell(limit: Budget, layers: tuple[AllocatedLayer, ...], solution: Solution)
                 counts[word] = counts.get(word, 0) + 1
         by_role.append([role, _counts_text(counts)])
     print_table("Chosen, by role", [Column(title="role"), Column(title="layers")], by_role)
-    console.print(f"budget {limit.text}: {point_text(solution.point, limit.unit)}", markup=False, soft_wrap=True)
+    console.print(point_text(solution.point, limit), markup=False, soft_wrap=True)
 
 
-def point_text(point: FrontPoint, unit: BudgetUnit) -> str:
+def point_text(point: FrontPoint, limit: Budget) -> str:
     """Return what a point of the front costs, and the layers of each candidate."""
-    bits = "" if unit is BudgetUnit.BITS else f" {point.bits_per_weight:.3f} bits per weight,"
+    bits = "" if limit.unit is BudgetUnit.BITS else f" {point.bits_per_weight:.3f} bits per weight;"
     return (
-        f"{amount_text(point.cost, unit)},{bits} summed sensitivity {point.sensitivity:.5g};"
+        f"{amount_text(point.cost, limit.unit)} of {limit.text};{bits} summed sensitivity {point.sensitivity:.5g};"
         f" {_counts_text(point.counts)}"
     )
 

@@ -285,12 +285,8 @@ def _tell(
         )
         return
     if allocation is not None:
-        console.print(
-            f"chosen under {allocation.budget.text} of {len(allocation.solution.front)} optima:"
-            f" {point_text(allocation.solution.point, allocation.budget.unit)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        point = point_text(allocation.solution.point, allocation.budget)
+        console.print(f"chosen from a front of {len(allocation.solution.front)}: {point}", markup=False, soft_wrap=True)
     for (weights, acts), count in schemes.items():
         inputs = "not quantized" if acts == "None" else acts
         console.print(f"{count} layers: weights {weights}, activations {inputs}", markup=False)
