@@ -68,10 +68,11 @@ def __getattr__(name: str) -> Any:
 
 def quantize(
     model: Any,
-    format: str | Recipe,
+    format: str | Recipe | None = None,
     *,
     activations: str | None = None,
     method: str = "rtn",
+    bits: float | None = None,
     effort: str = "fast",
     calibration: str | Path | Sequence[str] | torch.Tensor | None = None,
     calibration_field: str = "text",
@@ -97,6 +98,11 @@ def quantize(
     head and embeddings stay as they are unless included. Of a model that also sees, ``part`` (``language``,
     ``vision``, ``all``) is quantized.
 
+    ``method`` ``auto`` chooses among formats (``format`` lists them with commas; None: the usual ones) for every layer,
+    so that the weights take ``bits`` on average and the model suffers least; ``auto+gptq`` rounds by another method.
+    ``calibration`` is what layers are measured on. With methods that have a budget of their own (``micromix``) ``bits``
+    is that budget.
+
     The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
 
@@ -115,20 +121,25 @@ def quantize(
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
-    from microscale.integrations.quantization import CalibrationOptions, quantize_original, report_quantizing
-    from microscale.recipes import Recipe, ignore_progress, make_recipe, parse_rule
+    from microscale.errors import RecipeError
+    from microscale.integrations.calibration import CalibrationOptions
+    from microscale.integrations.quantization import choose_recipe, quantize_original, report_quantizing
+    from microscale.recipes import Recipe, ignore_progress
 
+    if isinstance(format, Recipe) and bits is not None:
+        raise RecipeError("bits is for a method that has a budget; write it into the recipe's method")
     recipe = (
         format
         if isinstance(format, Recipe)
-        else make_recipe(
-            format=format,
+        else choose_recipe(
+            format,
+            bits,
             activations=activations,
             method=method,
             effort=effort,
             include=tuple(include),
             exclude=tuple(exclude),
-            rules=tuple(parse_rule(rule) for rule in rules),
+            rules=tuple(rules),
             layout=layout,
             nan=nan,
             part=part,

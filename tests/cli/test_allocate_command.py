@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from command_line import fail, succeed
-from small_models import save_random_model
+from command_line import fail, microscale_command, succeed
+from small_models import read_config, save_random_model
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,125 @@ def test_milliseconds_and_the_tables(folder: Path) -> None:
         ("5bits", ["--method", "magic"], "unknown method or step 'magic'"),
         ("5bits", ["--plot", "front.gif"], "a plot is written as .png"),
         ("5bits", ["--fix", "norm=mxfp4"], "norms are"),
+        ("5bits", ["--formats", "mxfp4,int2/32:fp16:asym_pair"], "int2/32:fp16:asym_pair"),
+        ("9bits", ["--formats", "mxfp4,mxfp8@micromix:bits=9"], "must be ever finer"),
+        ("5bits", ["--formats", "mxfp4,micromix:bits=4"], "bits=4 is below the 4.25 bits of the narrowest segment"),
+        ("5bits", ["--formats", "mxfp4,mxfp6_e2m3@smoothquant"], "changes more than one layer"),
+        ("5bits", ["--formats", "mxfp4,mxfp6_e2m3/nvfp4@static"], "dynamic ranges only"),
+        ("5bits", ["--calibration", "no such file.txt"], "no such file.txt"),
     ],
 )
 def test_errors(folder: Path, budget: str, options: list[str], words: str) -> None:
     assert words in " ".join(fail(*arguments(folder, budget), *options).split())
 
 
+def test_a_time_that_no_format_reaches(folder: Path) -> None:
+    """What layers take is measured first, and before their sensitivity: the budget is refused with the smallest sum."""
+    answer = microscale_command(*arguments(folder, "0.000001ms"))
+    assert answer.code == 1 and "Traceback" not in answer.stderr
+    found = re.search(
+        r"below the smallest possible with these formats, ([0-9.]+) ms; raise it \(up to ([0-9.]+) ms is of use\)",
+        " ".join(answer.stderr.split()),
+    )
+    assert found is not None and 0 < float(found[1]) <= float(found[2])
+
+
 def test_text_is_needed(folder: Path) -> None:
     answer = fail("allocate", folder / "tiny", "--budget", "5bits", "-o", folder / "none.yaml")
     assert "give --calibration FILE" in answer and not (folder / "none.yaml").exists()
+
+
+SEGMENTS = "mxfp4,micromix:bits=5.5,wider=(mxfp6_e2m3),mxfp6_e2m3"
+
+
+def test_segments_are_a_candidate(folder: Path, tmp_path: Path) -> None:
+    """What was measured is what the recipe makes, layer by layer, though not all layers of a group are cut."""
+    found = succeed(*arguments(folder, "4.8bits"), "--formats", SEGMENTS, "--method", "gptq", "--json").json
+    cut = {layer["name"]: layer for layer in found["layers"] if "micromix" in layer["chosen"]}
+    assert 0 < len(cut) < 14
+    out = tmp_path / "q"
+    done = succeed(
+        *("quantize", folder / "tiny", "--recipe", folder / "recipe.yaml", "-o", out, "--json"),
+        *("--calibration", folder / "book.txt", "--samples", "2", "--window", "32"),
+    ).json
+    assert done["bits_per_weight"] == pytest.approx(found["result"]["bits_per_weight"])
+    facts = {layer["name"]: layer for layer in succeed("inspect", out, "--json").json["layers"]}
+    for name, layer in cut.items():
+        assert "micromix" in layer["method"] and layer["method"].endswith("gptq")
+        assert ("counts=" in layer["method"]) == facts[name]["format"].startswith("segments(")
+    assert any(facts[name]["format"].startswith("segments(") for name in cut)
+    assert succeed("eval", out, "--text", folder / "book.txt", "--window", "32", "--json").json["perplexity"] > 0
+
+
+def automatic(folder: Path, out: Path, *options: str | Path) -> list[str | Path]:
+    text = ["--calibration", folder / "book.txt", "--samples", "2", "--window", "32"]
+    return ["quantize", folder / "tiny", "--method", "auto", "--bits", "5", "-o", out, *text, *options]
+
+
+def test_auto_is_allocate_and_quantize(folder: Path, tmp_path: Path) -> None:
+    succeed(*arguments(folder, "5bits"))
+    succeed("quantize", folder / "tiny", "--recipe", folder / "recipe.yaml", "-o", tmp_path / "two")
+    done = succeed(*automatic(folder, tmp_path / "one"), "--json").json
+    assert done["allocation"]["result"]["cost"] <= 5.0005
+    one, two = read_config(tmp_path / "one"), read_config(tmp_path / "two")
+    assert one["quantization_config"] == two["quantization_config"] and one["microscale"] == two["microscale"]
+    (tmp_path / "again.yaml").write_text(done["allocation"]["recipe"])
+    succeed("quantize", folder / "tiny", "--recipe", tmp_path / "again.yaml", "-o", tmp_path / "three")
+    assert read_config(tmp_path / "three")["quantization_config"] == one["quantization_config"]
+    answer = " ".join(succeed(*automatic(folder, tmp_path / "one"), "--overwrite").stdout.split())
+    assert "chosen from a front of" in answer and "bits of 5.000 bits; summed sensitivity" in answer
+
+
+def test_auto_with_choices(folder: Path, tmp_path: Path) -> None:
+    options = ["-f", "mxfp4,mxfp8", "-a", "none", "--rule", "mlp.down=nvfp4/mxfp8", "--exclude", "*.o_proj", "--json"]
+    text = ["--calibration", folder / "book.txt", "--samples", "2", "--window", "32"]
+    done = succeed(
+        *("quantize", folder / "tiny", "--method", "auto+gptq", "--bits", "5", "-o", tmp_path / "q"), *text, *options
+    ).json
+    assert {(s["weights"], s["activations"]) for s in done["schemes"]} == {
+        ("mxfp4", None),
+        ("mxfp8_e4m3", None),
+        ("nvfp4", "mxfp8_e4m3:even(1)"),
+    }
+    assert done["layout"] == "compressed-tensors" and len(done["unquantized"]) == 3  # two o_proj and the head
+    methods = {layer["method"] for layer in succeed("inspect", tmp_path / "q", "--json").json["layers"]}
+    assert methods == {"gptq"}
+
+
+def test_bits_of_a_method_with_a_budget_of_its_own(folder: Path, tmp_path: Path) -> None:
+    text = ["--calibration", folder / "book.txt", "--samples", "2", "--window", "32"]
+    formats = ["-f", "mxfp4", "-a", "mxfp4"]
+    for method, word in (("micromix", "micromix:bits=5.5+rtn"), ("rule+micromix+gptq", "rule+micromix:bits=5.5+gptq")):
+        out = tmp_path / method
+        done = succeed(
+            *("quantize", folder / "tiny", *formats, "--method", method, "--bits", "5.5", *text, "-o", out, "--json")
+        ).json
+        assert 4.25 < done["bits_per_weight"] <= 5.5
+        assert {layer["method"] for layer in succeed("inspect", out, "--json").json["layers"]} == {word}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "auto"], "method auto needs a budget of bits per weight"),
+        (["--method", "auto", "--bits", "4.1"], "smallest possible with these formats, 4.250 bits"),
+        (["--method", "auto", "--bits", "-1"], "bits must be above 0"),
+        (["--method", "auto", "--bits", "5", "-f", "mxfp5"], "mxfp5"),
+        (["--method", "auto+magic", "--bits", "5"], "unknown method or step 'magic'"),
+        (["--method", "auto", "--bits", "5", "--part", "vision"], "does not reach part vision"),
+        (["--method", "auto", "--bits", "5", "--effort", "good"], "add --method best"),
+        (["-f", "mxfp4", "--bits", "5"], "method rtn has no budget"),
+        (["-f", "mxfp4", "--method", "micromix:bits=6", "--bits", "5"], "has bits=6 already"),
+        (["-f", "mxfp4", "--method", "rule+auto"], "auto is no step of a chain"),
+        (["--recipe", "r.yaml", "--bits", "5"], "either --recipe or --bits"),
+    ],
+)
+def test_bits_that_cannot_be(folder: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    text = ["--calibration", folder / "book.txt", "--samples", "2", "--window", "32"]
+    answer = fail("quantize", folder / "tiny", "-o", tmp_path / "q", *text, *options)
+    assert words in " ".join(answer.split()) and not (tmp_path / "q").exists()
+
+
+def test_auto_without_text(folder: Path, tmp_path: Path) -> None:
+    answer = fail("quantize", folder / "tiny", "-o", tmp_path / "q", "--method", "auto", "--bits", "5")
+    assert "method auto measures layers on text" in answer

@@ -223,10 +223,10 @@ def test_more_bits_hurt_less(model: Any, kind: Sensitivity) -> None:
 
 
 def test_the_recipe_gives_what_was_solved(model: Any, path: Path, tmp_path: Path) -> None:
-    layers, table = table_of(model, fixed=[parse_fixed("mlp.down=mxfp8"), parse_fixed("lm_head=mxfp8/none")])
+    _, table = table_of(model, fixed=[parse_fixed("mlp.down=mxfp8"), parse_fixed("lm_head=mxfp8/none")])
     solution = solve(table, Budget(amount=6.0, unit=BudgetUnit.BITS), points=4)
     assert len({candidate.text for candidate in solution.chosen.values()}) > 2
-    recipe = allocation_recipe(model, layers, solution.chosen, method="rtn", effort="fast")
+    recipe = allocation_recipe(model, table, solution.chosen, method="rtn", effort="fast")
     (tmp_path / "recipe.yaml").write_text(recipe_text(recipe, ["by a test"]))
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     plan = make_plan(model, recipe)
@@ -286,7 +286,8 @@ def test_stand_ins_follow_the_method(model: Any) -> None:
     _, learned = table_of(model, method="gptq")
     names = list(plain.sensitivity)
     assert any(plain.sensitivity[name][0] != learned.sensitivity[name][0] for name in names)
-    assert measured_method("mr-gptq", "fast").endswith("gptq") and measured_method("smoothquant", "fast") == "rtn"
+    assert measured_method(FORMATS[0], "mr-gptq", "fast").text.endswith("gptq")
+    assert measured_method(FORMATS[0], "smoothquant", "fast").text == "rtn"
 
 
 def test_costs_are_told() -> None:

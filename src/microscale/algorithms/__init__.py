@@ -21,9 +21,20 @@ from microscale.algorithms.contract import (
     Step,
     TransformStep,
 )
-from microscale.algorithms.pipeline import EFFORTS, METHODS, STEPS, Pipeline, parse_method, step_text
+from microscale.algorithms.pipeline import (
+    AUTO,
+    EFFORTS,
+    METHODS,
+    STEPS,
+    Pipeline,
+    beside_segments,
+    parse_method,
+    step_text,
+    with_budget,
+)
 
 __all__ = [
+    "AUTO",
     "EFFORTS",
     "METHODS",
     "STEPS",
@@ -45,6 +56,8 @@ __all__ = [
     "SideStep",
     "Step",
     "TransformStep",
+    "beside_segments",
     "parse_method",
     "step_text",
+    "with_budget",
 ]

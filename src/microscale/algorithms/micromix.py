@@ -12,7 +12,8 @@ segments but the first, which gets the rest. Integers, which the paper leaves ou
 is E at T = 2 q E, or (2^n - 1) E with a zero point.
 
 ``bits`` scales all thresholds by one factor, so that what is stored (the order of the channels included) fits a budget;
-what the last whole granules leave of it then goes to one segment after the other, from the narrowest up.
+what the last whole granules leave of it then goes to one segment after the other, from the narrowest up. ``counts``
+gives the number of channels in each segment by hand, as an allocation over layers does.
 
 Source: arXiv 2508.02343, section 3; granules, counts and E as its authors' implementation has them.
 """
@@ -51,6 +52,8 @@ from microscale.transforms import permute_transform
 
 PAPER = "paper"
 """The word of ``bits`` for the published thresholds, whatever they cost."""
+FOUND = "found"
+"""The word of ``counts`` for counts that follow from thresholds."""
 SAME, BASE = "same", "base"
 """The words of ``weights``: segments in wider and wider formats, or all in the layer's own."""
 WIDE_LAYER, WIDE_GRANULE, GRANULE = 2048, 128, 32
@@ -128,7 +131,8 @@ class MicroMix(SegmentStep):
     inputs of 8 bits keep their format in every segment. With ``weights=base`` all weights keep theirs. The coarser
     format of a segment decides its threshold: that of the inputs with ``weights=base``, else that of either side.
     ``bits`` is the budget for each weight (with ``weights=base`` for each number of the inputs), or ``paper``;
-    ``scale`` multiplies the thresholds of the paper.
+    ``scale`` multiplies the thresholds of the paper. ``counts`` (as in ``(384,96,32)``) replaces all of that: channels
+    of each segment, the layer's own format first.
     """
 
     name: ClassVar[str] = "micromix"
@@ -138,6 +142,7 @@ class MicroMix(SegmentStep):
     bits: str = PAPER
     weights: str = SAME
     scale: float = 1.0
+    counts: str = FOUND
 
     def __post_init__(self) -> None:
         if self.weights not in (SAME, BASE):
@@ -147,6 +152,25 @@ class MicroMix(SegmentStep):
         if not self._formats():
             raise RecipeError("step micromix: wider lists at least one format, as in wider=(mxfp6_e2m3,mxfp8)")
         self._budget()
+        given = self._given_counts()
+        if given is not None and (self.bits != PAPER or self.scale != 1.0):
+            raise RecipeError("step micromix: counts leave nothing for bits or scale to choose; give one of them")
+        if given is not None and len(given) != 1 + len(self._formats()):
+            raise RecipeError(
+                f"step micromix: counts={self.counts} must hold {1 + len(self._formats())} numbers, one for the layer's"
+                f" own format and one for each of wider={self.wider}"
+            )
+
+    def _given_counts(self) -> tuple[int, ...] | None:
+        if self.counts == FOUND:
+            return None
+        try:
+            found = tuple(int(word) for word in list_items(self.counts.strip().removeprefix("(").removesuffix(")")))
+        except ValueError:
+            found = ()
+        if not found or min(found) < 0 or sum(found) == 0:
+            raise RecipeError(f"step micromix: counts must be {FOUND} or numbers like (384,96,32), got {self.counts!r}")
+        return found
 
     def _formats(self) -> tuple[BlockFormat, ...]:
         words = self.wider.strip()
@@ -220,6 +244,28 @@ class MicroMix(SegmentStep):
             changed.update({layer.name: self._cut(layer, counts, order) for layer in layers})
         return dataclasses.replace(group, layers=tuple(changed[layer.name] for layer in group.layers))
 
+    def repeated(
+        self, fmt: BlockFormat, activations: ActivationSpec | None, cut: Format, cut_inputs: ActivationSpec | None
+    ) -> MicroMix | None:
+        """Return the step with the counts of a layer that it has cut, or None where it left the layer in one segment.
+
+        ``fmt`` and ``activations`` are the layer's formats before, ``cut`` and ``cut_inputs`` those after.
+        """
+        if not isinstance(cut, SegmentedFormat):
+            return None
+        weights, inputs = self._sides(fmt, activations)
+        inner = None if cut_inputs is None else cut_inputs.format
+        parts = inner.segments if isinstance(inner, SegmentedFormat) else cut.segments
+        own = inputs if isinstance(inner, SegmentedFormat) else weights
+        counts, place = [0] * len(own), 0
+        for weight, part in zip(cut.segments, parts, strict=True):
+            while (weights[place], own[place]) != (weight.format, part.format):
+                place += 1
+            counts[place] = part.cols
+            place += 1
+        words = f"({','.join(map(str, counts))})"
+        return dataclasses.replace(self, bits=PAPER, scale=1.0, counts=words)
+
     def _cut(self, layer: LayerTask, counts: Sequence[int], order: Tensor) -> LayerTask:
         if counts[0] == sum(counts):
             return layer
@@ -235,6 +281,9 @@ class MicroMix(SegmentStep):
         fmt = layers[0].format
         assert isinstance(fmt, BlockFormat)
         weights, inputs = self._sides(fmt, layers[0].activations)
+        given = self._given_counts()
+        if given is not None:
+            return self._checked_counts(given, [*weights, *inputs], layers[0].name, cols)
         unit = granule([*weights, *inputs], cols)
         factors = self._factors(weights, inputs)[:-1]
 
@@ -254,6 +303,22 @@ class MicroMix(SegmentStep):
             return bits + (order_bits if counts[0] < cols else 0.0) <= budget + 1e-9
 
         return counts_within(counts_at, fits, unit)
+
+    def _checked_counts(
+        self, given: tuple[int, ...], formats: Sequence[BlockFormat], name: str, cols: int
+    ) -> tuple[int, ...]:
+        """Return counts given by hand.
+
+        Raises:
+            RecipeError: another number of channels than the layer has, or blocks that are cut.
+        """
+        unit = math.lcm(*(fmt.block.size for fmt in formats if isinstance(fmt.block, VectorBlock)))
+        if sum(given) != cols or any(count % unit for count in given[1:]):
+            raise RecipeError(
+                f"layer {name}: step micromix: counts={self.counts} must add up to the layer's {cols} channels, all but"
+                f" the first in multiples of {unit}"
+            )
+        return given
 
 
 def _finer(own: BlockFormat, other: BlockFormat) -> BlockFormat:

@@ -30,7 +30,7 @@ from microscale.algorithms.gptq import Gptq
 from microscale.algorithms.hadamard import Hadamard
 from microscale.algorithms.low_rank import LowRankStep
 from microscale.algorithms.macro_block import MacroBlock
-from microscale.algorithms.micromix import MicroMix
+from microscale.algorithms.micromix import PAPER, MicroMix
 from microscale.algorithms.mxplus import MxPlus
 from microscale.algorithms.omniquant import OmniQuant
 from microscale.algorithms.permute import Permute
@@ -68,6 +68,9 @@ STEPS: Mapping[str, type[Step]] = MappingProxyType(
     }
 )
 """Every step by its word."""
+
+AUTO = "auto"
+"""The word in the place of a method that stands for an allocation of formats; it is no method itself."""
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
@@ -201,6 +204,43 @@ def parse_method(text: str, *, effort: str = "fast", fmt: Format | None = None) 
     return Pipeline(text="+".join(step_text(step) for step in steps), steps=tuple(steps))
 
 
+def with_budget(text: str, bits: float) -> str:
+    """Return a method's chain with ``bits`` as the budget of the step that has one.
+
+    Raises:
+        RecipeError: no step of the chain has a budget, or the one that has is given another already.
+    """
+    pipeline = parse_method(text)
+    cutting = pipeline.of_kind(MicroMix)
+    if not cutting:
+        raise RecipeError(
+            f"method {text} has no budget, so {bits:g} bits say nothing to it; auto, micromix and adaptive-2-4 have one"
+        )
+    if cutting[0].bits not in (PAPER, f"{bits:g}"):
+        raise RecipeError(f"method {text} has bits={cutting[0].bits} already; leave one of the two budgets out")
+    given = dataclasses.replace(cutting[0], bits=f"{bits:g}")
+    return "+".join(step_text(given if step is cutting[0] else step) for step in pipeline.steps)
+
+
+def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
+    """Return a chain that cuts segments with those steps of another one that may stand beside them.
+
+    Changes of formats and folds are taken over where ``own`` has none, the rounding where ``own`` rounds plainly.
+    Without segments ``own`` is all.
+    """
+    if not own.of_kind(SegmentStep):
+        return own
+    kinds = {next(kind for kind in ORDER if isinstance(step, kind)) for step in own.steps}
+    is_plain = own.rounding == Rtn()
+    kept = [step for step in own.steps if not (is_plain and isinstance(step, RoundStep))]
+    for step in common.steps:
+        kind = next(kind for kind in ORDER if isinstance(step, kind))
+        if kind not in BESIDE_SEGMENTS and (kind not in kinds or (kind is RoundStep and is_plain)):
+            kept.append(step)
+    kept.sort(key=lambda step: next(place for place, kind in enumerate(ORDER) if isinstance(step, kind)))
+    return parse_method("+".join(map(step_text, kept)))
+
+
 def _expanded(word: str, effort: str, fmt: Format | None) -> str:
     if word == "best":
         is_fine = isinstance(fmt, BlockFormat) and not fmt.scale.is_power_of_two
@@ -211,6 +251,11 @@ def _expanded(word: str, effort: str, fmt: Format | None) -> str:
 def _parse_step(text: str) -> Step:
     word, _, rest = text.partition(":")
     kind = STEPS.get(word)
+    if word == AUTO:
+        raise RecipeError(
+            "auto is no step of a chain: it finds the formats of all layers under a budget (microscale quantize MODEL"
+            " --method auto --bits 4.5, or auto+gptq with another method to round by)"
+        )
     if kind is None:
         raise RecipeError(
             f"unknown method or step {word!r}; methods: best, {', '.join(METHODS)}; steps: {', '.join(STEPS)}"

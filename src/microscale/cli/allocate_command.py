@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,36 +24,29 @@ from microscale.cli.output import (
     tell_missing_kernels,
 )
 from microscale.errors import CalibrationError
-from microscale.families import describe
 from microscale.planning import (
+    DEFAULT_FORMATS,
     AllocatedLayer,
     Budget,
     BudgetUnit,
     Candidate,
     FrontPoint,
     LayerTable,
-    MeasuringCost,
     Sensitivity,
     Solution,
-    allocated_layers,
-    allocation_recipe,
     amount_text,
-    check_budget,
-    measure_table,
-    measuring_cost,
     parse_budget,
     parse_candidates,
     parse_fixed,
     parse_sensitivity,
-    solve,
 )
-from microscale.planning.stand_ins import measured_method, needs_text
-from microscale.recipes import recipe_text, unstack_experts
+from microscale.recipes import recipe_text
 from microscale.report import allocation_plot, check_picture
 
-DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp8"
+if TYPE_CHECKING:
+    from microscale.integrations.allocating import FoundAllocation
+
 DEFAULT_SAMPLES, DEFAULT_WINDOW = 8, 512
-METHOD_WINDOWS = 64
 _UNITS = {BudgetUnit.BITS: "bits per weight", BudgetUnit.BYTES: "bytes", BudgetUnit.MILLISECONDS: "milliseconds"}
 
 
@@ -63,7 +56,10 @@ def allocate(
     budget: Annotated[str, typer.Option("--budget", "-b", help="4.5bits, 1.2GB (whole model) or 20ms.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write, as YAML.")],
     formats: Annotated[
-        str, typer.Option("--formats", "-f", help="Candidates WEIGHTS[/ACTIVATIONS] with commas; none leaves alone.")
+        str,
+        typer.Option(
+            "--formats", "-f", help="Candidates WEIGHTS[/ACTIVATIONS][@METHOD] with commas; none leaves alone."
+        ),
     ] = DEFAULT_FORMATS,
     calibration: Annotated[
         str | None, typer.Option("--calibration", help="Text file, JSON lines or dataset name to measure on.")
@@ -101,63 +97,49 @@ def allocate(
     Example: `microscale allocate MODEL --budget 4.5bits --calibration text.txt -o recipe.yaml`, then
     `microscale quantize MODEL --recipe recipe.yaml -o OUT`
     """
-    from microscale.integrations.calibration import find_tokenizer, read_windows
+    from microscale.integrations.allocating import AllocationOptions, allocate_model
+    from microscale.integrations.calibration import CalibrationOptions, find_tokenizer
     from microscale.integrations.loading import load_original
 
     tell_missing_kernels()
     started = time.perf_counter()
-    limit, kind = parse_budget(budget), parse_sensitivity(sensitivity)
-    candidates = parse_candidates(formats)
-    fixed = [parse_fixed(text) for text in fix or []]
+    options = AllocationOptions(
+        budget=parse_budget(budget),
+        candidates=parse_candidates(formats),
+        fixed=tuple(parse_fixed(text) for text in fix or ()),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        method=method,
+        effort=effort,
+        sensitivity=parse_sensitivity(sensitivity),
+        is_fused=fuse,
+        latency_tokens=latency_tokens,
+        points=points,
+    )
     parse_method(method, effort=effort)
     if plot is not None:
         check_picture(plot)
     if calibration is None:
         raise CalibrationError("allocation measures layers on text: give --calibration FILE")
-    original: Any = load_original(model)
-    unstack_experts(original)
-    layers, every = allocated_layers(
-        original, candidates, fixed=fixed, include=include or (), exclude=exclude or (), is_fused=fuse
-    )
-    check_budget(original, layers, every, limit)
-    tokenizer = find_tokenizer(model)
-    options: dict[str, Any] = {"window": window, "seed": seed, "field": calibration_field, "feed": "original"}
-    given = read_windows(calibration, tokenizer, original, samples=samples, **options)
-    taught = None
-    if needs_text(method, effort):
-        taught = _method_text(calibration, tokenizer, original, samples, options)
-    cost = measuring_cost(kind, len(layers), len(every), len(describe(original).blocks), samples * window)
-    notes = _notes(cost, kind, len(layers), len(every), method, effort)
-    error_console.print(notes[0], style="dim", soft_wrap=True, markup=False)
+    text = CalibrationOptions(source=calibration, field=calibration_field, samples=samples, window=window, seed=seed)
     with progress_bar("measuring") as advance:
-        table = measure_table(
-            original,
-            layers,
-            every,
-            calibration=given,
-            method_text=taught,
-            sensitivity=kind,
-            method=method,
-            effort=effort,
-            latency_tokens=latency_tokens if limit.unit is BudgetUnit.MILLISECONDS else None,
+        found = allocate_model(
+            load_original(model),
+            options,
+            text,
+            tokenizer=find_tokenizer(model),
             progress=advance,
+            tell=lambda note: error_console.print(note, style="dim", soft_wrap=True, markup=False),
         )
-    solution = solve(table, limit, points=points)
-    recipe = allocation_recipe(original, layers, solution.chosen, method=method, effort=effort)
-    comments = [
-        f"microscale allocate {model} --budget {budget} --formats {formats}",
-        f"{amount_text(solution.point.cost, limit.unit)} of {limit.text};"
-        f" summed sensitivity ({kind.value}) {solution.point.sensitivity:.6g}",
-    ]
-    write_text_file(output, recipe_text(recipe, comments))
+    _write(output, found, f"microscale allocate {model} --budget {budget} --formats {formats}", options.sensitivity)
     if plot is not None:
-        _draw(plot, model, limit, kind, solution)
+        _draw(plot, model, options.budget, options.sensitivity, found.solution)
     seconds = time.perf_counter() - started
     if as_json:
-        print_json(_facts(output, limit, kind, table, solution, notes, seconds))
+        print_json(_facts(output, found, options.sensitivity, seconds))
         return
-    _tell(limit, layers, solution)
-    for note in notes[1:]:
+    _tell(options.budget, found.table.layers, found.solution)
+    for note in found.notes[1:]:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(
         f"wrote {output} in {seconds:.1f} s; next: microscale quantize {model} --recipe {output} -o OUT",
@@ -166,26 +148,14 @@ def allocate(
     )
 
 
-def _notes(cost: MeasuringCost, kind: Sensitivity, layers: int, candidates: int, method: str, effort: str) -> list[str]:
-    """Return what measuring takes, and what it cannot see."""
-    notes = [
-        f"sensitivity {kind.value}: {layers} layers in {candidates} candidates, the work of about"
-        f" {cost.passes:.0f} passes over {cost.tokens} tokens"
+def _write(output: Path, found: FoundAllocation, origin: str, kind: Sensitivity) -> None:
+    point, limit = found.solution.point, found.budget
+    comments = [
+        origin,
+        f"{amount_text(point.cost, limit.unit)} of {limit.text};"
+        f" summed sensitivity ({kind.value}) {point.sensitivity:.6g}",
     ]
-    if measured_method(method, effort) == "rtn" and parse_method(method, effort=effort).text != "rtn":
-        notes.append(f"method {method} ties layers together: sensitivity is that of plain rounding")
-    return notes
-
-
-def _method_text(calibration: str, tokenizer: Any, model: Any, samples: int, options: dict[str, Any]) -> Any:
-    """Return windows for the method: more than sensitivity needs, or as many where the text is short."""
-    from microscale.errors import TextError
-    from microscale.integrations.calibration import read_windows
-
-    try:
-        return read_windows(calibration, tokenizer, model, samples=max(samples, METHOD_WINDOWS), **options)
-    except TextError:
-        return read_windows(calibration, tokenizer, model, samples=samples, **options)
+    write_text_file(output, recipe_text(found.recipe, comments))
 
 
 def _draw(path: Path, model: str, limit: Budget, kind: Sensitivity, solution: Solution) -> None:
@@ -222,11 +192,26 @@ def _tell(limit: Budget, layers: tuple[AllocatedLayer, ...], solution: Solution)
                 counts[word] = counts.get(word, 0) + 1
         by_role.append([role, _counts_text(counts)])
     print_table("Chosen, by role", [Column(title="role"), Column(title="layers")], by_role)
-    console.print(
-        f"{amount_text(solution.point.cost, limit.unit)} of {limit.text};"
-        f" {solution.point.bits_per_weight:.3f} bits per weight; summed sensitivity {solution.point.sensitivity:.5g}",
-        markup=False,
+    console.print(point_text(solution.point, limit), markup=False, soft_wrap=True)
+
+
+def point_text(point: FrontPoint, limit: Budget) -> str:
+    """Return what a point of the front costs, and the layers of each candidate."""
+    bits = "" if limit.unit is BudgetUnit.BITS else f" {point.bits_per_weight:.3f} bits per weight;"
+    return (
+        f"{amount_text(point.cost, limit.unit)} of {limit.text};{bits} summed sensitivity {point.sensitivity:.5g};"
+        f" {_counts_text(point.counts)}"
     )
+
+
+def point_facts(point: FrontPoint) -> dict[str, Any]:
+    """Return a point of the front for machines."""
+    return {
+        "cost": point.cost,
+        "bits_per_weight": point.bits_per_weight,
+        "sensitivity": point.sensitivity,
+        "layers": dict(point.counts),
+    }
 
 
 def _row(limit: Budget, name: str, point: FrontPoint) -> list[str]:
@@ -239,49 +224,35 @@ def _counts_text(counts: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _facts(
-    output: Path,
-    limit: Budget,
-    kind: Sensitivity,
-    table: LayerTable,
-    solution: Solution,
-    notes: list[str],
-    seconds: float,
-) -> dict[str, Any]:
-    def point(one: FrontPoint) -> dict[str, Any]:
-        return {
-            "cost": one.cost,
-            "bits_per_weight": one.bits_per_weight,
-            "sensitivity": one.sensitivity,
-            "layers": dict(one.counts),
-        }
-
-    def layer(one: AllocatedLayer) -> dict[str, Any]:
-        chosen: Candidate = solution.chosen[one.name]
-        times = None if table.milliseconds is None else table.milliseconds[one.name]
-        return {
-            "name": one.name,
-            "role": one.role,
-            "shape": list(one.shape),
-            "chosen": chosen.text,
-            "candidates": {
-                candidate.text: {
-                    "sensitivity": table.sensitivity[one.name][place],
-                    "bytes": table.num_bytes[one.name][place],
-                    "milliseconds": None if times is None else times[place],
-                }
-                for place, candidate in enumerate(table.candidates)
-            },
-        }
-
+def _facts(output: Path, found: FoundAllocation, kind: Sensitivity, seconds: float) -> dict[str, Any]:
+    solution, table, limit = found.solution, found.table, found.budget
     return {
         "recipe": str(output),
         "budget": {"amount": limit.amount, "unit": limit.unit.value},
         "sensitivity": kind.value,
-        "result": point(solution.point),
-        "front": [point(one) for one in solution.front],
-        "uniform": {name: point(one) for name, one in solution.uniform.items()},
-        "layers": [layer(one) for one in table.layers],
-        "notes": notes,
+        "result": point_facts(solution.point),
+        "front": [point_facts(one) for one in solution.front],
+        "uniform": {name: point_facts(one) for name, one in solution.uniform.items()},
+        "layers": [_layer_facts(one, table, solution.chosen[one.name]) for one in table.layers],
+        "notes": list(found.notes),
         "seconds": seconds,
+    }
+
+
+def _layer_facts(layer: AllocatedLayer, table: LayerTable, chosen: Candidate) -> dict[str, Any]:
+    times = None if table.milliseconds is None else table.milliseconds[layer.name]
+    return {
+        "name": layer.name,
+        "role": layer.role,
+        "shape": list(layer.shape),
+        "chosen": chosen.text,
+        "method": table.methods[layer.name][table.candidates.index(chosen)],
+        "candidates": {
+            candidate.text: {
+                "sensitivity": table.sensitivity[layer.name][place],
+                "bytes": table.num_bytes[layer.name][place],
+                "milliseconds": None if times is None else times[place],
+            }
+            for place, candidate in enumerate(table.candidates)
+        },
     }

@@ -13,6 +13,7 @@ from microscale import __version__
 from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW
 from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.checkpoint import check_target
+from microscale.cli.allocate_command import point_facts, point_text
 from microscale.cli.inspect_command import group_names
 from microscale.cli.output import (
     JsonOption,
@@ -25,20 +26,20 @@ from microscale.cli.output import (
     progress_bar,
     tell_missing_kernels,
 )
-from microscale.errors import CheckpointWriteError, ModelError, RecipeError
+from microscale.errors import CalibrationError, CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import RangeKind
 from microscale.planning import Inspection, inspect_checkpoint
 from microscale.recipes import (
     QuantizationReport,
     Recipe,
     load_recipe,
-    make_recipe,
     parse_inputs,
-    parse_rule,
+    recipe_text,
 )
 from microscale.report import size_text
 
 if TYPE_CHECKING:
+    from microscale.integrations.allocating import AutoRecipe, FoundAllocation
     from microscale.integrations.quantization import QuantizedModel
 
 
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 def quantize(
     model: Annotated[str, typer.Argument(help="Directory or hub name of a transformers causal language model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
-    format: Annotated[str | None, typer.Option("--format", "-f", help="Format of the weights: name or spec.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="Format of the weights: name or spec (method auto: a list).")
+    ] = None,
     activations: Annotated[
         str | None, typer.Option("--activations", "-a", help="Format of the layer inputs (default: not quantized).")
     ] = None,
@@ -63,6 +66,9 @@ def quantize(
     recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file with all of this instead.")] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="Method or chain of steps, see `microscale methods` (default: rtn).")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option("--bits", help="Budget for each weight, of method auto, micromix or adaptive-2-4.")
     ] = None,
     effort: Annotated[
         str | None, typer.Option("--effort", help="Of method best: fast (default, no gradients), good or max.")
@@ -107,10 +113,11 @@ def quantize(
 
     Examples: `microscale quantize MODEL -f mxfp4 -o OUT`,
     `microscale quantize MODEL -f mxfp4 -a mxfp8 --rule '*.down_proj=mxfp8' -o OUT`,
-    `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`
+    `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`,
+    `microscale quantize MODEL --method auto --bits 4.5 --calibration text.txt -o OUT`
     """
-    from microscale.integrations.calibration import check_tokenizer, range_notes
-    from microscale.integrations.quantization import CalibrationOptions, quantize_original
+    from microscale.integrations.calibration import CalibrationOptions, check_tokenizer, range_notes
+    from microscale.integrations.quantization import quantize_original
     from microscale.integrations.saving import check_shard_size, save_model
 
     tell_missing_kernels()
@@ -120,14 +127,15 @@ def quantize(
         "activations": activations,
         "include": tuple(include or ()) or None,
         "exclude": tuple(exclude or ()) or None,
-        "rules": tuple(parse_rule(text) for text in rule or ()) or None,
+        "rules": tuple(rule or ()) or None,
         "method": method,
+        "bits": bits,
         "effort": effort,
         "part": part,
         "nan": nan,
     }
     chosen = _recipe(recipe, flags, layout)
-    _refuse_static(chosen, calibration)
+    _refuse_untaught(chosen, calibration)
     _refuse_source(model, output)
     _refuse_inside(offload, output)
     check_target(output, overwrite=overwrite)
@@ -151,6 +159,8 @@ def quantize(
     report = done.report
     if done.ranges is not None:
         notes.extend(range_notes(done.ranges))
+    if done.allocation is not None:
+        notes.extend(done.allocation.notes[1:])
     notes = [*report.plan.notes, *_coverage_notes(done), *notes]
     written = save_model(
         done.model,
@@ -163,10 +173,13 @@ def quantize(
     )
     if done.store is not None:
         done.store.clear()
-    _tell(output, written, report, inspect_checkpoint(output), notes, time.perf_counter() - started, as_json)
+    seconds = time.perf_counter() - started
+    _tell(output, written, report, inspect_checkpoint(output), notes, seconds, done.allocation, as_json)
 
 
-def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Recipe:
+def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Recipe | AutoRecipe:
+    from microscale.integrations.quantization import choose_recipe
+
     given = {key: value for key, value in flags.items() if value is not None}
     if path is not None:
         if given:
@@ -175,16 +188,17 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
             )
         found = load_recipe(path)
         return found.model_copy(update={"layout": layout or found.layout or "auto"})
-    if "format" not in given:
-        raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
-    words = [given.get("method"), *(rule.method for rule in given.get("rules", ()))]
-    if "effort" in given and not any("best" in (word or "").split("+") for word in words):
+    if "effort" in given and "best" not in str(given.get("method")).split("+"):
         raise RecipeError(f"--effort {given['effort']} chooses a chain of method best; add --method best")
-    return make_recipe(**given, layout=layout or "auto")
+    return choose_recipe(given.pop("format", None), given.pop("bits", None), layout=layout or "auto", **given)
 
 
-def _refuse_static(recipe: Recipe, calibration: str | None) -> None:
-    """Refuse static activation ranges that nothing would measure: such a checkpoint could not run."""
+def _refuse_untaught(recipe: Recipe | AutoRecipe, calibration: str | None) -> None:
+    """Refuse what needs text without any: an allocation, and static activation ranges, which could not run."""
+    if not isinstance(recipe, Recipe):
+        if calibration is None:
+            raise CalibrationError("method auto measures layers on text: give --calibration FILE")
+        return
     for word in (recipe.activations, *(rule.activations for rule in recipe.rules)):
         spec = parse_inputs(word)
         if spec is not None and spec.range is RangeKind.STATIC and calibration is None:
@@ -246,6 +260,7 @@ def _tell(
     inspection: Inspection,
     notes: list[str],
     seconds: float,
+    allocation: FoundAllocation | None,
     as_json: bool,
 ) -> None:
     schemes = Counter((format_word(layer.format), activation_word(layer.activations)) for layer in report.plan.layers)
@@ -263,11 +278,15 @@ def _tell(
                 "bits_per_weight": report.bits_per_weight,
                 "bits_per_weight_model": inspection.bits_per_weight,
                 "bytes": inspection.num_bytes,
+                "allocation": None if allocation is None else _allocation_facts(allocation),
                 "notes": notes,
                 "seconds": seconds,
             }
         )
         return
+    if allocation is not None:
+        point = point_text(allocation.solution.point, allocation.budget)
+        console.print(f"chosen from a front of {len(allocation.solution.front)}: {point}", markup=False, soft_wrap=True)
     for (weights, acts), count in schemes.items():
         inputs = "not quantized" if acts == "None" else acts
         console.print(f"{count} layers: weights {weights}, activations {inputs}", markup=False)
@@ -280,3 +299,12 @@ def _tell(
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(f"wrote {output} (layout {layout}) in {seconds:.1f} s", markup=False, soft_wrap=True)
+
+
+def _allocation_facts(allocation: FoundAllocation) -> dict[str, Any]:
+    return {
+        "budget": allocation.budget.amount,
+        "result": point_facts(allocation.solution.point),
+        "front": [point_facts(point) for point in allocation.solution.front],
+        "recipe": recipe_text(allocation.recipe),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from microscale.calibration import calibration_windows
+from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
 from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.errors import CalibrationError, CheckpointError, ModelError, TextError
 from microscale.integrations.calibration_text import read_calibration
@@ -25,6 +26,22 @@ Source = str | Path | Sequence[str] | Int[Tensor, "samples tokens"]
 
 FEEDS = ("quantized", "original")
 """What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CalibrationOptions:
+    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`.
+
+    ``observer`` is what a user named for static ranges; None: the default, where there are any.
+    """
+
+    source: Source | None = None
+    field: str = DEFAULT_FIELD
+    samples: int = DEFAULT_SAMPLES
+    window: int = DEFAULT_WINDOW
+    feed: str = FEEDS[0]
+    seed: int = 0
+    observer: str | None = None
 
 
 def checked_source(source: object) -> Source | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import Tensor
 
-from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, ActivationStore
-from microscale.calibration.texts import DEFAULT_FIELD
-from microscale.errors import CalibrationError
+from microscale.algorithms import with_budget
+from microscale.calibration import ActivationStore
+from microscale.errors import CalibrationError, RecipeError
+from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
 from microscale.integrations.calibration import (
-    FEEDS,
-    Source,
+    CalibrationOptions,
     check_tokenizer,
     checked_source,
     find_tokenizer,
@@ -43,7 +43,9 @@ from microscale.recipes import (
     check_job,
     has_static_ranges,
     ignore_progress,
+    make_recipe,
     open_store,
+    parse_rule,
     quantize_model,
 )
 
@@ -53,24 +55,8 @@ Progress = Callable[[int, int, str], None]
 Stages = Callable[[str], AbstractContextManager[Progress]]
 """Called with the title of a stage: a context that lasts as long as the stage, and gives what its progress goes to."""
 
-QUANTIZING, MEASURING = "quantizing", "measuring ranges"
+QUANTIZING, MEASURING, ALLOCATING = "quantizing", "measuring ranges", "measuring layers"
 """Titles of the stages."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CalibrationOptions:
-    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`.
-
-    ``observer`` is what a user named for static ranges; None: the default, where there are any.
-    """
-
-    source: Source | None = None
-    field: str = DEFAULT_FIELD
-    samples: int = DEFAULT_SAMPLES
-    window: int = DEFAULT_WINDOW
-    feed: str = FEEDS[0]
-    seed: int = 0
-    observer: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +65,7 @@ class QuantizedModel:
 
     ``num_weights`` counts all parameters of the model that was given. ``ranges`` is None where none were measured.
     ``store`` keeps the unfinished job on disk, if there was a directory for it: clear it once the result is safe.
+    ``allocation`` is what method ``auto`` found.
     """
 
     model: Any
@@ -86,16 +73,38 @@ class QuantizedModel:
     num_weights: int
     ranges: RangeReport | None
     store: ActivationStore | None
+    allocation: FoundAllocation | None = None
 
 
 def report_quantizing(progress: Progress) -> Stages:
-    """Return stages that report the quantizing alone."""
-    return lambda title: contextlib.nullcontext(progress if title == QUANTIZING else ignore_progress)
+    """Return stages that report the quantizing, and the measuring of layers before it."""
+    return lambda title: contextlib.nullcontext(ignore_progress if title == MEASURING else progress)
+
+
+def choose_recipe(
+    format: str | None, bits: float | None, *, rules: Sequence[str] = (), **fields: Any
+) -> Recipe | AutoRecipe:
+    """Return the recipe that a caller's words stand for, or for method ``auto`` what is to find one.
+
+    ``bits`` is a budget of weights, for ``auto`` and for methods that have one of their own. ``fields`` are those of
+    :func:`microscale.recipes.make_recipe`.
+
+    Raises:
+        RecipeError, FormatError, AllocationError: words that cannot be read, or do not go together.
+    """
+    method = str(fields.get("method", "rtn"))
+    if is_auto(method):
+        return make_auto_recipe(bits=bits, formats=format, rules=rules, **fields)
+    if format is None:
+        raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
+    if bits is not None:
+        fields["method"] = with_budget(method, bits)
+    return make_recipe(format=format, rules=tuple(parse_rule(rule) for rule in rules), **fields)
 
 
 def quantize_original(
     model: Any,
-    recipe: Recipe,
+    recipe: Recipe | AutoRecipe,
     calibration: CalibrationOptions,
     *,
     version: str,
@@ -106,7 +115,7 @@ def quantize_original(
     """Quantize a transformers model (changed in place), or one that is read from a directory or by its hub name.
 
     ``version`` is ours, for the model's config and for the identity of a job in ``offload``. Text is read with
-    ``tokenizer``, or with the one beside the model.
+    ``tokenizer``, or with the one beside the model. For an :class:`AutoRecipe` the whole model is read at once.
 
     Raises:
         MicroscaleError: see :func:`microscale.quantize`.
@@ -116,10 +125,18 @@ def quantize_original(
     is_text = calibration.source is not None and not isinstance(calibration.source, Tensor)
     if tokenizer is None and is_text:
         tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
-    _refuse_early(model, recipe, calibration, tokenizer, offload)
-    layers = LayerFile(model, part=recipe.part) if is_path and offload is not None else None
+    layers = None
+    if isinstance(recipe, Recipe):
+        _refuse_early(model, recipe, calibration, tokenizer, offload)
+        if is_path and offload is not None:
+            layers = LayerFile(model, part=recipe.part)
     original: Any = layers.model() if layers is not None else load_original(model) if is_path else model
     num_weights = sum(parameter.numel() for parameter in original.parameters())
+    allocation = None
+    if isinstance(recipe, AutoRecipe):
+        with stages(ALLOCATING) as advance:
+            allocation = find_recipe(original, recipe, calibration, tokenizer=tokenizer, progress=advance)
+        recipe, calibration = allocation.recipe, allocation.calibration
     windows = _windows(original, calibration, tokenizer)
     store = None
     if offload is not None:
@@ -133,7 +150,9 @@ def quantize_original(
             observer = calibration.observer or DEFAULT_OBSERVER
             ranges = measure_ranges(original, windows, observer, lambda done, total: advance(done, total, "windows"))
     mark_quantized(original, version)
-    return QuantizedModel(model=original, report=report, num_weights=num_weights, ranges=ranges, store=store)
+    return QuantizedModel(
+        model=original, report=report, num_weights=num_weights, ranges=ranges, store=store, allocation=allocation
+    )
 
 
 def _refuse_early(model: Any, recipe: Recipe, calibration: CalibrationOptions, tokenizer: Any, offload: object) -> None:

@@ -1,16 +1,13 @@
 """Questions about a model or a file."""
 
+from microscale.planning.allocated_layers import AllocatedLayer, allocated_layers, parse_fixed
 from microscale.planning.allocation import Allocation, Choice, ChoiceGroup
 from microscale.planning.allocator import (
-    AllocatedLayer,
     FrontPoint,
-    LayerTable,
     Solution,
-    allocated_layers,
     allocation_recipe,
     check_budget,
-    measure_table,
-    parse_fixed,
+    check_reachable,
     solve,
 )
 from microscale.planning.analysis import (
@@ -23,9 +20,10 @@ from microscale.planning.analysis import (
 )
 from microscale.planning.bench import BenchResult, Speed, measure_speed, resident_bytes
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
-from microscale.planning.candidates import Candidate, parse_candidate, parse_candidates
+from microscale.planning.candidates import DEFAULT_FORMATS, Candidate, parse_candidate, parse_candidates
 from microscale.planning.comparison import MODES, ComparisonResult, Step, compare_formats
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
+from microscale.planning.layer_table import LayerTable, measure_table
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
 from microscale.planning.sensitivity import (
     MeasuringCost,
@@ -34,6 +32,7 @@ from microscale.planning.sensitivity import (
     measuring_cost,
     parse_sensitivity,
 )
+from microscale.planning.stand_ins import check_candidates, is_tied, layer_method, needs_text
 from microscale.planning.study import (
     PreparedModel,
     StudyExecutor,
@@ -48,6 +47,7 @@ from microscale.planning.study_store import RunState, StoredRun, StudyScore, Stu
 from microscale.planning.tensor_facts import MassiveValue, TensorFacts
 
 __all__ = [
+    "DEFAULT_FORMATS",
     "DEFAULT_TARGET_DB",
     "MODES",
     "AllocatedLayer",
@@ -91,12 +91,17 @@ __all__ = [
     "amount_text",
     "analyze_model",
     "check_budget",
+    "check_candidates",
+    "check_reachable",
     "compare_formats",
     "inspect_checkpoint",
+    "is_tied",
+    "layer_method",
     "measure_sensitivity",
     "measure_speed",
     "measure_table",
     "measuring_cost",
+    "needs_text",
     "pareto_front",
     "parse_budget",
     "parse_candidate",

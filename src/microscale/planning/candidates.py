@@ -1,25 +1,38 @@
-"""Candidates: the formats that a layer may be given, as pairs of weights and input activations.
+"""Candidates: what a layer may be given, as formats of weights and input activations and, if need be, a method.
 
-Written ``WEIGHTS[/ACTIVATIONS]``: ``mxfp4`` rounds both, ``mxfp4/mxfp8`` gives the inputs another format,
+Written ``WEIGHTS[/ACTIVATIONS][@METHOD]``: ``mxfp4`` rounds both, ``mxfp4/mxfp8`` gives the inputs another format,
 ``mxfp4/none`` leaves them, ``none`` leaves the layer as it is. A spec may hold slashes itself
-(``int2/64:fp16:asym``): the longest reading of the weights that is a format is taken.
+(``int2/64:fp16:asym``): the longest reading of the weights that is a format is taken. ``mxfp4@micromix:bits=5.0``
+cuts the layer into segments; ``micromix:bits=5.0`` alone starts from MXFP4.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
+from microscale.algorithms import METHODS, STEPS, FoldStep, ModelStep, RotationStep, parse_method
 from microscale.errors import AllocationError, FormatError
-from microscale.formats import list_items
+from microscale.formats import RangeKind, list_items
 from microscale.recipes.recipe import NONE, parse_inputs, parse_weights
+
+DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp8"
+"""The candidates where none are named."""
+BASE = "mxfp4"
+"""The format that a candidate of a method alone starts from."""
+_OPTION = re.compile(r"[a-z_]+=")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The words of one choice for a layer; ``activations`` None means that inputs are not rounded."""
+    """The words of one choice for a layer; ``activations`` None means that inputs are not rounded.
+
+    ``method`` is the candidate's own; None: that of the whole recipe.
+    """
 
     weights: str
     activations: str | None
+    method: str | None = None
 
     @property
     def is_kept(self) -> bool:
@@ -29,23 +42,61 @@ class Candidate:
     @property
     def text(self) -> str:
         """The shortest word that parses back."""
-        if self.is_kept or self.activations == self.weights:
-            return self.weights
-        return f"{self.weights}/{self.activations or NONE}"
+        same = self.is_kept or self.activations == self.weights
+        formats = self.weights if same else f"{self.weights}/{self.activations or NONE}"
+        if self.method is None:
+            return formats
+        return self.method if formats == BASE else f"{formats}@{self.method}"
 
     def bits_per_weight(self, shape: tuple[int, int], kept_bits: float) -> float:
-        """Bits of one weight of a layer [rows, cols], scales included; ``kept_bits`` where it is left alone."""
+        """Bits of one weight of a layer [rows, cols], scales included; ``kept_bits`` where it is left alone.
+
+        Where a method cuts segments, these are the bits of the narrowest.
+        """
         fmt = parse_weights(self.weights)
         return kept_bits if fmt is None else fmt.bits_per_value(*shape)
 
 
 def parse_candidate(text: str) -> Candidate:
-    """Return what ``WEIGHTS[/ACTIVATIONS]`` stands for.
+    """Return what ``WEIGHTS[/ACTIVATIONS][@METHOD]`` stands for.
 
     Raises:
-        AllocationError: no reading as formats; the message has what the format parser says.
+        AllocationError: no reading as formats (the message has what the format parser says), or a method that cannot
+            serve one layer alone.
+        RecipeError: a method that cannot be read.
     """
-    word = text.strip()
+    formats, method = _split_method(text.strip())
+    found = _parse_formats(formats)
+    if method is None:
+        return found
+    if found.is_kept:
+        raise AllocationError(f"candidate {text.strip()!r} has a method for a layer that it leaves alone")
+    pipeline = parse_method(method)
+    tied = next((s for kind in (FoldStep, RotationStep, ModelStep) for s in pipeline.of_kind(kind)), None)
+    if tied is not None:
+        raise AllocationError(
+            f"candidate {text.strip()!r}: step {tied.name} changes more than one layer, so it cannot be chosen for one"
+            " alone; name it with --method"
+        )
+    return replace(found, method=method)
+
+
+def _split_method(word: str) -> tuple[str, str | None]:
+    """Return formats and method of a candidate; ``@static`` and the like belong to the formats."""
+    if _is_method(word):
+        return BASE, word
+    for place, letter in enumerate(word):
+        if letter == "@" and _is_method(word[place + 1 :]):
+            return word[:place], word[place + 1 :]
+    return word, None
+
+
+def _is_method(text: str) -> bool:
+    first = re.split(r"[:+]", text, maxsplit=1)[0].strip()
+    return first in STEPS or first in METHODS or first == "best"
+
+
+def _parse_formats(word: str) -> Candidate:
     pieces = word.split("/")
     problem: FormatError | None = None
     for cut in range(len(pieces), 0, -1):
@@ -60,21 +111,34 @@ def parse_candidate(text: str) -> Candidate:
             if inputs is not None:
                 raise AllocationError(f"candidate {word!r} rounds the inputs of a layer that it leaves alone")
             return Candidate(weights=NONE, activations=None)
+        if inputs is not None and inputs.range is not RangeKind.DYNAMIC:
+            raise AllocationError(
+                f"candidate {word!r}: allocation measures inputs with dynamic ranges only, not {inputs.range.value}"
+            )
         if not rest:
             return Candidate(weights=weights, activations=weights)
         return Candidate(weights=weights, activations=None if rest == NONE else rest)
-    raise AllocationError(f"candidate {word!r} must read WEIGHTS or WEIGHTS/ACTIVATIONS\n{problem}")
+    raise AllocationError(f"candidate {word!r} must read WEIGHTS[/ACTIVATIONS][@METHOD]\n{problem}")
 
 
 def parse_candidates(text: str) -> tuple[Candidate, ...]:
-    """Return the candidates of a list with commas (those inside parentheses belong to a format).
+    """Return the candidates of a list with commas.
+
+    Commas inside parentheses belong to a format, and an item that reads ``option=value`` to the method before it.
 
     Raises:
         AllocationError: none, one twice, or one that cannot be read.
+        RecipeError: a method that cannot be read.
     """
-    found = [parse_candidate(word) for word in list_items(text)]
+    words: list[str] = []
+    for item in list_items(text):
+        if words and _OPTION.match(item):
+            words[-1] += f",{item}"
+        else:
+            words.append(item)
+    found = [parse_candidate(word) for word in words]
     if not found:
-        raise AllocationError(f"formats {text!r} must be a list such as mxfp4,nvfp4,mxfp6_e2m3,mxfp8")
+        raise AllocationError(f"formats {text!r} must be a list such as {DEFAULT_FORMATS}")
     for index, candidate in enumerate(found):
         if candidate in found[:index]:
             raise AllocationError(f"candidate {candidate.text!r} stands in the list twice")

@@ -8,29 +8,83 @@ from typing import Any
 
 from torch import nn
 
-from microscale.algorithms import FoldStep, ModelStep, Pipeline, RotationStep, parse_method
+from microscale.algorithms import (
+    FoldStep,
+    FormatStep,
+    ModelStep,
+    Pipeline,
+    RotationStep,
+    SegmentStep,
+    beside_segments,
+    parse_method,
+    step_text,
+)
+from microscale.algorithms.micromix import MicroMix
+from microscale.errors import AllocationError, MicroscaleError
+from microscale.formats import BlockFormat
+from microscale.nn import QuantizedLinear
 from microscale.planning.candidates import Candidate
-from microscale.recipes import Calibration, make_recipe, quantize_model
-from microscale.recipes.recipe import NONE
+from microscale.recipes import Calibration, Recipe, make_plan, make_recipe, quantize_model
+from microscale.recipes.recipe import NONE, parse_inputs, parse_weights
 
 PLAIN = "rtn"
 
 
-def measured_method(method: str, effort: str) -> str:
-    """Return the chain that stand-ins are made by: the method's own, or plain rounding where it ties layers together.
+def layer_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
+    """Return the chain by which a recipe quantizes a layer to a candidate.
+
+    A candidate's own method is taken as it is; one that cuts segments takes over what may stand beside them from the
+    recipe's ``method``.
+    """
+    common = parse_method(method, effort=effort, fmt=parse_weights(candidate.weights))
+    if candidate.method is None:
+        return common
+    return beside_segments(parse_method(candidate.method), common)
+
+
+def measured_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
+    """Return the chain that stand-ins are made by: the layer's own, or plain rounding where it ties layers together.
 
     A fold, a rotation across the model and learning of the whole model change what other layers give and take, so one
-    layer of their result cannot stand among unquantized ones.
+    layer of their result cannot stand among unquantized ones. Changes of formats and segments stay.
     """
-    pipeline = parse_method(method, effort=effort)
-    tied = any(pipeline.of_kind(kind) for kind in (FoldStep, RotationStep, ModelStep))
-    return PLAIN if tied else pipeline.text
+    pipeline = layer_method(candidate, method, effort)
+    if not is_tied(pipeline):
+        return pipeline
+    kept = (*pipeline.of_kind(FormatStep), *pipeline.of_kind(SegmentStep))
+    return parse_method("+".join([*map(step_text, kept), PLAIN]))
 
 
-def needs_text(method: str, effort: str) -> bool:
-    """Whether a method learns from calibration text."""
-    pipeline: Pipeline = parse_method(method, effort=effort)
-    return pipeline.needs_calibration
+def is_tied(pipeline: Pipeline) -> bool:
+    """Whether a chain has steps that change more layers than the one at hand."""
+    return any(pipeline.of_kind(kind) for kind in (FoldStep, RotationStep, ModelStep))
+
+
+def needs_text(candidates: Sequence[Candidate], method: str, effort: str) -> bool:
+    """Whether measuring any candidate takes calibration text for its method."""
+    chains = (measured_method(c, method, effort) for c in candidates if not c.is_kept)
+    return any(chain.needs_calibration for chain in chains)
+
+
+def check_candidates(
+    model: nn.Module, names: Sequence[str], candidates: Sequence[Candidate], *, method: str, effort: str
+) -> None:
+    """Refuse candidates that cannot be given to a layer, before anything is measured.
+
+    Raises:
+        AllocationError: the method as it will run cannot serve a layer in these formats.
+    """
+    for candidate in candidates:
+        if candidate.is_kept:
+            continue
+        for chain in {layer_method(candidate, method, effort).text, measured_method(candidate, method, effort).text}:
+            try:
+                make_plan(model, _recipe(names, candidate, chain))
+            except MicroscaleError as error:
+                raise AllocationError(
+                    f"candidate {candidate.text} does not serve: {error}\nleave it out of the formats, or choose"
+                    " another method"
+                ) from None
 
 
 def make_stand_ins(
@@ -39,6 +93,7 @@ def make_stand_ins(
     candidates: Sequence[Candidate],
     *,
     method: str,
+    effort: str,
     calibration: Calibration | None,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, list[nn.Module | None]]:
@@ -58,14 +113,7 @@ def make_stand_ins(
                 layers.append(None)
             continue
         whole: Any = copy.deepcopy(model)
-        recipe = make_recipe(
-            format=candidate.weights,
-            activations=candidate.activations or NONE,
-            method=method,
-            include=tuple(names),
-            exclude=("*",),
-            rules=tuple({"match": name, "weights": candidate.weights} for name in names),
-        )
+        recipe = _recipe(names, candidate, measured_method(candidate, method, effort).text)
 
         def tell(done: int, total: int, name: str, candidate: Candidate = candidate) -> None:
             progress(done, total, f"{candidate.text} {name}")
@@ -75,3 +123,44 @@ def make_stand_ins(
             found[name].append(whole.get_submodule(name))
         del whole
     return found
+
+
+def _recipe(names: Sequence[str], candidate: Candidate, chain: str) -> Recipe:
+    """Return a recipe that gives one candidate to these layers and nothing to others."""
+    return make_recipe(
+        format=candidate.weights,
+        activations=candidate.activations or NONE,
+        method=chain,
+        include=tuple(names),
+        exclude=("*",),
+        rules=tuple({"match": name, "weights": candidate.weights} for name in names),
+    )
+
+
+def repeating_method(stand_in: nn.Module | None, candidate: Candidate, method: str, effort: str) -> str | None:
+    """Return the method with which a recipe makes a layer like its stand-in; None: the recipe's own.
+
+    Segments are repeated with the counts that the stand-in has, whatever layers are cut beside it.
+    """
+    if candidate.method is None or stand_in is None:
+        return None
+    pipeline = layer_method(candidate, method, effort)
+    cutting = pipeline.of_kind(MicroMix)
+    if not cutting:
+        return pipeline.text
+    steps = list(pipeline.steps)
+    place = steps.index(cutting[0])
+    steps[place : place + 1] = _repeated(cutting[0], stand_in, candidate, pipeline)
+    return "+".join(map(step_text, steps))
+
+
+def _repeated(step: MicroMix, stand_in: nn.Module, candidate: Candidate, pipeline: Pipeline) -> list[MicroMix]:
+    """Return the step that cuts a layer as it did, or none where it did not cut."""
+    fmt = parse_weights(candidate.weights)
+    assert fmt is not None
+    fmt, inputs = pipeline.adapt(fmt, parse_inputs(candidate.activations))
+    if not isinstance(stand_in, QuantizedLinear) or not isinstance(fmt, BlockFormat):
+        return []
+    quantizer = stand_in.activations
+    again = step.repeated(fmt, inputs, stand_in.format, None if quantizer is None else quantizer.spec)
+    return [] if again is None else [again]

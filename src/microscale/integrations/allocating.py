@@ -1,0 +1,267 @@
+"""From a model, a budget and a text to a recipe: what ``microscale allocate`` and the preset ``auto`` share.
+
+``auto`` is a word in the place of a method: ``auto`` rounds to nearest, ``auto+gptq`` by another method. It allocates
+formats under a budget of bits, and then quantizes by the recipe that was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from microscale.algorithms import AUTO, parse_method
+from microscale.errors import AllocationError, CalibrationError, RecipeError, TextError
+from microscale.families import describe
+from microscale.integrations.calibration import CalibrationOptions, read_windows
+from microscale.planning import (
+    DEFAULT_FORMATS,
+    Budget,
+    BudgetUnit,
+    Candidate,
+    LayerTable,
+    MeasuringCost,
+    Sensitivity,
+    Solution,
+    allocated_layers,
+    allocation_recipe,
+    check_budget,
+    check_candidates,
+    check_reachable,
+    is_tied,
+    layer_method,
+    measure_table,
+    measuring_cost,
+    needs_text,
+    parse_candidates,
+    parse_fixed,
+    solve,
+)
+from microscale.recipes import Calibration, Recipe, parse_inputs, unstack_experts
+from microscale.recipes.recipe import NONE
+
+ALLOCATION_SAMPLES, ALLOCATION_WINDOW = 8, 512
+"""What sensitivity is measured on: little text tells layers apart."""
+METHOD_WINDOWS = 64
+"""Windows that a method learns from, at least, while its layers are measured."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationOptions:
+    """What is allocated, and how it is measured; see ``microscale allocate``."""
+
+    budget: Budget
+    candidates: tuple[Candidate, ...]
+    fixed: tuple[tuple[str, Candidate], ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    method: str = "rtn"
+    effort: str = "fast"
+    sensitivity: Sensitivity = Sensitivity.FISHER
+    is_fused: bool = False
+    latency_tokens: int = 1
+    points: int = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoundAllocation:
+    """The recipe, what it was chosen from, and the calibration of a job that quantizes by it."""
+
+    recipe: Recipe
+    calibration: CalibrationOptions
+    solution: Solution
+    table: LayerTable
+    budget: Budget
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoRecipe:
+    """A recipe that is yet to be found, and what an allocation does not choose of it."""
+
+    options: AllocationOptions
+    layout: str | None = None
+    nan: str = "raise"
+
+
+def is_auto(method: str | None) -> bool:
+    """Whether the words of a method stand for an allocation."""
+    return method is not None and method.split("+")[0].strip() == AUTO
+
+
+def make_auto_recipe(
+    *,
+    method: str,
+    bits: float | None,
+    formats: str | None = None,
+    activations: str | None = None,
+    effort: str = "fast",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    layout: str | None = None,
+    nan: str = "raise",
+    part: str = "language",
+) -> AutoRecipe:
+    """Return what ``auto`` is to find: ``formats`` are the candidates, ``rules`` fix layers by hand.
+
+    ``activations`` is for candidates that name none.
+
+    Raises:
+        AllocationError, RecipeError, FormatError: words that cannot be read, no budget, or a part of the model that no
+            text reaches.
+    """
+    if part != "language":
+        raise RecipeError(f"method auto measures layers on text, which does not reach part {part}")
+    if bits is None:
+        raise AllocationError("method auto needs a budget of bits per weight: --bits 4.5 (bits=4.5 in Python)")
+    if not bits > 0:
+        raise AllocationError(f"bits must be above 0, got {bits:g}")
+    rounding = method.partition("+")[2].strip() or "rtn"
+    parse_method(rounding, effort=effort)
+    candidates = parse_candidates(formats or DEFAULT_FORMATS)
+    if activations is not None:
+        parse_inputs(activations)
+        inputs = None if activations == NONE else activations
+        candidates = tuple(_with_inputs(candidate, inputs) for candidate in candidates)
+    options = AllocationOptions(
+        budget=Budget(amount=bits, unit=BudgetUnit.BITS),
+        candidates=candidates,
+        fixed=tuple(parse_fixed(rule) for rule in rules),
+        include=tuple(include),
+        exclude=tuple(exclude),
+        method=rounding,
+        effort=effort,
+    )
+    return AutoRecipe(options=options, layout=layout, nan=nan)
+
+
+def _with_inputs(candidate: Candidate, inputs: str | None) -> Candidate:
+    if candidate.is_kept or candidate.activations != candidate.weights:
+        return candidate
+    return replace(candidate, activations=inputs)
+
+
+def allocate_model(
+    model: Any,
+    options: AllocationOptions,
+    text: CalibrationOptions,
+    *,
+    tokenizer: Any,
+    progress: Progress,
+    tell: Callable[[str], None] = lambda note: None,
+) -> FoundAllocation:
+    """Measure a transformers model and find the optimum under a budget; the model stays as it is.
+
+    Stacked experts are taken apart. ``tell`` gets what measuring will take, before it begins.
+
+    Raises:
+        CalibrationError: no text.
+        AllocationError: a budget or candidates that do not serve, before anything is measured where that can be known.
+        ModelError, RecipeError, TextError: see the rooms that are called.
+    """
+    parse_method(options.method, effort=options.effort)
+    if text.source is None:
+        raise CalibrationError("allocation measures layers on text: give --calibration FILE (calibration=… in Python)")
+    unstack_experts(model)
+    layers, every = allocated_layers(
+        model,
+        options.candidates,
+        fixed=options.fixed,
+        include=options.include,
+        exclude=options.exclude,
+        is_fused=options.is_fused,
+    )
+    check_budget(model, layers, every, options.budget)
+    by_hand = {"method": options.method, "effort": options.effort}
+    check_candidates(model, [layer.name for layer in layers], every, **by_hand)
+    given = _windows(text, tokenizer, model, text.samples)
+    taught = _method_windows(text, tokenizer, model) if needs_text(every, **by_hand) else None
+    tokens = given.windows.numel()
+    cost = measuring_cost(options.sensitivity, len(layers), len(every), len(describe(model).blocks), tokens)
+    notes = _notes(cost, options, len(layers), every)
+    tell(notes[0])
+    table = measure_table(
+        model,
+        layers,
+        every,
+        calibration=given,
+        method_text=taught,
+        sensitivity=options.sensitivity,
+        latency_tokens=options.latency_tokens if options.budget.unit is BudgetUnit.MILLISECONDS else None,
+        progress=progress,
+        check=lambda found: check_reachable(found, options.budget),
+        **by_hand,
+    )
+    solution = solve(table, options.budget, points=options.points)
+    recipe = allocation_recipe(model, table, solution.chosen, **by_hand)
+    return FoundAllocation(
+        recipe=recipe,
+        calibration=text,
+        solution=solution,
+        table=table,
+        budget=options.budget,
+        notes=tuple(notes),
+    )
+
+
+def _windows(text: CalibrationOptions, tokenizer: Any, model: Any, samples: int) -> Calibration:
+    assert text.source is not None
+    found = read_windows(
+        text.source,
+        tokenizer,
+        model,
+        samples=samples,
+        window=text.window,
+        seed=text.seed,
+        field=text.field,
+        feed="original",
+    )
+    if isinstance(text.source, Tensor):
+        return replace(found, windows=found.windows[:samples])
+    return found
+
+
+def _method_windows(text: CalibrationOptions, tokenizer: Any, model: Any) -> Calibration:
+    """Return windows for the method: more than sensitivity needs, or as many where the text is short."""
+    try:
+        return _windows(text, tokenizer, model, max(text.samples, METHOD_WINDOWS))
+    except TextError:
+        return _windows(text, tokenizer, model, text.samples)
+
+
+def _notes(cost: MeasuringCost, options: AllocationOptions, layers: int, candidates: Sequence[Candidate]) -> list[str]:
+    """Return what measuring takes, and what it cannot see."""
+    notes = [
+        f"sensitivity {options.sensitivity.value}: {layers} layers in {len(candidates)} candidates, the work of about"
+        f" {cost.passes:.0f} passes over {cost.tokens} tokens"
+    ]
+    chains = [layer_method(c, options.method, options.effort) for c in candidates if not c.is_kept]
+    if any(is_tied(chain) for chain in chains):
+        notes.append(f"method {options.method} ties layers together: sensitivity is that of plain rounding")
+    return notes
+
+
+def find_recipe(
+    model: Any, auto: AutoRecipe, text: CalibrationOptions, *, tokenizer: Any, progress: Progress
+) -> FoundAllocation:
+    """Allocate for a job that quantizes, on little of its text; it gets no text at all where the recipe uses none.
+
+    Raises:
+        MicroscaleError: see :func:`allocate_model`.
+    """
+    samples, window = min(text.samples, ALLOCATION_SAMPLES), min(text.window, ALLOCATION_WINDOW)
+    sparing = replace(text, samples=samples, window=window)
+    found = allocate_model(model, auto.options, sparing, tokenizer=tokenizer, progress=progress)
+    chosen = {candidate for candidate in found.solution.chosen.values() if not candidate.is_kept}
+    chains = [layer_method(candidate, auto.options.method, auto.options.effort) for candidate in chosen]
+    is_used = any(chain.needs_calibration for chain in chains)
+    return replace(
+        found,
+        recipe=found.recipe.model_copy(update={"layout": auto.layout, "nan": auto.nan}),
+        calibration=text if is_used else replace(text, source=None),
+    )

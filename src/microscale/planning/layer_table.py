@@ -1,0 +1,104 @@
+"""Measure every layer in every candidate: sensitivity, bytes, milliseconds, and the method that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from microscale.families import describe
+from microscale.nn import PackedModule, QuantizedLinear
+from microscale.planning.allocated_layers import AllocatedLayer
+from microscale.planning.candidates import Candidate
+from microscale.planning.latency import measure_latencies
+from microscale.planning.sensitivity import Sensitivity, measure_sensitivity
+from microscale.planning.stand_ins import make_stand_ins, repeating_method
+from microscale.recipes import Calibration
+from microscale.recipes.blocks import float32_model
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTable:
+    """All that a budget is solved from: layers and, for each candidate, sensitivity, bytes and milliseconds."""
+
+    layers: tuple[AllocatedLayer, ...]
+    candidates: tuple[Candidate, ...]
+    sensitivity: Mapping[str, Sequence[float]]
+    num_bytes: Mapping[str, Sequence[int]]
+    milliseconds: Mapping[str, Sequence[float]] | None
+    other_bytes: int
+    """Bytes of the model besides these layers' weights."""
+    methods: Mapping[str, Sequence[str | None]]
+    """The method with which a recipe makes a layer as it was measured; None: that of the whole recipe."""
+
+
+def measure_table(
+    model: Any,
+    layers: Sequence[AllocatedLayer],
+    candidates: Sequence[Candidate],
+    *,
+    calibration: Calibration,
+    method_text: Calibration | None,
+    sensitivity: Sensitivity,
+    method: str,
+    effort: str,
+    latency_tokens: int | None,
+    progress: Progress,
+    check: Callable[[LayerTable], None] = lambda table: None,
+) -> LayerTable:
+    """Measure every layer in every candidate; the model stays as it is.
+
+    ``calibration`` is what sensitivity is measured on, ``method_text`` what the method learns from. ``check`` sees the
+    table before sensitivities (all 0 there) take their time, and may raise.
+    """
+    names = [layer.name for layer in layers]
+    stand_ins = make_stand_ins(
+        model, names, candidates, method=method, effort=effort, calibration=method_text, progress=progress
+    )
+    blocks = [block.name for block in describe(model).blocks]
+    originals = {name: model.get_submodule(name) for name in names}
+    num_bytes = {name: [_bytes_of(s, originals[name]) for s in stand_ins[name]] for name in names}
+    methods = {
+        name: [repeating_method(s, c, method, effort) for s, c in zip(stand_ins[name], candidates, strict=True)]
+        for name in names
+    }
+    rest = other_bytes(model, layers)
+    with float32_model(model):
+        times = None
+        if latency_tokens is not None:
+            times = measure_latencies(stand_ins, originals, tokens=latency_tokens, progress=progress)
+        table = LayerTable(
+            layers=tuple(layers),
+            candidates=tuple(candidates),
+            sensitivity={name: [0.0] * len(candidates) for name in names},
+            num_bytes=num_bytes,
+            milliseconds=times,
+            other_bytes=rest,
+            methods=methods,
+        )
+        check(table)
+        found = measure_sensitivity(
+            model, stand_ins, blocks, calibration.windows, sensitivity, seed=calibration.seed, progress=progress
+        )
+    return replace(table, sensitivity=found)
+
+
+def _bytes_of(stand_in: nn.Module | None, original: nn.Module) -> int:
+    if stand_in is None:
+        weight = original.get_parameter("weight")
+        return weight.numel() * weight.element_size()
+    if isinstance(stand_in, QuantizedLinear):
+        return stand_in.num_bytes
+    assert isinstance(stand_in, PackedModule)
+    return stand_in.tensor.num_bytes
+
+
+def other_bytes(model: nn.Module, layers: Sequence[AllocatedLayer]) -> int:
+    """Return the bytes of a model besides the weights of these layers."""
+    own = {id(model.get_submodule(layer.name).get_parameter("weight")) for layer in layers}
+    tensors = {id(p): p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers())}
+    return sum(size for key, size in tensors.items() if key not in own)
