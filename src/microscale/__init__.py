@@ -39,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "parse_format",
     "quantize",
+    "quantize_attention",
     "quantize_tensor",
     "save",
 ]
@@ -71,6 +72,8 @@ def quantize(
     format: str | Recipe,
     *,
     activations: str | None = None,
+    attention: str | None = None,
+    kv_cache: str | None = None,
     method: str = "rtn",
     effort: str = "fast",
     calibration: str | Path | torch.Tensor | None = None,
@@ -97,6 +100,8 @@ def quantize(
     head and embeddings stay as they are unless included. Of a model that also sees, ``part`` (``language``,
     ``vision``, ``all``) is quantized.
 
+    ``attention`` and ``kv_cache`` round the rest, see :func:`quantize_attention`.
+
     The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
 
@@ -122,6 +127,8 @@ def quantize(
         else make_recipe(
             format=format,
             activations=activations,
+            attention=attention,
+            kv_cache=kv_cache,
             method=method,
             effort=effort,
             include=tuple(include),
@@ -153,6 +160,23 @@ def quantize(
     if done.store is not None:
         done.store.clear()
     return done.model
+
+
+def quantize_attention(model: Any, *, attention: str | None = None, kv_cache: str | None = None) -> Any:
+    """Round the attention of a transformers model from now on; returns the model, which is changed in place.
+
+    ``attention`` is the format of what enters its two products: queries and keys in blocks along the head,
+    probabilities and values in blocks along the keys. ``kv_cache`` is that of keys and values as they are stored, in
+    blocks along the head. None for both takes the roundings back. The model may be quantized or not; :func:`save`
+    keeps the formats of a quantized one. Everything is simulated: rounded, then stored and computed with as floats.
+
+    Raises:
+        FormatError: no such format, or one that attention cannot be rounded to.
+        ModelError: a family that does not call transformers' attention interface.
+    """
+    from microscale.integrations.quantization import round_attention
+
+    return round_attention(model, attention, kv_cache)
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:

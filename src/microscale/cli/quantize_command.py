@@ -51,6 +51,13 @@ def quantize(
     activations: Annotated[
         str | None, typer.Option("--activations", "-a", help="Format of the layer inputs (default: not quantized).")
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option("--attention", help="Format of what enters the products of attention (simulated in floats)."),
+    ] = None,
+    kv_cache: Annotated[
+        str | None, typer.Option("--kv-cache", help="Format of keys and values as they are stored, likewise.")
+    ] = None,
     include: Annotated[
         list[str] | None, typer.Option("--include", help="Glob of layers left out by default (lm_head, embeddings).")
     ] = None,
@@ -118,6 +125,8 @@ def quantize(
     flags = {
         "format": format,
         "activations": activations,
+        "attention": attention,
+        "kv_cache": kv_cache,
         "include": tuple(include or ()) or None,
         "exclude": tuple(exclude or ()) or None,
         "rules": tuple(parse_rule(text) for text in rule or ()) or None,
@@ -170,9 +179,8 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
     given = {key: value for key, value in flags.items() if value is not None}
     if path is not None:
         if given:
-            raise RecipeError(
-                f"give either --recipe or --{next(iter(given))}, not both; write all of it into the recipe"
-            )
+            option = next(iter(given)).replace("_", "-")
+            raise RecipeError(f"give either --recipe or --{option}, not both; write all of it into the recipe")
         found = load_recipe(path)
         return found.model_copy(update={"layout": layout or found.layout or "auto"})
     if "format" not in given:
@@ -185,7 +193,7 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
 
 def _refuse_static(recipe: Recipe, calibration: str | None) -> None:
     """Refuse static activation ranges that nothing would measure: such a checkpoint could not run."""
-    for word in (recipe.activations, *(rule.activations for rule in recipe.rules)):
+    for word in (recipe.activations, *(rule.activations for rule in recipe.layer_rules)):
         spec = parse_inputs(word)
         if spec is not None and spec.range is RangeKind.STATIC and calibration is None:
             raise RecipeError(f"activations {word} need text to measure their range on: give --calibration FILE")
@@ -260,6 +268,7 @@ def _tell(
                     for (weights, acts), count in schemes.items()
                 ],
                 "unquantized": list(report.plan.unquantized),
+                "attention": {"products": inspection.attention, "kv_cache": inspection.kv_cache},
                 "bits_per_weight": report.bits_per_weight,
                 "bits_per_weight_model": inspection.bits_per_weight,
                 "bytes": inspection.num_bytes,

@@ -19,10 +19,13 @@ from torch import Tensor
 
 from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, ActivationStore
 from microscale.calibration.texts import DEFAULT_FIELD
+from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.calibration import FEEDS, find_tokenizer, measure_ranges, read_windows
+from microscale.integrations.hf_quantizer import MicroscaleConfig
 from microscale.integrations.layerwise import LayerFile, files_identity, weights_identity
 from microscale.integrations.loading import load_original
 from microscale.integrations.saving import mark_quantized
+from microscale.nn import AttentionFormats, attention_entry, parse_attention
 from microscale.recipes import (
     DEFAULT_OBSERVER,
     Calibration,
@@ -99,6 +102,9 @@ def quantize_original(
     is_path = isinstance(model, str | Path)
     layers = LayerFile(model, part=recipe.part) if is_path and offload is not None else None
     original: Any = layers.model() if layers is not None else load_original(model) if is_path else model
+    attention = recipe.attention_formats
+    if attention is not None:
+        attention_modules(original)
     num_weights = sum(parameter.numel() for parameter in original.parameters())
     if tokenizer is None and calibration.source is not None and not isinstance(calibration.source, Tensor):
         tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
@@ -115,8 +121,24 @@ def quantize_original(
             ranges = measure_ranges(
                 original, windows, calibration.observer, lambda done, total: advance(done, total, "windows")
             )
+    if attention is not None:
+        apply_attention(original, attention)
     mark_quantized(original, version)
     return QuantizedModel(model=original, report=report, num_weights=num_weights, ranges=ranges, store=store)
+
+
+def round_attention(model: Any, attention: str | None, kv_cache: str | None) -> Any:
+    """Round the attention of a transformers model and note it in its config; see :func:`microscale.quantize_attention`.
+
+    Raises:
+        FormatError, ModelError: no such format, or a model whose attention cannot be rounded.
+    """
+    formats = AttentionFormats(products=parse_attention(attention), kv_cache=parse_attention(kv_cache))
+    apply_attention(model, formats)
+    noted = getattr(model.config, "quantization_config", None)
+    if isinstance(noted, MicroscaleConfig):
+        noted.set_entry("attention", attention_entry(model).get("attention"))
+    return model
 
 
 def _windows(model: Any, calibration: CalibrationOptions, tokenizer: Any) -> Calibration | None:

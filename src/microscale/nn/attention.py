@@ -1,0 +1,190 @@
+"""Attention whose operands are rounded: the KV cache, and what enters the products Q·Kᵀ and P·V.
+
+Every family has its own attention (grouped heads, soft caps, sinks, masks). Nothing of that is computed here: the
+function of the family runs, on rounded queries, keys and values, and its second product gets rounded probabilities.
+
+Blocks run along the dimension that a product sums over: Q and K along the head, P and V along the keys. A block of V
+thus holds several tokens. A query never sees the tokens behind it, so for every query the block that reaches behind the
+last key it sees is rounded as if those tokens were zeros, which is what a cache holds when that query is computed: the
+result of a token does not depend on later ones. Keys that no query of a call sees (padding) count as zeros too. The KV
+cache is rounded as tokens arrive, each alone, along the head.
+
+Left out: speed. Numbers are rounded and computed with as floats; nothing is stored packed.
+
+Source: the setting of arXiv 2510.14557, section 6, in which all operands of all products are quantized; it does not say
+which tokens a block of V holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from microscale.errors import ModelError
+from microscale.formats import BlockFormat, Format, VectorBlock
+from microscale.kernels import fake_quantize
+from microscale.nn.attention_setting import AttentionFormats
+
+QUERIES_AT_ONCE = 128
+"""How many queries get their own rounding of a block of V in one step, which bounds the memory."""
+
+_MATMULS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+_OTHER_PRODUCTS = frozenset({torch.einsum, torch.baddbmm, functional.scaled_dot_product_attention})
+
+
+def rounded_attention(
+    attention: Callable[..., Any],
+    module: nn.Module,
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch kv_heads keys head_dim"],
+    value: Float[Tensor, "batch kv_heads keys value_dim"],
+    mask: Tensor | None,
+    formats: AttentionFormats,
+    **options: Any,
+) -> Any:
+    """Run a family's ``attention`` with rounded operands; returns what it returns.
+
+    ``mask`` is added to the scores (or boolean, True where a key is seen); it says which keys a query sees.
+
+    Special values: those of the formats. A query that sees no key takes the rounding of whole blocks.
+
+    Raises:
+        ModelError: the function does not compute attention by two matrix products.
+    """
+    if formats.kv_cache is not None:
+        key = fake_quantize(key, formats.kv_cache, name="the keys of the cache")
+        value = fake_quantize(value, formats.kv_cache, name="the values of the cache")
+    if formats.products is None:
+        return attention(module, query, key, value, mask, **options)
+    query = fake_quantize(query, formats.products, name="the queries of attention")
+    key = fake_quantize(key, formats.products, name="the keys of attention")
+    values = _RoundedValues(value, formats.products, _seen_keys(mask, query.shape[-2], value.shape[-2]))
+    with _RoundedProducts(values, type(module).__name__) as products:
+        result = attention(module, query, key, values.whole, mask, **options)
+    products.check()
+    return result
+
+
+def _seen_keys(mask: Tensor | None, num_queries: int, num_keys: int) -> Bool[Tensor, "batch queries keys"] | None:
+    """Return which keys each query sees (with any head); None: all of them. The batch may be 1 for all."""
+    if mask is None:
+        return None
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return seen[..., :num_keys].any(dim=1).expand(-1, num_queries, num_keys)
+
+
+class _RoundedValues:
+    """Values rounded along the keys: ``whole`` by whole blocks, and for single queries by what those see."""
+
+    def __init__(self, value: Tensor, fmt: Format, seen: Tensor | None) -> None:
+        self.format = fmt
+        self.size = _block_size(fmt)
+        self.num_keys = value.shape[-2]
+        if seen is not None:
+            value = torch.where(seen.any(dim=1)[:, None, :, None], value, torch.zeros_like(value))
+        self.exact = value
+        self.whole = self._rounded(value.transpose(-1, -2), None).transpose(-1, -2)
+        self.last: Int[Tensor, "batch queries"] | None = None
+        if seen is not None and self.size is not None:
+            places = torch.arange(self.num_keys, device=seen.device)
+            last = torch.where(seen, places, -1).amax(dim=-1)
+            self.last = torch.where(last < 0, self.num_keys - 1, last)
+
+    def _rounded(self, values: Tensor, amax: Tensor | None) -> Tensor:
+        return fake_quantize(values.contiguous(), self.format, amax=amax, name="the values of attention")
+
+    def correct(self, output: Tensor, probabilities: Tensor) -> Tensor:
+        """Give the queries whose last block reaches behind what they see the rounding of what they see.
+
+        ``probabilities`` are rounded, and zero behind the last key that a query sees.
+        """
+        if self.last is None or self.size is None:
+            return output
+        is_cut = ((self.last + 1) % self.size != 0) & (self.last < self.num_keys - 1)
+        queries = is_cut.any(dim=0).nonzero().flatten()
+        if not queries.numel():
+            return output
+        amax = None
+        if isinstance(self.format, BlockFormat) and self.format.tensor_scale is not None:
+            finite = torch.where(torch.isfinite(self.exact), self.exact.abs(), torch.zeros_like(self.exact))
+            amax = finite.amax().to(torch.float32).reshape(1)
+        exact, whole = self._blocks(self.exact), self._blocks(self.whole)
+        weights = functional.pad(probabilities, (0, -self.num_keys % self.size)).unflatten(-1, (-1, self.size))
+        for chosen in queries.split(QUERIES_AT_ONCE):
+            output[:, :, chosen] += self._difference(exact, whole, weights, chosen, amax)
+        return output
+
+    def _blocks(self, values: Tensor) -> Float[Tensor, "batch blocks kv_heads value_dim size"]:
+        size = self.size or 1
+        padded = functional.pad(values.transpose(-1, -2), (0, -self.num_keys % size))
+        return padded.unflatten(-1, (-1, size)).permute(0, 3, 1, 2, 4)
+
+    def _difference(
+        self, exact: Tensor, whole: Tensor, weights: Tensor, chosen: Tensor, amax: Tensor | None
+    ) -> Float[Tensor, "batch heads chosen value_dim"]:
+        assert self.last is not None and self.size is not None
+        batch, kv_heads = exact.shape[0], exact.shape[2]
+        last = self.last[:, chosen].expand(batch, -1)
+        block, rows = last // self.size, torch.arange(batch, device=last.device)[:, None]
+        is_behind = torch.arange(self.size, device=last.device) > (last % self.size)[..., None]
+        cut = exact[rows, block].masked_fill(is_behind[:, :, None, None, :], 0.0)
+        difference = self._rounded(cut, amax) - whole[rows, block]  # batch, chosen, kv_heads, value_dim, size
+        own = weights.transpose(1, 2)[rows, chosen[None], :, block]  # batch, chosen, heads, size
+        own = own.unflatten(2, (kv_heads, -1))
+        found = torch.einsum("bqkgt,bqkdt->bkgqd", own, difference.to(own.dtype))
+        return found.flatten(1, 2)
+
+
+def _block_size(fmt: Format) -> int | None:
+    """Return the length of a format's blocks, None where the rounding of one hangs on more than its own numbers."""
+    if isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock) and fmt.sparse is None:
+        return fmt.block.size
+    return None
+
+
+class _RoundedProducts(TorchFunctionMode):
+    """Watches the products of an attention function: the second one gets rounded probabilities."""
+
+    def __init__(self, values: _RoundedValues, name: str) -> None:
+        super().__init__()
+        self.values = values
+        self.name = name
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _OTHER_PRODUCTS:
+            self._refuse(f"it calls {getattr(func, '__name__', func)}")
+        if func not in _MATMULS:
+            return func(*args, **kwargs)
+        self.count += 1
+        if self.count != 2:
+            return func(*args, **kwargs)
+        probabilities, values = args
+        if probabilities.ndim != 4 or probabilities.shape[-1] != self.values.num_keys:
+            self._refuse(f"its second product takes {list(probabilities.shape)}, not probabilities of all keys")
+        rounded = fake_quantize(probabilities, self.values.format, name="the probabilities of attention")
+        return self.values.correct(func(rounded, values), rounded)
+
+    def check(self) -> None:
+        """Refuse a function that had another number of products.
+
+        Raises:
+            ModelError: it had.
+        """
+        if self.count != 2:
+            self._refuse(f"it has {self.count} matrix products")
+
+    def _refuse(self, reason: str) -> None:
+        raise ModelError(
+            f"the attention of {self.name} is not two matrix products that could be rounded: {reason};"
+            " round the KV cache alone, or leave attention as it is"
+        )
