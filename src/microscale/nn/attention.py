@@ -99,46 +99,66 @@ class _RoundedValues:
     def _rounded(self, values: Tensor, amax: Tensor | None) -> Tensor:
         return fake_quantize(values.contiguous(), self.format, amax=amax, name="the values of attention")
 
-    def correct(self, output: Tensor, probabilities: Tensor) -> Tensor:
-        """Give the queries whose last block reaches behind what they see the rounding of what they see.
+    def product(
+        self, multiply: Callable[..., Tensor], probabilities: Float[Tensor, "batch heads queries keys"], values: Tensor
+    ) -> Float[Tensor, "batch heads queries value_dim"]:
+        """Return the product of rounded probabilities with ``values``, which are ``whole`` for every query head.
 
-        ``probabilities`` are rounded, and zero behind the last key that a query sees.
+        Queries whose last block reaches behind what they see get their own rounding of it. Probabilities are zero
+        behind the last key that a query sees.
         """
-        if self.last is None or self.size is None:
-            return output
-        is_cut = ((self.last + 1) % self.size != 0) & (self.last < self.num_keys - 1)
-        queries = is_cut.any(dim=0).nonzero().flatten()
-        if not queries.numel():
-            return output
-        amax = None
-        if isinstance(self.format, BlockFormat) and self.format.tensor_scale is not None:
-            finite = torch.where(torch.isfinite(self.exact), self.exact.abs(), torch.zeros_like(self.exact))
-            amax = finite.amax().to(torch.float32).reshape(1)
-        exact, whole = self._blocks(self.exact), self._blocks(self.whole)
-        weights = functional.pad(probabilities, (0, -self.num_keys % self.size)).unflatten(-1, (-1, self.size))
-        for chosen in queries.split(QUERIES_AT_ONCE):
-            output[:, :, chosen] += self._difference(exact, whole, weights, chosen, amax)
+        queries = self._cut_queries()
+        if self.last is None or self.size is None or not queries.numel():
+            return multiply(probabilities, values)
+        batch = probabilities.shape[0]
+        last = self.last[:, queries].expand(batch, -1)
+        rows = torch.arange(batch, device=last.device)[:, None]
+        padded = functional.pad(probabilities, (0, -self.num_keys % self.size))
+        rest = padded.clone().unflatten(-1, (-1, self.size))
+        own = rest[rows, :, queries, last // self.size]  # a copy: batch, queries, heads, size
+        rest[rows, :, queries, last // self.size] = 0
+        output = multiply(rest.flatten(-2)[..., : self.num_keys], values)
+        exact, amax = self._exact_blocks(), self._amax()
+        for start in range(0, queries.numel(), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            found = self._own_product(exact, own[:, part], last[:, part], amax)
+            output[:, :, queries[part]] += found.transpose(1, 2)
         return output
 
-    def _blocks(self, values: Tensor) -> Float[Tensor, "batch blocks kv_heads value_dim size"]:
-        size = self.size or 1
-        padded = functional.pad(values.transpose(-1, -2), (0, -self.num_keys % size))
-        return padded.unflatten(-1, (-1, size)).permute(0, 3, 1, 2, 4)
+    def _cut_queries(self) -> Int[Tensor, "queries"]:
+        """Return the queries, of any text, that see a block of keys in part, with tokens behind."""
+        if self.last is None or self.size is None:
+            return torch.empty(0, dtype=torch.int64)
+        is_cut = ((self.last + 1) % self.size != 0) & (self.last < self.num_keys - 1)
+        return is_cut.any(dim=0).nonzero().flatten()
 
-    def _difference(
-        self, exact: Tensor, whole: Tensor, weights: Tensor, chosen: Tensor, amax: Tensor | None
-    ) -> Float[Tensor, "batch heads chosen value_dim"]:
-        assert self.last is not None and self.size is not None
-        batch, kv_heads = exact.shape[0], exact.shape[2]
-        last = self.last[:, chosen].expand(batch, -1)
-        block, rows = last // self.size, torch.arange(batch, device=last.device)[:, None]
+    def _exact_blocks(self) -> Float[Tensor, "batch blocks kv_heads value_dim size"]:
+        assert self.size is not None
+        padded = functional.pad(self.exact.transpose(-1, -2), (0, -self.num_keys % self.size))
+        return padded.unflatten(-1, (-1, self.size)).permute(0, 3, 1, 2, 4).contiguous()
+
+    def _amax(self) -> Float[Tensor, "1"] | None:
+        """Return the maximum that the scale of the whole tensor follows, where the format has one."""
+        if not isinstance(self.format, BlockFormat) or self.format.tensor_scale is None:
+            return None
+        finite = torch.where(torch.isfinite(self.exact), self.exact.abs(), torch.zeros_like(self.exact))
+        return finite.amax().to(torch.float32).reshape(1)
+
+    def _own_product(
+        self,
+        exact: Float[Tensor, "batch blocks kv_heads value_dim size"],
+        own: Float[Tensor, "batch queries heads size"],
+        last: Int[Tensor, "batch queries"],
+        amax: Tensor | None,
+    ) -> Float[Tensor, "batch queries heads value_dim"]:
+        """Return what the last block of each query adds, rounded without the tokens behind the query."""
+        assert self.size is not None
+        rows = torch.arange(exact.shape[0], device=last.device)[:, None]
         is_behind = torch.arange(self.size, device=last.device) > (last % self.size)[..., None]
-        cut = exact[rows, block].masked_fill(is_behind[:, :, None, None, :], 0.0)
-        difference = self._rounded(cut, amax) - whole[rows, block]  # batch, chosen, kv_heads, value_dim, size
-        own = weights.transpose(1, 2)[rows, chosen[None], :, block]  # batch, chosen, heads, size
-        own = own.unflatten(2, (kv_heads, -1))
-        found = torch.einsum("bqkgt,bqkdt->bkgqd", own, difference.to(own.dtype))
-        return found.flatten(1, 2)
+        cut = exact[rows, last // self.size].masked_fill_(is_behind[:, :, None, None, :], 0.0)
+        rounded = self._rounded(cut, amax).to(own.dtype)
+        found = torch.matmul(own.unflatten(2, (rounded.shape[2], -1)), rounded.transpose(-1, -2))
+        return found.flatten(2, 3)
 
 
 def _block_size(fmt: Format) -> int | None:
@@ -172,7 +192,7 @@ class _RoundedProducts(TorchFunctionMode):
         if probabilities.ndim != 4 or probabilities.shape[-1] != self.values.num_keys:
             self._refuse(f"its second product takes {list(probabilities.shape)}, not probabilities of all keys")
         rounded = fake_quantize(probabilities, self.values.format, name="the probabilities of attention")
-        return self.values.correct(func(rounded, values), rounded)
+        return self.values.product(func, rounded, values)
 
     def check(self) -> None:
         """Refuse a function that had another number of products.
