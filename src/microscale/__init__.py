@@ -39,6 +39,7 @@ __all__ = [
     "load_tokenizer",
     "parse_format",
     "quantize",
+    "quantize_attention",
     "quantize_tensor",
     "save",
 ]
@@ -71,6 +72,8 @@ def quantize(
     format: str | Recipe | None = None,
     *,
     activations: str | None = None,
+    attention: str | None = None,
+    kv_cache: str | None = None,
     method: str = "rtn",
     bits: float | None = None,
     effort: str = "fast",
@@ -102,6 +105,8 @@ def quantize(
     so that the weights take ``bits`` on average and the model suffers least; ``auto+gptq`` rounds by another method.
     ``calibration`` is what layers are measured on. With methods that have a budget of their own (``micromix``) ``bits``
     is that budget.
+
+    ``attention`` and ``kv_cache`` round the rest, see :func:`quantize_attention`.
 
     The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
     ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
@@ -135,6 +140,8 @@ def quantize(
             format,
             bits,
             activations=activations,
+            attention=attention,
+            kv_cache=kv_cache,
             method=method,
             effort=effort,
             include=tuple(include),
@@ -166,6 +173,23 @@ def quantize(
     if done.store is not None:
         done.store.clear()
     return done.model
+
+
+def quantize_attention(model: Any, *, attention: str | None = None, kv_cache: str | None = None) -> Any:
+    """Round the attention of a transformers model from now on; returns the model, which is changed in place.
+
+    ``attention`` is the format of what enters its two products: queries and keys in blocks along the head,
+    probabilities and values in blocks along the keys. ``kv_cache`` is that of keys and values as they are stored, in
+    blocks along the head. None for both takes the roundings back. The model may be quantized or not; :func:`save`
+    keeps the formats of a quantized one. Everything is simulated: rounded, then stored and computed with as floats.
+
+    Raises:
+        FormatError: no such format, or one that attention cannot be rounded to.
+        ModelError: a family that does not call transformers' attention interface.
+    """
+    from microscale.integrations.quantization import round_attention
+
+    return round_attention(model, attention, kv_cache)
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -26,8 +26,9 @@ from microscale.cli.output import (
 )
 from microscale.errors import FormatError
 from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
-from microscale.formats import list_items, parse_format
-from microscale.planning import ComparisonResult, Step, compare_formats
+from microscale.formats import Format, list_items, parse_format
+from microscale.nn import AttentionFormats
+from microscale.planning import EVERYTHING, MODES, ComparisonResult, Step, compare_formats
 from microscale.report import ComparisonRow, comparison_html, size_text
 
 DEFAULT_FORMATS = "mxfp8,mxfp6_e2m3,mxfp4,mxfp4_plus,nvfp4"
@@ -43,15 +44,20 @@ def compare(
     tokens: TokensOption = None,
     window: WindowOption = DEFAULT_WINDOW,
     batch: BatchOption = DEFAULT_BATCH,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Also everything: the head, and the products of attention (simulated in floats)."),
+    ] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with table and picture.")] = None,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Quantize a model to several formats and score each: weights alone, and weights with activations.
+    """Quantize a model to several formats and score each: weights alone, weights with activations, and everything.
 
     Example: `microscale compare MODEL --formats mxfp8,mxfp4,nvfp4 --text book.txt --tokens 17391`
     """
     del seed
+    from microscale.integrations.attention import apply_attention, attention_modules
     from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 
     tell_missing_kernels()
@@ -61,13 +67,26 @@ def compare(
     windows = text_windows(tokenizer, content, window=window, tokens=tokens)
     original = load_original(model, dtype=torch.float32)
     check_window(original, window)
+    if full:
+        attention_modules(original)
+
+    def round_attention(model: Any, fmt: Format | None) -> None:
+        apply_attention(model, AttentionFormats(products=fmt))
+
     with progress_bar("comparing") as advance:
 
         def tell(step: Step) -> None:
             advance(step.done, step.total, f"{step.format} {step.mode}")
 
         rows = compare_formats(
-            original, chosen, windows, logits_of, stored_dtype=stored_dtype(model), batch=batch, progress=tell
+            original,
+            chosen,
+            windows,
+            logits_of,
+            stored_dtype=stored_dtype(model),
+            batch=batch,
+            round_attention=round_attention if full else None,
+            progress=tell,
         )
     if html is not None:
         facts = comparison_facts(model, str(text), sum(piece.numel() - 1 for piece in windows), window)
@@ -100,16 +119,22 @@ def split_formats(text: str) -> list[str]:
 
 def comparison_table(rows: list[ComparisonResult]) -> Table:
     """Return the table of a comparison for the terminal: one line for each format, both modes side by side."""
-    table = Table(title="Perplexity (w: weights quantized, w+a: weights and activations)", title_justify="left")
-    table.add_column("format", overflow="fold")
-    for title in ("bits", "model", "w", "Δ w", "w+a", "Δ w+a"):
-        table.add_column(title, justify="right", no_wrap=True)
     base = rows[0]
+    by_format: dict[str, dict[str, ComparisonResult]] = {}
+    for row in rows[1:]:
+        by_format.setdefault(row.format, {})[row.mode] = row
+    modes = list(dict.fromkeys(row.mode for row in rows[1:])) or list(MODES)
+    meaning = "w: weights quantized, w+a: weights and activations"
+    meaning += ", all: head and attention too" if EVERYTHING in modes else ""
+    table = Table(title=f"Perplexity ({meaning})", title_justify="left")
+    table.add_column("format", overflow="fold")
+    for title in ("bits", "model", *(title for mode in modes for title in (mode, f"Δ {mode}"))):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_row(base.format, f"{base.bits_per_weight:.2f}", size_text(base.num_bytes), f"{base.perplexity:.3f}")
-    for weights, both in zip(rows[1::2], rows[2::2], strict=True):
-        scores = (f"{row.perplexity:.3f}" for row in (weights, both))
-        differences = (f"{row.perplexity - base.perplexity:+.3f}" for row in (weights, both))
-        cells = [cell for pair in zip(scores, differences, strict=True) for cell in pair]
+    for found in by_format.values():
+        weights = found[MODES[0]]
+        scores = [found[mode].perplexity for mode in modes]
+        cells = [cell for score in scores for cell in (f"{score:.3f}", f"{score - base.perplexity:+.3f}")]
         table.add_row(weights.format, f"{weights.bits_per_weight:.2f}", size_text(weights.num_bytes), *cells)
     return table
 

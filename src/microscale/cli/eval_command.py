@@ -46,7 +46,7 @@ from microscale.evaluation import (
     make_windows,
     perplexity,
 )
-from microscale.nn import cached_weights, prepare_for_inference
+from microscale.nn import AttentionFormats, cached_weights, model_attention, parse_attention, prepare_for_inference
 
 TextOption = Annotated[Path, typer.Option("--text", help="UTF-8 text file to score.")]
 TokensOption = Annotated[
@@ -60,6 +60,18 @@ ReferenceOption = Annotated[
 ]
 LayersOption = Annotated[
     bool, typer.Option("--layers", help="With --reference: also the error of every decoder layer's output.")
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        help="Round what enters the products of attention to this format, simulated in floats"
+        " (none: leave it; default: as the checkpoint says).",
+    ),
+]
+KvCacheOption = Annotated[
+    str | None,
+    typer.Option("--kv-cache", help="Round keys and values as they are stored, likewise."),
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Float type of the computation.")]
 
@@ -88,6 +100,8 @@ def evaluate(
         int | None, typer.Option("--batch", min=1, help="Windows (4) or task requests (16) in one forward call.")
     ] = None,
     dtype: DtypeOption = "float32",
+    attention: AttentionOption = None,
+    kv_cache: KvCacheOption = None,
     reference: ReferenceOption = None,
     layers: LayersOption = False,
     tasks: TasksOption = None,
@@ -103,10 +117,14 @@ def evaluate(
     Example: `microscale eval OUT --text book.txt --tokens 17391 --window 1024 --reference MODEL --layers`
 
     Example: `microscale eval OUT --tasks lambada,piqa --task-data DIR --limit 200` (`microscale tasks` lists them)
+
+    Example: `microscale eval OUT --text book.txt --attention mxfp4_plus --kv-cache mxfp8`
     """
     from microscale.integrations.loading import check_window, load_model, load_tokenizer, parse_dtype
 
     _check_options(text=text, tasks=tasks, reference=reference, layers=layers)
+    for word in (attention, kv_cache):
+        parse_attention(word)
     tell_missing_kernels()
     request = None
     if tasks is not None:
@@ -124,7 +142,8 @@ def evaluate(
     tokenizer = load_tokenizer(path)
     windows = [] if content is None else text_windows(tokenizer, content, window=window, tokens=tokens)
     model = load_model(path, dtype=compute_dtype)
-    facts: dict[str, Any] = {"model": path, "dtype": dtype}
+    executed = round_as_asked(model, attention, kv_cache)
+    facts: dict[str, Any] = {"model": path, "dtype": dtype, "attention": executed.words}
     if text is not None:
         check_window(model, window)
         original = None if reference is None else load_model(reference, dtype=compute_dtype)
@@ -139,6 +158,22 @@ def evaluate(
             print_task_scores(found, limit=limit)
     if as_json:
         print_json(facts)
+    elif executed != AttentionFormats():
+        console.print(f"{executed}: simulated, rounded and then computed with in {dtype}", markup=False)
+
+
+def round_as_asked(model: Any, attention: str | None, kv_cache: str | None) -> AttentionFormats:
+    """Round the attention of a loaded model as options say, else as its checkpoint does; returns what is executed."""
+    from microscale.integrations.attention import apply_attention
+
+    stored = model_attention(model) or AttentionFormats()
+    wanted = AttentionFormats(
+        products=stored.products if attention is None else parse_attention(attention),
+        kv_cache=stored.kv_cache if kv_cache is None else parse_attention(kv_cache),
+    )
+    if wanted != stored:
+        apply_attention(model, wanted)
+    return wanted
 
 
 def _check_options(*, text: Path | None, tasks: str | None, reference: str | None, layers: bool) -> None:

@@ -54,6 +54,9 @@ def inspect(
     console.print(f"{len(found.others)} tensors not quantized, {size_text(others)}")
     if found.quantized:
         console.print(f"{found.bits_per_quantized_weight:.3f} bits per quantized weight")
+    for side, word in (("products of attention", found.attention), ("KV cache", found.kv_cache)):
+        if word is not None:
+            console.print(f"{side} in {word}, simulated in floats", markup=False)
     console.print(
         f"{found.bits_per_weight:.3f} bits per weight over the whole model:"
         f" {found.num_weights:,} weights, {size_text(found.num_bytes)}"
@@ -134,6 +137,8 @@ def _as_dict(found: Inspection) -> dict[str, Any]:
         "bits_per_quantized_weight": found.bits_per_quantized_weight,
         "weights": found.num_weights,
         "bytes": found.num_bytes,
+        "attention": found.attention,
+        "kv_cache": found.kv_cache,
         "layers": [_layer_dict(layer) for layer in found.quantized],
         "others": [_layer_dict(layer) for layer in found.others],
     }

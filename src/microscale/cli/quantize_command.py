@@ -53,6 +53,13 @@ def quantize(
     activations: Annotated[
         str | None, typer.Option("--activations", "-a", help="Format of the layer inputs (default: not quantized).")
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option("--attention", help="Format of what enters the products of attention (simulated in floats)."),
+    ] = None,
+    kv_cache: Annotated[
+        str | None, typer.Option("--kv-cache", help="Format of keys and values as they are stored, likewise.")
+    ] = None,
     include: Annotated[
         list[str] | None, typer.Option("--include", help="Glob of layers left out by default (lm_head, embeddings).")
     ] = None,
@@ -125,6 +132,8 @@ def quantize(
     flags = {
         "format": format,
         "activations": activations,
+        "attention": attention,
+        "kv_cache": kv_cache,
         "include": tuple(include or ()) or None,
         "exclude": tuple(exclude or ()) or None,
         "rules": tuple(rule or ()) or None,
@@ -183,9 +192,8 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
     given = {key: value for key, value in flags.items() if value is not None}
     if path is not None:
         if given:
-            raise RecipeError(
-                f"give either --recipe or --{next(iter(given))}, not both; write all of it into the recipe"
-            )
+            option = next(iter(given)).replace("_", "-")
+            raise RecipeError(f"give either --recipe or --{option}, not both; write all of it into the recipe")
         found = load_recipe(path)
         return found.model_copy(update={"layout": layout or found.layout or "auto"})
     if "effort" in given and "best" not in str(given.get("method")).split("+"):
@@ -199,7 +207,7 @@ def _refuse_untaught(recipe: Recipe | AutoRecipe, calibration: str | None) -> No
         if calibration is None:
             raise CalibrationError("method auto measures layers on text: give --calibration FILE")
         return
-    for word in (recipe.activations, *(rule.activations for rule in recipe.rules)):
+    for word in (recipe.activations, *(rule.activations for rule in recipe.layer_rules)):
         spec = parse_inputs(word)
         if spec is not None and spec.range is RangeKind.STATIC and calibration is None:
             raise RecipeError(f"activations {word} need text to measure their range on: give --calibration FILE")
@@ -275,6 +283,7 @@ def _tell(
                     for (weights, acts), count in schemes.items()
                 ],
                 "unquantized": list(report.plan.unquantized),
+                "attention": {"products": inspection.attention, "kv_cache": inspection.kv_cache},
                 "bits_per_weight": report.bits_per_weight,
                 "bits_per_weight_model": inspection.bits_per_weight,
                 "bytes": inspection.num_bytes,

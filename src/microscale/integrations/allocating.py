@@ -16,6 +16,7 @@ from microscale.algorithms import AUTO, parse_method
 from microscale.errors import AllocationError, CalibrationError, RecipeError, TextError
 from microscale.families import describe
 from microscale.integrations.calibration import CalibrationOptions, read_windows
+from microscale.nn import parse_attention
 from microscale.planning import (
     DEFAULT_FORMATS,
     Budget,
@@ -86,6 +87,8 @@ class AutoRecipe:
     options: AllocationOptions
     layout: str | None = None
     nan: str = "raise"
+    attention: str | None = None
+    kv_cache: str | None = None
 
 
 def is_auto(method: str | None) -> bool:
@@ -106,6 +109,8 @@ def make_auto_recipe(
     layout: str | None = None,
     nan: str = "raise",
     part: str = "language",
+    attention: str | None = None,
+    kv_cache: str | None = None,
 ) -> AutoRecipe:
     """Return what ``auto`` is to find: ``formats`` are the candidates, ``rules`` fix layers by hand.
 
@@ -123,6 +128,8 @@ def make_auto_recipe(
         raise AllocationError(f"bits must be above 0, got {bits:g}")
     rounding = method.partition("+")[2].strip() or "rtn"
     parse_method(rounding, effort=effort)
+    for word in (attention, kv_cache):
+        parse_attention(word)
     candidates = parse_candidates(formats or DEFAULT_FORMATS)
     if activations is not None:
         parse_inputs(activations)
@@ -137,7 +144,7 @@ def make_auto_recipe(
         method=rounding,
         effort=effort,
     )
-    return AutoRecipe(options=options, layout=layout, nan=nan)
+    return AutoRecipe(options=options, layout=layout, nan=nan, attention=attention, kv_cache=kv_cache)
 
 
 def _with_inputs(candidate: Candidate, inputs: str | None) -> Candidate:
@@ -260,8 +267,9 @@ def find_recipe(
     chosen = {candidate for candidate in found.solution.chosen.values() if not candidate.is_kept}
     chains = [layer_method(candidate, auto.options.method, auto.options.effort) for candidate in chosen]
     is_used = any(chain.needs_calibration for chain in chains)
+    beside = {"layout": auto.layout, "nan": auto.nan, "attention": auto.attention, "kv_cache": auto.kv_cache}
     return replace(
         found,
-        recipe=found.recipe.model_copy(update={"layout": auto.layout, "nan": auto.nan}),
+        recipe=found.recipe.model_copy(update=beside),
         calibration=text if is_used else replace(text, source=None),
     )

@@ -11,7 +11,7 @@ from microscale.errors import ModelError
 from microscale.families import DECODER_FAMILIES, DecoderFamily
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.decoder import Gate
-from microscale.nn import NarrowEmbedding, QuantizedEmbedding, QuantizedLinear
+from microscale.nn import NarrowEmbedding, QuantizedEmbedding, QuantizedLinear, model_attention
 from microscale.nn.decoder import DEFAULT_CHUNK, Decoder, DecoderParts, LayerParts, Norm
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
@@ -23,6 +23,9 @@ def why_not_decoder(model: Any) -> str | None:
     """Return why the decoder runtime cannot run a model, or None where it can."""
     if native.NATIVE is None:
         return native.UNAVAILABLE
+    attention = model_attention(model)
+    if attention is not None:
+        return f"it does not round attention; this model has {attention}"
     config = model.config
     family = DECODER_FAMILIES.get(config.model_type)
     if family is None or type(model).__name__ != family.architecture:

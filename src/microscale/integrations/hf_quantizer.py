@@ -27,8 +27,9 @@ from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLay
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
 from microscale.families import is_transposed
+from microscale.integrations.attention import apply_attention
 from microscale.integrations.pending import PendingTensor
-from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear, read_attention
 from microscale.recipes.experts import unstack_experts
 from microscale.recipes.modules import replace_module, untie
 
@@ -57,6 +58,12 @@ class MicroscaleConfig(QuantizationConfigMixin):
         tables = narrow_tables if isinstance(narrow_tables, Mapping) else {}
         self.narrow_tables = {name: dtype for name, dtype in tables.items() if isinstance(dtype, torch.dtype)}
         self.others = {key: value for key, value in others.items() if key not in ("quant_method", "others")}
+
+    def set_entry(self, key: str, value: Any) -> None:
+        """Set an entry beside those for layers; None takes it out."""
+        self.others = {name: kept for name, kept in self.others.items() if name != key}
+        if value is not None:
+            self.others[key] = value
 
     @classmethod
     def from_layers(cls, layers: Mapping[str, StoredLayer], unquantized: list[str]) -> MicroscaleConfig:
@@ -120,6 +127,8 @@ class MicroscaleQuantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, PackedModule):
                 check_loaded(name, module)
+        config = cast(MicroscaleConfig, self.quantization_config)
+        apply_attention(model, read_attention(config.others.get("attention")))
         return model
 
 

@@ -22,6 +22,7 @@ from microscale.algorithms import with_budget
 from microscale.calibration import ActivationStore
 from microscale.errors import CalibrationError, RecipeError
 from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
+from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.calibration import (
     CalibrationOptions,
     check_tokenizer,
@@ -31,9 +32,11 @@ from microscale.integrations.calibration import (
     measure_ranges,
     read_windows,
 )
+from microscale.integrations.hf_quantizer import MicroscaleConfig
 from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
 from microscale.integrations.loading import check_window, load_original
 from microscale.integrations.saving import mark_quantized
+from microscale.nn import AttentionFormats, attention_entry, parse_attention
 from microscale.recipes import (
     DEFAULT_OBSERVER,
     Calibration,
@@ -137,6 +140,9 @@ def quantize_original(
         with stages(ALLOCATING) as advance:
             allocation = find_recipe(original, recipe, calibration, tokenizer=tokenizer, progress=advance)
         recipe, calibration = allocation.recipe, allocation.calibration
+    attention = recipe.attention_formats
+    if attention is not None:
+        attention_modules(original)
     windows = _windows(original, calibration, tokenizer)
     store = None
     if offload is not None:
@@ -149,6 +155,8 @@ def quantize_original(
         with stages(MEASURING) as advance:
             observer = calibration.observer or DEFAULT_OBSERVER
             ranges = measure_ranges(original, windows, observer, lambda done, total: advance(done, total, "windows"))
+    if attention is not None:
+        apply_attention(original, attention)
     mark_quantized(original, version)
     return QuantizedModel(
         model=original, report=report, num_weights=num_weights, ranges=ranges, store=store, allocation=allocation
@@ -170,6 +178,20 @@ def _refuse_early(model: Any, recipe: Recipe, calibration: CalibrationOptions, t
         check_tokenizer(tokenizer)
         if outline is not None:
             check_window(outline, calibration.window)
+
+
+def round_attention(model: Any, attention: str | None, kv_cache: str | None) -> Any:
+    """Round the attention of a transformers model and note it in its config; see :func:`microscale.quantize_attention`.
+
+    Raises:
+        FormatError, ModelError: no such format, or a model whose attention cannot be rounded.
+    """
+    formats = AttentionFormats(products=parse_attention(attention), kv_cache=parse_attention(kv_cache))
+    apply_attention(model, formats)
+    noted = getattr(model.config, "quantization_config", None)
+    if isinstance(noted, MicroscaleConfig):
+        noted.set_entry("attention", attention_entry(model).get("attention"))
+    return model
 
 
 def _windows(model: Any, calibration: CalibrationOptions, tokenizer: Any) -> Calibration | None:

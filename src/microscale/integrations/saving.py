@@ -20,11 +20,11 @@ from microscale.checkpoint import (
     write_json,
 )
 from microscale.checkpoint.native import NativeLayout
-from microscale.errors import CheckpointWriteError, ModelError
+from microscale.errors import CheckpointWriteError, LayoutError, ModelError
 from microscale.families import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
-from microscale.nn import Experts, PackedModule, QuantizedLinear, row_major_weights
-from microscale.recipes.plan import layout_obstacle
+from microscale.nn import Experts, PackedModule, QuantizedLinear, attention_entry, row_major_weights
+from microscale.recipes.plan import ATTENTION_OBSTACLE, layout_obstacle
 
 
 def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
@@ -77,7 +77,8 @@ def mark_quantized(model: Any, version: str) -> None:
     register()
     keep_module_names(model)
     layers = stored_layers_of(model)
-    model.config.quantization_config = MicroscaleConfig.from_layers(layers, unquantized_linears(model))
+    described = NativeLayout().config(list(layers.values()), unquantized_linears(model))
+    model.config.quantization_config = MicroscaleConfig(**described, **attention_entry(model))
     model.config.microscale = describe(list(layers.values()), "microscale", version, model.dtype)
 
 
@@ -113,7 +114,10 @@ def save_model(
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
     chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model, layout))
-    quantization = chosen.config(list(layers.values()), unquantized_linears(model))
+    attention = attention_entry(model)
+    if attention and not isinstance(chosen, NativeLayout):
+        raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
+    quantization = {**chosen.config(list(layers.values()), unquantized_linears(model)), **attention}
     note = describe(list(layers.values()), chosen.name, version, model.dtype)
 
     def fill(directory: Path) -> None:

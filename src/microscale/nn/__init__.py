@@ -1,6 +1,16 @@
 """Modules that hold packed weights and call the kernels."""
 
 from microscale.nn.activation import ActivationQuantizer, observe_activations
+from microscale.nn.attention import rounded_attention
+from microscale.nn.attention_setting import (
+    AttentionFormats,
+    attention_entry,
+    attention_formats,
+    model_attention,
+    parse_attention,
+    read_attention,
+    set_attention_formats,
+)
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.experts import Expert, Experts, has_stacked_experts, why_not_unstacked
 from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
@@ -10,6 +20,7 @@ from microscale.nn.packed import PackedModule
 
 __all__ = [
     "ActivationQuantizer",
+    "AttentionFormats",
     "Expert",
     "Experts",
     "InputTransforms",
@@ -18,11 +29,18 @@ __all__ = [
     "PackedModule",
     "QuantizedEmbedding",
     "QuantizedLinear",
+    "attention_entry",
+    "attention_formats",
     "cached_weights",
     "has_stacked_experts",
     "lay_out",
+    "model_attention",
     "observe_activations",
+    "parse_attention",
     "prepare_for_inference",
+    "read_attention",
+    "rounded_attention",
     "row_major_weights",
+    "set_attention_formats",
     "why_not_unstacked",
 ]

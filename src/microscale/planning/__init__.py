@@ -21,7 +21,7 @@ from microscale.planning.analysis import (
 from microscale.planning.bench import BenchResult, Speed, measure_speed, resident_bytes
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import DEFAULT_FORMATS, Candidate, parse_candidate, parse_candidates
-from microscale.planning.comparison import MODES, ComparisonResult, Step, compare_formats
+from microscale.planning.comparison import EVERYTHING, MODES, ComparisonResult, Step, compare_formats
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
 from microscale.planning.layer_table import LayerTable, measure_table
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
@@ -49,6 +49,7 @@ from microscale.planning.tensor_facts import MassiveValue, TensorFacts
 __all__ = [
     "DEFAULT_FORMATS",
     "DEFAULT_TARGET_DB",
+    "EVERYTHING",
     "MODES",
     "AllocatedLayer",
     "Allocation",

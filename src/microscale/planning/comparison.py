@@ -1,4 +1,7 @@
-"""Compare formats on one model: quantize to each, score weights alone and weights with activations, restore."""
+"""Compare formats on one model: quantize to each, score weights alone and weights with activations, restore.
+
+On request also everything: the head too, and the products of attention.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
-from microscale.formats import parse_activation, parse_format
-from microscale.nn import PackedModule, cached_weights, prepare_for_inference
+from microscale.formats import Format, parse_activation, parse_format
+from microscale.nn import PackedModule, cached_weights, parse_attention, prepare_for_inference
 from microscale.recipes import (
-    Plan,
+    PlannedLayer,
     make_plan,
     make_recipe,
     quantize_module,
@@ -24,13 +27,17 @@ from microscale.recipes import (
 from microscale.recipes.apply import check_weight, pipelines_of
 
 MODES = ("w", "w+a")
+EVERYTHING = "all"
+
+RoundAttention = Callable[[Any, Format | None], None]
+"""Rounds what enters the products of a model's attention to a format from now on; None takes it back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonResult:
-    """One row: ``mode`` is ``none`` (unquantized), ``w`` or ``w+a``.
+    """One row: ``mode`` is ``none`` (unquantized), ``w``, ``w+a`` or ``all``.
 
-    ``bits_per_weight`` counts the weights that the format was asked for (all linear layers but the head),
+    ``bits_per_weight`` counts the weights that the format was asked for (all linear layers, the head only in ``all``),
     ``num_bytes`` the whole model.
     """
 
@@ -60,30 +67,90 @@ def compare_formats(
     *,
     stored_dtype: torch.dtype,
     batch: int = DEFAULT_BATCH,
+    round_attention: RoundAttention | None = None,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> list[ComparisonResult]:
     """Return the unquantized row, then for each format the rows ``w`` and ``w+a``; the model is as before.
 
-    Activations use the same format as the weights. ``stored_dtype`` is what the checkpoint stores, which may differ
-    from the dtype of the computation.
+    With ``round_attention`` a third row ``all`` follows, in which the head is quantized too, weight and input, and the
+    operands of attention are rounded. Activations use the same format as the weights. ``stored_dtype`` is what the
+    checkpoint stores, which may differ from the dtype of the computation.
 
     Raises:
         FormatSpecError: before anything is run, for a format that cannot be parsed.
+        FormatError: with ``round_attention``, likewise for one that attention cannot be rounded to.
         NonFiniteError: a weight with NaN or Inf.
     """
     for spec in formats:
         parse_format(spec)
-    total = len(windows) * (1 + len(MODES) * len(formats))
-    counter = _Counter(total=total, report=progress)
+        if round_attention is not None:
+            parse_attention(spec)
+    num_modes = len(MODES) + (round_attention is not None)
     unstack_experts(model)
+    scorer = _Scorer(
+        call=language_model(model),
+        windows=windows,
+        batch=batch,
+        counter=_Counter(total=len(windows) * (1 + num_modes * len(formats)), report=progress),
+    )
     num_all = sum(parameter.numel() for parameter in model.parameters())
     width = stored_dtype.itemsize
-    call = language_model(model)
+    name = str(stored_dtype).removeprefix("torch.")
+    results = [scorer.row(name, "none", 8.0 * width, num_all * width)]
+    for spec in formats:
+        plan = make_plan(model, make_recipe(format=spec))
+        head = _head_layers(model, spec) if round_attention is not None else []
+        originals = {layer.name: model.get_submodule(layer.name) for layer in (*plan.layers, *head)}
+        try:
+            sizes = _Sizes(model, width)
+            sizes.add(plan.layers, _swap_in(model, plan.layers))
+            for mode in MODES:
+                set_activations(model, parse_activation(spec) if mode == "w+a" else None)
+                results.append(scorer.packed_row(model, spec, mode, sizes))
+            if round_attention is not None:
+                sizes.add(head, _swap_in(model, head))
+                set_activations(model, parse_activation(spec))
+                round_attention(model, parse_attention(spec))
+                results.append(scorer.packed_row(model, spec, EVERYTHING, sizes))
+        finally:
+            if round_attention is not None:
+                round_attention(model, None)
+            for layer_name, module in originals.items():
+                replace_module(model, layer_name, module)
+    return results
 
-    def score_row(name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
+
+class _Sizes:
+    """Bytes of a model with some layers packed; a head that shares its weight with the embedding comes on top of it."""
+
+    def __init__(self, model: nn.Module, width: int) -> None:
+        self.model, self.width = model, width
+        self.num_weights = self.num_bytes = 0
+
+    def add(self, layers: Sequence[PlannedLayer], num_bytes: int) -> None:
+        """Count layers that were packed."""
+        self.num_weights += sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        self.num_bytes += num_bytes
+
+    @property
+    def whole(self) -> int:
+        """Bytes of the whole model."""
+        return self.num_bytes + sum(parameter.numel() for parameter in self.model.parameters()) * self.width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scorer:
+    """Scores the model as it is at the moment, as one row."""
+
+    call: LanguageModel
+    windows: Sequence[Tensor]
+    batch: int
+    counter: _Counter
+
+    def row(self, name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
         label = "unquantized" if mode == "none" else name
-        score = perplexity(call, windows, batch=batch, progress=counter.within(label, mode))
-        counter.finish(len(windows))
+        score = perplexity(self.call, self.windows, batch=self.batch, progress=self.counter.within(label, mode))
+        self.counter.finish(len(self.windows))
         return ComparisonResult(
             format=name,
             mode=mode,
@@ -93,31 +160,27 @@ def compare_formats(
             seconds=score.seconds,
         )
 
-    name = str(stored_dtype).removeprefix("torch.")
-    results = [score_row(name, "none", 8.0 * width, num_all * width)]
-    for spec in formats:
-        plan = make_plan(model, make_recipe(format=spec))
-        originals = {layer.name: model.get_submodule(layer.name) for layer in plan.layers}
-        try:
-            num_bytes = _swap_in(model, plan)
-            num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
-            prepare_for_inference(model)
-            with cached_weights(model):
-                for mode in MODES:
-                    set_activations(model, parse_activation(spec) if mode == "w+a" else None)
-                    whole = num_bytes + (num_all - num_weights) * width
-                    results.append(score_row(spec, mode, 8 * num_bytes / num_weights, whole))
-        finally:
-            for layer_name, module in originals.items():
-                replace_module(model, layer_name, module)
-    return results
+    def packed_row(self, model: nn.Module, spec: str, mode: str, sizes: _Sizes) -> ComparisonResult:
+        prepare_for_inference(model)
+        with cached_weights(model):
+            return self.row(spec, mode, 8 * sizes.num_bytes / sizes.num_weights, sizes.whole)
 
 
-def _swap_in(model: nn.Module, plan: Plan) -> int:
+def _head_layers(model: Any, spec: str) -> list[PlannedLayer]:
+    """Return the plan of the output head, which may share its weight with the embedding; nothing without a head."""
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    name = next((name for name, module in model.named_modules() if head is not None and module is head), None)
+    if name is None:
+        return []
+    plan = make_plan(model, make_recipe(format=spec, include=(name,)))
+    return [layer for layer in plan.layers if layer.name == name]
+
+
+def _swap_in(model: nn.Module, layers: Sequence[PlannedLayer]) -> int:
     """Replace the planned modules by packed ones; returns the bytes of the packed weights."""
     packed: dict[str, PackedModule] = {}
-    pipelines = pipelines_of({layer.name: layer for layer in plan.layers})
-    for layer in plan.layers:
+    pipelines = pipelines_of({layer.name: layer for layer in layers})
+    for layer in layers:
         module = model.get_submodule(layer.name)
         check_weight(module, layer, poison=False)
         packed[layer.name] = quantize_module(module, layer, pipelines[layer.name])

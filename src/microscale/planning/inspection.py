@@ -8,8 +8,10 @@ from pathlib import Path
 
 from microscale.checkpoint import CheckpointReader, StoredLayer, TensorInfo, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
+from microscale.checkpoint.native import NativeLayout
 from microscale.formats import Format, format_name
 from microscale.layouts import part_specs
+from microscale.nn import AttentionFormats, read_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,10 @@ class Inspection:
     layout: str
     quantized: tuple[LayerFacts, ...]
     others: tuple[LayerFacts, ...]
+    attention: str | None = None
+    """Format of what enters the products of attention."""
+    kv_cache: str | None = None
+    """Format of keys and values as they are stored."""
 
     @property
     def num_weights(self) -> int:
@@ -73,15 +79,26 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
     consumed: set[str] = set()
     quantized: list[LayerFacts] = []
     layout_name = "none"
+    attention: AttentionFormats | None = None
     if reader.quantization_config is not None:
         layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
         layout_name = layout.name
+        if isinstance(layout, NativeLayout):
+            attention = read_attention(reader.quantization_config.get("attention"))
         for layer in layers.values():
             names = layout.tensor_names(layer)
             consumed.update(names)
             quantized.append(_quantized_facts(layer, sum(reader.infos[part].num_bytes for part in names)))
     others = tuple(_plain_facts(name, info) for name, info in reader.infos.items() if name not in consumed)
-    return Inspection(path=str(path), layout=layout_name, quantized=tuple(quantized), others=others)
+    words = {} if attention is None else attention.words
+    return Inspection(
+        path=str(path),
+        layout=layout_name,
+        quantized=tuple(quantized),
+        others=others,
+        attention=words.get("products"),
+        kv_cache=words.get("kv_cache"),
+    )
 
 
 def _inspect_gguf(path: Path) -> Inspection:

@@ -15,7 +15,7 @@ from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_na
 from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families import is_inside, is_transposed, vision_roots
 from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
-from microscale.nn import Experts, PackedModule
+from microscale.nn import Experts, PackedModule, model_attention
 from microscale.recipes.experts import stacked_experts
 from microscale.recipes.recipe import NONE, Recipe, matches, parse_inputs, parse_weights
 
@@ -106,6 +106,10 @@ RENAMED_EXPERTS = {"mixtral": "block_sparse_moe.experts.0.w1"}
 """Families whose experts have other names in checkpoints than in the model, by ``model_type``."""
 
 
+ATTENTION_OBSTACLE = "it has no place for the rounding of attention"
+"""Why other layouts than ours cannot hold a model whose attention is rounded."""
+
+
 def outside_of_part(model: nn.Module, part: str, names: Sequence[str]) -> set[str]:
     """Return the modules that do not belong to the part of a model that was asked for.
 
@@ -131,6 +135,8 @@ def layout_obstacle(model: nn.Module, word: str | None) -> str | None:
             return f"readers of that layout look for the experts of {family} as {RENAMED_EXPERTS[family]}"
         if word == "auto":
             return "transformers does not run all experts of compressed-tensors as the file says"
+    if model_attention(model) is not None:
+        return ATTENTION_OBSTACLE
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and not name.endswith(".weight"):
             return f"transformers cannot load stacked experts ({name}) beside compressed-tensors layers"
@@ -150,7 +156,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     modules = quantizable_modules(model)
     if not any(kind != "embedding" for kind, _ in modules.values()):
         raise ModelError(f"{type(model).__name__} has no linear layers to quantize")
-    patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.rules)]
+    patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.layer_rules)]
     for pattern in patterns:
         _check_pattern(pattern, list(modules))
     outside = outside_of_part(model, recipe.part, list(modules))
@@ -164,9 +170,17 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         raise RecipeError("the recipe leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
-    layers, layout, notes = _settle_layout(layers, recipe.layout, layout_obstacle(model, recipe.layout))
+    obstacle = layout_obstacle(model, recipe.layout)
+    attention = recipe.attention_formats
+    if attention is not None:
+        obstacle = obstacle or ATTENTION_OBSTACLE
+        if recipe.layout == "quark":
+            raise LayoutError(_refusal_text(recipe.layout, [ATTENTION_OBSTACLE]))
+    layers, layout, notes = _settle_layout(layers, recipe.layout, obstacle)
     notes.extend(_expert_notes(model))
     notes.extend(dict.fromkeys(note for layer in layers for note in layer.idle_steps))
+    if attention is not None:
+        notes.append(f"{attention}: simulated, that is rounded, then stored and computed with as floats")
     if outside:
         notes.append(f"only the {recipe.part} part is quantized; other layers need part all, or to be included")
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
@@ -186,7 +200,7 @@ def _plan_layer(
     weights, activations, method = recipe.format, recipe.activations, recipe.method
     is_off = is_default_off and not any(matches(pattern, name) for pattern in recipe.include)
     is_off = is_off or any(matches(pattern, name) for pattern in recipe.exclude)
-    for rule in recipe.rules:
+    for rule in recipe.layer_rules:
         if matches(rule.match, name):
             is_off = is_off and rule.weights is None
             weights = rule.weights or weights

@@ -4,6 +4,8 @@
 
     format: mxfp4               # weights of every linear layer
     activations: mxfp8          # optional; their inputs
+    attention: mxfp8            # optional; what enters the products of attention
+    kv_cache: mxfp8             # optional; keys and values as they are stored
     method: rtn                 # a method or a chain of steps, see docs/methods.md
     effort: fast                # of method best: fast, good or max
     include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings)
@@ -18,7 +20,8 @@
     part: language              # of a model that sees, too: language, vision or all
 
 A pattern is a glob (``*``, ``?``, ``[…]``) that matches a module's full name or the end of it after a dot:
-``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``.
+``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``. A rule that matches ``kv_cache`` says the same
+as the line ``kv_cache``. Attention and the cache are simulated: rounded, stored and computed with as floats.
 """
 
 from __future__ import annotations
@@ -34,9 +37,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError
 from microscale.formats import ActivationSpec, Format, parse_activation, parse_format
+from microscale.nn import AttentionFormats, parse_attention
 
 NONE = "none"
 """The word that leaves weights or activations unquantized."""
+KV_CACHE = "kv_cache"
+"""The role that a rule may name in place of a pattern of layers: keys and values as they are stored."""
 
 PartWord = Literal["language", "vision", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
@@ -87,6 +93,15 @@ class Rule(BaseModel):
         return word
 
     @model_validator(mode="after")
+    def _cache_has_one_format(self) -> Rule:
+        if self.match == KV_CACHE:
+            words = {word for word in (self.weights, self.activations) if word is not None}
+            if self.method is not None or len(words) != 1:
+                raise ValueError("rule for 'kv_cache' names one format and no method, e.g. kv_cache=mxfp8")
+            parse_attention(words.pop())
+        return self
+
+    @model_validator(mode="after")
     def _none_is_all(self) -> Rule:
         if self.weights == NONE and self.activations not in (None, NONE):
             raise ValueError(
@@ -103,6 +118,8 @@ class Recipe(BaseModel):
 
     format: str
     activations: str | None = None
+    attention: str | None = None
+    kv_cache: str | None = None
     method: str = "rtn"
     effort: Literal["fast", "good", "max"] = "fast"
     include: tuple[str, ...] = ()
@@ -124,11 +141,30 @@ class Recipe(BaseModel):
         parse_inputs(word)
         return word
 
+    @field_validator("attention", "kv_cache")
+    @classmethod
+    def _attention_parses(cls, word: str | None) -> str | None:
+        parse_attention(word)
+        return word
+
     @field_validator("method")
     @classmethod
     def _method_exists(cls, word: str) -> str:
         parse_method(word)
         return word
+
+    @property
+    def layer_rules(self) -> tuple[Rule, ...]:
+        """The rules for layers."""
+        return tuple(rule for rule in self.rules if rule.match != KV_CACHE)
+
+    @property
+    def attention_formats(self) -> AttentionFormats | None:
+        """What attention is rounded to; None where nothing is. The last rule for the cache wins over its line."""
+        words = [rule.weights or rule.activations for rule in self.rules if rule.match == KV_CACHE]
+        cache = words[-1] if words else self.kv_cache
+        found = AttentionFormats(products=parse_attention(self.attention), kv_cache=parse_attention(cache))
+        return None if found == AttentionFormats() else found
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -17,16 +17,21 @@ UNQUANTIZED = "none"
 WEIGHTS = "w"
 WEIGHTS_AND_ACTIVATIONS = "w+a"
 
-_MODES = {UNQUANTIZED: "not quantized", WEIGHTS: "weights", WEIGHTS_AND_ACTIVATIONS: "weights + activations"}
+_MODES = {
+    UNQUANTIZED: "not quantized",
+    WEIGHTS: "weights",
+    WEIGHTS_AND_ACTIVATIONS: "weights + activations",
+    "all": "everything",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonRow:
     """One measured variant of a model.
 
-    ``mode`` is ``none`` (the model as it came, ``format`` then its dtype), ``w`` (weights quantized) or ``w+a``
-    (weights and activations). ``num_bytes`` is the size of all weights together, ``difference`` the perplexity
-    minus that of the unquantized row.
+    ``mode`` is ``none`` (the model as it came, ``format`` then its dtype), ``w`` (weights quantized), ``w+a`` (weights
+    and activations) or ``all`` (head and attention too; in the table alone). ``num_bytes`` is the size of all weights
+    together, ``difference`` the perplexity minus that of the unquantized row.
     """
 
     format: str
