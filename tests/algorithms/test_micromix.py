@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from method_tasks import group_task, input_rows, layer_task, random, statistics
-from microscale.algorithms import GroupTask, LayerTask, Pipeline, parse_method
+from method_tasks import block_problem, group_task, input_rows, layer_task, model_problem, random, statistics
+from microscale.algorithms import BlockStep, GroupTask, LayerTask, ModelProblem, ModelStep, Pipeline, parse_method
+from microscale.algorithms.block_error import block_error
+from microscale.algorithms.distill import divergence
 from microscale.algorithms.micromix import (
     MicroMix,
     granule,
@@ -233,8 +235,11 @@ def test_what_cannot_be_is_refused(method: str, fmt: str, activations: str | Non
         ("quarot+micromix+gptq", "outlier channels"),
         ("spinquant+micromix+gptq", "outlier channels"),
         ("permute+micromix", "mixes or moves channels"),
-        ("micromix+autoround+rtn", "learns the rounding of one format"),
-        ("distill+micromix", "learns the rounding of one format"),
+        ("micromix+omniquant+rtn", "transforms and clips for the blocks of one format"),
+        ("micromix+distill+rtn", "transform=hadamard mixes channels.*distill:transform=none"),
+        ("micromix+distill:transform=shared", "transform=shared mixes channels"),
+        ("distill:transform=none+micromix", "must come in the order micromix then distill then rtn"),
+        ("micromix+smoothquant", "must come in the order smoothquant then micromix then rtn"),
         ("micromix:weights=all", "weights must be same or base"),
         ("micromix:bits=few", "bits must be paper or a number"),
         ("micromix:scale=0", "scale must be positive"),
@@ -253,6 +258,56 @@ def test_the_words_of_a_chain_are_kept() -> None:
     text = "smoothquant+micromix:wider=(mxfp6_e3m2,mxfp8_e5m2),bits=5.0,weights=base+gptq"
     found: Pipeline = parse_method(text)
     assert parse_method(found.text) == found and found.is_online and found.is_streamed
+
+
+@pytest.mark.parametrize(
+    ("method", "is_found_ahead", "is_fed"),
+    [
+        ("mxplus+micromix+distill:transform=none+rtn", True, False),
+        ("rule+smoothquant+micromix+distill:transform=none+gptq", True, True),
+        ("micromix+distill:transform=none+autoround", True, True),
+        ("micromix+autoround+rtn", False, True),
+        ("distill+rtn", False, False),
+        ("distill+smoothquant+rtn", False, True),
+    ],
+)
+def test_what_learns_end_to_end_comes_behind_segments(method: str, is_found_ahead: bool, is_fed: bool) -> None:
+    found = parse_method(method)
+    assert parse_method(found.text) == found and found.needs_calibration
+    assert (found.is_found_ahead, found.is_fed) == (is_found_ahead, is_fed)
+
+
+@pytest.mark.parametrize("activations", ["mxfp4", "mxfp8", None])
+def test_distillation_learns_the_rounding_of_segments(activations: str | None) -> None:
+    """The rounded layer, its order applied online, gets nearer to the model; without a step nothing changes."""
+    problem = model_problem(activations=activations)
+    group = cut("micromix:bits=5.5", problem.groups[0])
+    problem = dataclasses.replace(problem, groups=(group,))
+    learned = {epochs: distilled(problem, epochs) for epochs in (0, 12)}
+    assert torch.equal(learned[0].weight, group.layers[0].weight), "the order is undone exactly"
+    after = learned[12]
+    assert after.format == group.layers[0].format and after.transforms == group.layers[0].transforms
+    errors = [float(divergence(problem, {task.name: rounded(task)}, problem.windows)) for task in (learned[0], after)]
+    assert errors[1] < 0.85 * errors[0]
+
+
+def distilled(problem: ModelProblem, epochs: int) -> LayerTask:
+    step = parse_method(f"micromix+distill:transform=none,lr=0.003,epochs={epochs}").steps[1]
+    assert isinstance(step, ModelStep)
+    with torch.enable_grad():
+        return step.learn(problem)[0].layers[0]
+
+
+def test_rounding_is_tuned_in_segments() -> None:
+    problem = block_problem(width=128)
+    groups = tuple(cut("micromix:bits=6.0", group) for group in problem.groups)
+    assert all(widths(layer) for group in groups for layer in group.layers)
+    problem = dataclasses.replace(problem, groups=groups)
+    step = parse_method("micromix+autoround:steps=30+rtn").steps[1]
+    assert isinstance(step, BlockStep)
+    with torch.enable_grad():
+        tuned = step.learn(problem)
+    assert block_error(problem, tuned) < 0.9 * block_error(problem, groups)
 
 
 def test_a_token_of_nothing_but_zeros() -> None:

@@ -10,7 +10,7 @@ from method_tasks import random
 from microscale.errors import FormatError
 from microscale.formats import parse_format
 from microscale.kernels import dequantize, quantize
-from microscale.kernels.grid import ElementGrid, grid_refusal
+from microscale.kernels.grid import ElementGrid, grid_refusal, make_grid
 from small_models import same_bits
 
 GRIDS = [spec for spec in SPECS if grid_refusal(parse_format(spec)) is None]
@@ -54,3 +54,16 @@ def test_rounded_columns_are_the_numbers_of_the_tensor(spec: str) -> None:
 def test_formats_without_a_grid_say_why(spec: str) -> None:
     with pytest.raises(FormatError, match="cannot be rounded element by element"):
         ElementGrid(random(4, 64), parse_format(spec))
+
+
+def test_segments_are_grids_side_by_side() -> None:
+    weight, others = random(6, 96), random(6, 96, seed=1) * 1.7
+    grid = make_grid(weight, parse_format("segments(mxfp4*32,mxfp6_e2m3*32,mxfp8*32)"))
+    parts = [make_grid(weight[:, i : i + 32], parse_format(spec)) for i, spec in ((0, "mxfp4"), (32, "mxfp6_e2m3"))]
+    assert torch.equal(
+        grid.gap(others)[:, :64], torch.cat([parts[0].gap(others[:, :32]), parts[1].gap(others[:, 32:64])], 1)
+    )
+    whole = grid.round(others, slice(None))
+    assert torch.equal(whole[:, :32], parts[0].round(others[:, :32], slice(None)))
+    assert torch.equal(whole[:, 30:40], grid.round(others[:, 30:40], slice(30, 40)))
+    assert torch.equal(whole, dequantize(grid.tensor(others), torch.float32))

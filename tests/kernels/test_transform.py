@@ -8,7 +8,13 @@ from torch import Tensor
 
 from method_tasks import random
 from microscale.errors import FormatError, ShapeError
-from microscale.kernels.transform import apply_transforms, hadamard_matrix, transform_second_moment, transform_weight
+from microscale.kernels.transform import (
+    apply_transforms,
+    hadamard_matrix,
+    restore_weight,
+    transform_second_moment,
+    transform_weight,
+)
 from microscale.transforms import (
     Transform,
     block_transform,
@@ -99,6 +105,23 @@ def test_chains_go_in_order() -> None:
     for transform in chain:
         turned = transform_weight(turned, transform)
     torch.testing.assert_close(apply_transforms(inputs, chain) @ turned.T, inputs @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_weight_is_brought_back(name: str) -> None:
+    weight, transform = random(7, COLS, seed=10), TRANSFORMS[name]
+    torch.testing.assert_close(restore_weight(transform_weight(weight, transform), [transform]), weight)
+
+
+def test_a_chain_is_undone_from_its_end() -> None:
+    chain = [TRANSFORMS["permute"], TRANSFORMS["block(32)"], TRANSFORMS["scale"]]
+    weight = random(7, COLS, seed=11)
+    turned = weight
+    for transform in chain:
+        turned = transform_weight(turned, transform)
+    torch.testing.assert_close(restore_weight(turned, chain), weight, rtol=1e-5, atol=1e-5)
+    assert torch.equal(restore_weight(transform_weight(weight, chain[0]), chain[:1]), weight), "no number is changed"
+    assert restore_weight(weight, ()) is weight
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -55,6 +55,7 @@ def logits(model: Any) -> Tensor:
         (f"smoothquant+{METHOD}+gptq", "mxfp4", "mxfp4"),
         (f"rule+{METHOD},weights=base+gptq+lowrank:rank=2", "mxfp4", "mxfp4"),
         ("micromix:bits=5.5,wider=(mxfp8)", "mxfp4_plus", "mxfp4_plus"),
+        (f"mxplus+{METHOD}+distill:transform=none,epochs=1+rtn", "mxfp4", "mxfp4"),
         ("adaptive-2-4", "int2/32:fp16:asym", None),
         ("micromix", "nvfp4", None),
     ],
@@ -80,6 +81,41 @@ def test_a_checkpoint_goes_there_and_back(
     for name, module in segmented.items():
         assert facts[name].format == format_name(module.format)
         assert facts[name].num_bytes == module.tensor.num_bytes
+
+
+def packed_parts(model: Any) -> dict[str, Tensor]:
+    return {key: value for name, module in layers_of(model).items() for key, value in named_parts(name, module)}
+
+
+def named_parts(name: str, module: QuantizedLinear) -> list[tuple[str, Tensor]]:
+    return [(f"{name}.{part}", value) for part, value in module.state_dict().items()]
+
+
+@pytest.mark.parametrize(
+    ("weights", "fold", "activations"),
+    [("same", "", "mxfp4"), ("base", "smoothquant+", "mxfp4"), ("same", "smoothquant+", "mxfp8")],
+)
+def test_segments_before_distillation_are_those_of_the_unquantized_model(
+    weights: str, fold: str, activations: str, original: Path
+) -> None:
+    """Without a step of learning the chain is plain MicroMix on the inputs that the unquantized model gives."""
+    cut = f"{fold}micromix:bits=5.5,weights={weights}"
+    plain = quantized(original, f"{cut}+rtn", activations=activations, feed="original")
+    ahead = quantized(original, f"{cut}+distill:transform=none,epochs=0+rtn", activations=activations)
+    assert any(isinstance(module.format, SegmentedFormat) for module in layers_of(plain).values())
+    assert {name: module.format for name, module in layers_of(plain).items()} == {
+        name: module.format for name, module in layers_of(ahead).items()
+    }
+    assert not same_tensors(packed_parts(plain), packed_parts(ahead))
+
+
+@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+def test_distillation_in_segments_brings_the_model_nearer(rounding: str, original: Path) -> None:
+    exact = logits(load_original(original).to(torch.float32)).log_softmax(-1)
+    chains = [f"{METHOD}+rtn", f"{METHOD}+distill:transform=none,epochs=8,lr=0.0001+{rounding}"]
+    plain, learned = (logits(quantized(original, chain)).log_softmax(-1) for chain in chains)
+    far, near = ((exact.exp() * (exact - found)).sum(-1).mean() for found in (plain, learned))
+    assert float(near) < 0.8 * float(far)
 
 
 def test_the_report_says_what_was_executed(original: Path) -> None:

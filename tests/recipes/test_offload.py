@@ -114,7 +114,16 @@ def test_a_model_that_sees(part: str, tmp_path: Path) -> None:
     assert same_tensors(found, expected) == []
 
 
-@pytest.mark.parametrize("method", ["distill:epochs=1+gptq", "quarot+gptq", "spinquant:steps=2+gptq"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "distill:epochs=1+gptq",
+        "micromix:scale=0.5+distill:transform=none,epochs=1+rtn",
+        "awq+micromix:scale=0.5+distill:transform=none,epochs=1+gptq",
+        "quarot+gptq",
+        "spinquant:steps=2+gptq",
+    ],
+)
 def test_a_model_in_memory_resumes_too_and_methods_for_the_whole_are_run_again(method: str, tmp_path: Path) -> None:
     def run(store: Path | None, progress: Progress | None = None) -> Any:
         model = family_model("llama", dtype=torch.bfloat16)
@@ -218,7 +227,8 @@ def test_without_a_directory_nothing_is_written(path: Path, tmp_path: Path, monk
 
 
 def test_methods_for_the_whole_model_are_refused(path: Path, tmp_path: Path) -> None:
-    for method, step in (("qad", "distill"), ("quarot", "quarot"), ("spinquant", "spinquant")):
+    segmented = "micromix+distill:transform=none+rtn"
+    for method, step in ((segmented, "distill"), ("qad", "distill"), ("quarot", "quarot"), ("spinquant", "spinquant")):
         with pytest.raises(CalibrationError, match=f"{step} works on the whole model at once, but with --offload"):
             quantize(path, method, tmp_path / "store")
 

@@ -28,7 +28,7 @@ from microscale.algorithms.straight_through import straight_through_inputs
 from microscale.calibration import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, Format
-from microscale.kernels.grid import ElementGrid, grid_refusal
+from microscale.kernels.grid import grid_refusal, make_grid
 from microscale.kernels.transform import apply_transforms
 
 SMALLEST_CLIP = 0.1
@@ -53,6 +53,11 @@ class AutoRound(BlockStep):
     def is_online(self) -> bool:
         """What it learns goes into the rounding."""
         return False
+
+    @property
+    def segment_obstacle(self) -> str | None:
+        """Segments have grids of their own, which is all it needs."""
+        return None
 
     @property
     def next_step(self) -> str | None:
@@ -93,7 +98,7 @@ class _TunedRounding(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, offset: Tensor, limit: Tensor, weight: Tensor, fmt: Format
     ) -> Tensor:
-        grid = ElementGrid(torch.clamp(weight, -limit, limit), fmt)
+        grid = make_grid(torch.clamp(weight, -limit, limit), fmt)
         gap = grid.gap(weight)
         rounded = grid.round(weight + offset * gap, slice(None))
         ctx.save_for_backward(gap, limit, weight, rounded)
@@ -153,7 +158,7 @@ class _TunedLayer:
     def result(self) -> LayerTask:
         """Return the layer with its offsets in units of the weight."""
         limit = self.limit
-        grid = ElementGrid(torch.clamp(self.weight, -limit, limit), self.layer.format)
+        grid = make_grid(torch.clamp(self.weight, -limit, limit), self.layer.format)
         offset = self.offset.detach() * grid.gap(self.weight)
         return dataclasses.replace(self.layer, clip=limit.clone(), offset=offset)
 

@@ -15,6 +15,8 @@ RoundStep      turns a weight into a quantized tensor
 SideStep       adds a side path that gives back some of what rounding took
 =============  ==============================================================================================
 
+In a chain with a SegmentStep, a ModelStep comes behind it: it learns the rounding of the segments.
+
 A *group* is the linear layers that read the very same input; a fold or a transform is found for all of them together.
 """
 
@@ -126,6 +128,11 @@ class Step:
         """The word of the only step that may follow; None: any may."""
         return None
 
+    @property
+    def segment_obstacle(self) -> str | None:
+        """Why the step cannot stand in a chain with segments, as the end of a sentence; None: it can."""
+        return None
+
     def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Return why the step cannot serve a layer of these formats, or None."""
         del fmt, activations
@@ -160,6 +167,11 @@ class TransformStep(Step):
     def is_online(self) -> bool:
         """It stays online."""
         return True
+
+    @property
+    def segment_obstacle(self) -> str | None:
+        """It moves channels or mixes them."""
+        return "it mixes or moves channels (a rotation spreads outliers over all), so that their order is lost"
 
     def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
         """Return the transforms, to be appended to those that the group has."""
@@ -229,6 +241,11 @@ class BlockStep(Step):
         """It stays online."""
         return True
 
+    @property
+    def segment_obstacle(self) -> str | None:
+        """What it learns is a transform."""
+        return "it learns transforms and clips for the blocks of one format, not for those of segments"
+
     def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
         """Return the groups with new weights, transforms or clips."""
         raise NotImplementedError
@@ -279,6 +296,11 @@ class RotationStep(Step):
 
     is_learned: ClassVar[bool] = False
     """Whether it needs calibration text."""
+
+    @property
+    def segment_obstacle(self) -> str | None:
+        """It mixes all channels."""
+        return "it spreads the outlier channels over all others, so that none is left that needs more bits"
 
     def rotation(self, problem: RotationProblem) -> Float[Tensor, "size size"]:
         """Return an orthogonal matrix."""

@@ -27,7 +27,7 @@ from microscale.algorithms.contract import GroupTask, LayerFunction, LayerTask, 
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.straight_through import straight_through, straight_through_inputs
 from microscale.errors import CalibrationError, RecipeError
-from microscale.kernels.transform import block_product, hadamard_matrix
+from microscale.kernels.transform import apply_transforms, block_product, hadamard_matrix, restore_weight
 from microscale.transforms import block_transform, hadamard_transform
 
 TRANSFORMS = ("block", "shared", "hadamard", "none")
@@ -65,6 +65,13 @@ class Distill(ModelStep):
     def is_online(self) -> bool:
         """Any transform stays online."""
         return self.transform != "none"
+
+    @property
+    def segment_obstacle(self) -> str | None:
+        """Its weights learn the rounding of any format, but its transforms mix channels."""
+        if self.transform == "none":
+            return None
+        return f"its transform={self.transform} mixes channels, so that their order is lost"
 
     def learn(self, problem: ModelProblem) -> tuple[GroupTask, ...]:
         """Return the groups with the learned weights and transforms.
@@ -124,11 +131,14 @@ def divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunction], token
 
 
 class _LearnedGroup:
-    """The weights of a group and the matrix of its input, as parameters."""
+    """The weights of a group and the matrix of its input, as parameters.
+
+    The weights are those of the inputs behind the transforms that the layers have already (the order of segments).
+    """
 
     def __init__(self, group: GroupTask, options: Distill) -> None:
         self.group = group
-        self.weights = [layer.weight.detach().clone().requires_grad_() for layer in group.layers]
+        self.weights = [layer.target.detach().clone().requires_grad_() for layer in group.layers]
         self.size = fitting_size(group.cols, options.size) if options.transform != "none" else 1
         self.is_learned = options.transform in ("block", "shared") and self.size > 1
         like = group.layers[0].weight
@@ -144,7 +154,7 @@ class _LearnedGroup:
 
     def _stand_in(self, layer: LayerTask, weight: Tensor, bias: Tensor | None) -> LayerFunction:
         def run(inputs: Tensor) -> Tensor:
-            inputs = self._turned(inputs, self.matrix)
+            inputs = self._turned(apply_transforms(inputs, layer.transforms), self.matrix)
             rounded = straight_through_inputs(inputs, layer.activations)
             return functional.linear(rounded, straight_through(self._turned_weight(weight), layer.format), bias)
 
@@ -162,7 +172,7 @@ class _LearnedGroup:
     def result(self) -> GroupTask:
         """Return the group with what was learned."""
         layers = tuple(
-            dataclasses.replace(layer, weight=weight.detach(), clip=None)
+            dataclasses.replace(layer, weight=restore_weight(weight.detach(), layer.transforms), clip=None)
             for layer, weight in zip(self.group.layers, self.weights, strict=True)
         )
         if self.size > 1:

@@ -115,15 +115,8 @@ FINE_EFFORTS: Mapping[str, str] = MappingProxyType({"fast": "gptq"})
 
 ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)
 
-BESIDE_SEGMENTS: Mapping[type[Step], str] = MappingProxyType(
-    {
-        RotationStep: "spreads the outlier channels over all others, so that none is left that needs more bits",
-        TransformStep: "mixes or moves channels (a rotation spreads outliers over all), so that their order is lost",
-        ModelStep: "learns the rounding of one format before the segments are known",
-        BlockStep: "learns the rounding of one format, not that of segments",
-    }
-)
-"""Why a kind of step cannot stand in a chain with segments."""
+SEGMENTED_ORDER = (FormatStep, RotationStep, FoldStep, TransformStep, SegmentStep, ModelStep, *ORDER[6:])
+"""The order of a chain with segments: what learns end to end must know them."""
 
 KindT = TypeVar("KindT", bound=Step)
 
@@ -154,6 +147,18 @@ class Pipeline:
     def is_streamed(self) -> bool:
         """Whether the chain sees the inputs of the layers, one decoder layer after the other."""
         return any(isinstance(step, BlockStep) or step.wanted is not None for step in self.steps)
+
+    @property
+    def is_found_ahead(self) -> bool:
+        """Whether folds and segments are found on the unquantized model, for a step that then learns end to end."""
+        return bool(self.of_kind(SegmentStep) and self.of_kind(ModelStep))
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether the chain sees inputs while layers are rounded, be it beside what it found ahead."""
+        found = (FoldStep, TransformStep, SegmentStep) if self.is_found_ahead else ()
+        left = [step for step in self.steps if not isinstance(step, found)]
+        return any(isinstance(step, BlockStep) or step.wanted is not None for step in left)
 
     @property
     def is_online(self) -> bool:
@@ -230,14 +235,18 @@ def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
     """
     if not own.of_kind(SegmentStep):
         return own
-    kinds = {next(kind for kind in ORDER if isinstance(step, kind)) for step in own.steps}
+
+    def place(step: Step) -> int:
+        return next(i for i, kind in enumerate(SEGMENTED_ORDER) if isinstance(step, kind))
+
+    places = {place(step) for step in own.steps}
     is_plain = own.rounding == Rtn()
     kept = [step for step in own.steps if not (is_plain and isinstance(step, RoundStep))]
     for step in common.steps:
-        kind = next(kind for kind in ORDER if isinstance(step, kind))
-        if kind not in BESIDE_SEGMENTS and (kind not in kinds or (kind is RoundStep and is_plain)):
+        is_new = place(step) not in places or (isinstance(step, RoundStep) and is_plain)
+        if is_new and step.segment_obstacle is None and (is_plain or step.next_step is None):
             kept.append(step)
-    kept.sort(key=lambda step: next(place for place, kind in enumerate(ORDER) if isinstance(step, kind)))
+    kept.sort(key=place)
     return parse_method("+".join(map(step_text, kept)))
 
 
@@ -303,20 +312,21 @@ def _word(value: object) -> str:
 
 
 def _check_order(text: str, steps: list[Step]) -> None:
-    places = [next(i for i, kind in enumerate(ORDER) if isinstance(step, kind)) for step in steps]
+    segmenting = next((step for step in steps if isinstance(step, SegmentStep)), None)
+    order = ORDER if segmenting is None else SEGMENTED_ORDER
+    places = [next(i for i, kind in enumerate(order) if isinstance(step, kind)) for step in steps]
     if places != sorted(places):
         names = " then ".join(step.name for step in sorted(steps, key=lambda s: places[steps.index(s)]))
         raise RecipeError(f"method {text!r}: its steps must come in the order {names}")
     if sum(isinstance(step, RoundStep) for step in steps) != 1:
         rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
         raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")
-    segmenting = next((step for step in steps if isinstance(step, SegmentStep)), None)
     for step in steps:
-        reason = next((why for kind, why in BESIDE_SEGMENTS.items() if isinstance(step, kind)), None)
-        if segmenting is not None and reason is not None:
+        if segmenting is not None and step.segment_obstacle is not None:
             raise RecipeError(
-                f"method {text!r}: {step.name} cannot stand beside {segmenting.name}, for it {reason};"
-                f" take scale folds (smoothquant, awq) before {segmenting.name} and rtn or gptq after it"
+                f"method {text!r}: {step.name} cannot stand beside {segmenting.name}, for {step.segment_obstacle};"
+                f" take scale folds (smoothquant, awq) before {segmenting.name}, and distill:transform=none, autoround,"
+                " rtn or gptq after it"
             )
     for step, after in itertools.pairwise(steps):
         if step.next_step not in (None, after.name):

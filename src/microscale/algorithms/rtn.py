@@ -21,7 +21,7 @@ from microscale.algorithms.contract import LayerTask, RoundStep, clipped
 from microscale.calibration import Wanted
 from microscale.formats import ActivationSpec, BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock
 from microscale.kernels import dequantize, quantize
-from microscale.kernels.grid import ElementGrid
+from microscale.kernels.grid import make_grid
 from microscale.tensor import QuantizedTensor
 
 SHRINK_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -125,7 +125,7 @@ class Rtn(RoundStep):
         target = layer.target
         weight = clipped(target, layer)
         if layer.offset is not None:
-            return ElementGrid(weight, layer.format, dtype=layer.dtype).tensor(target + layer.offset)
+            return make_grid(weight, layer.format, dtype=layer.dtype).tensor(target + layer.offset)
         if self.search or self.weighted:
             moment = layer.second_moment
             columns = moment.diagonal() if self.weighted and moment is not None else None

@@ -43,6 +43,10 @@ class Grid(Protocol):
         """Return the nearest representable numbers of some columns, in float32."""
         ...
 
+    def gap(self, values: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """Return the distance between the two representable numbers around each value, in float32."""
+        ...
+
     def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
         """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""
         ...
@@ -204,12 +208,17 @@ class SegmentedGrid:
     def round(self, values: Float[Tensor, "rows n"], columns: slice) -> Float[Tensor, "rows n"]:
         """Return the nearest representable numbers of some columns, in float32."""
         pieces: list[Tensor] = []
+        first, last, _ = columns.indices(self.format.cols)
         for grid, at in self._grids:
-            start, stop = max(columns.start, at.start), min(columns.stop, at.stop)
+            start, stop = max(first, at.start), min(last, at.stop)
             if start < stop:
-                own = values[:, start - columns.start : stop - columns.start]
+                own = values[:, start - first : stop - first]
                 pieces.append(grid.round(own, slice(start - at.start, stop - at.start)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def gap(self, values: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+        """Return the distance between the two representable numbers around each value, in float32."""
+        return torch.cat([grid.gap(values[:, at]) for grid, at in self._grids], dim=1)
 
     def tensor(self, values: Float[Tensor, "rows cols"]) -> QuantizedTensor:
         """Return the quantized tensor with these scales whose elements are the nearest to ``values``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,7 +42,8 @@ def _apply(inputs: Tensor, transform: Transform) -> Tensor:
         case TransformKind.SCALE:
             return inputs * parts["scale"].to(inputs.dtype)
         case TransformKind.PERMUTE:
-            return inputs.index_select(-1, parts["order"])
+            is_learning = torch.is_grad_enabled() and inputs.requires_grad
+            return _Permuted.apply(inputs, parts["order"]) if is_learning else inputs.index_select(-1, parts["order"])
         case TransformKind.HADAMARD:
             is_learning = torch.is_grad_enabled() and inputs.requires_grad
             if is_learning or size not in HADAMARD_SIZES:  # the operation has no gradient and no small sizes
@@ -53,6 +55,20 @@ def _apply(inputs: Tensor, transform: Transform) -> Tensor:
             grid = inputs.unflatten(-1, (transform.spec.outer, size))
             left, right = parts["left"].to(inputs.dtype), parts["right"].to(inputs.dtype)
             return (left.T @ (grid @ right)).flatten(-2)
+
+
+class _Permuted(torch.autograd.Function):
+    """A gather whose gradient is one too, where that of index_select would be sums in any order of time."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, order: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(order)
+        return inputs.index_select(-1, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (order,) = ctx.saved_tensors
+        return gradients[0].index_select(-1, order.argsort()), None
 
 
 def block_product(
@@ -99,6 +115,32 @@ def transform_weight(weight: Float[Tensor, "rows cols"], transform: Transform) -
     if not bool(torch.isfinite(result).all()):
         raise ShapeError(f"transform {transform.spec} is singular; its inverse is not finite")
     return result.to(torch.float32)
+
+
+def restore_weight(target: Float[Tensor, "rows cols"], transforms: Sequence[Transform]) -> Float[Tensor, "rows cols"]:
+    """Return the W whose W M^-T is ``target`` for a chain of transforms: target M^T, in float32.
+
+    Without transforms it is ``target`` itself; a permutation is undone exactly.
+    """
+    for transform in reversed(transforms):
+        target = _restored(target.to(torch.float64), transform).to(torch.float32)
+    return target
+
+
+def _restored(wide: Tensor, transform: Transform) -> Tensor:
+    parts, size = transform.parts, transform.spec.size
+    match transform.spec.kind:
+        case TransformKind.SCALE:
+            return wide * parts["scale"].to(torch.float64)
+        case TransformKind.PERMUTE:
+            return wide.index_select(-1, parts["order"].argsort())
+        case TransformKind.HADAMARD:
+            return block_product(wide, hadamard_matrix(size, wide).unsqueeze(0))
+        case TransformKind.BLOCK:
+            return block_product(wide, parts["matrix"].to(torch.float64).transpose(-1, -2))
+        case TransformKind.KRONECKER:
+            left, right = parts["left"].to(torch.float64), parts["right"].to(torch.float64)
+            return (left @ wide.unflatten(-1, (transform.spec.outer, size)) @ right.T).flatten(-2)
 
 
 def _inverse(matrix: Tensor) -> Tensor:

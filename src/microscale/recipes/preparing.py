@@ -1,0 +1,139 @@
+"""What happens to a decoder layer before it is rounded: inputs measured, scales folded, transforms and segments found,
+and what is learned from the layer's outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from microscale.algorithms import (
+    BlockProblem,
+    BlockStep,
+    FoldStep,
+    GroupTask,
+    LayerFunction,
+    Pipeline,
+    Progress,
+    SegmentStep,
+    TransformStep,
+)
+from microscale.calibration import InputStatistics, Wanted
+from microscale.families import BlockStructure, LinearGroup
+from microscale.recipes.blocks import BlockRunner, replaced_forward
+from microscale.recipes.folding import fold_scale, shared_scale
+from microscale.recipes.measuring import measure_inputs
+from microscale.recipes.task_book import TaskBook
+from microscale.recipes.tasks import fold_first_scale, is_seen, transformed, with_inputs
+from microscale.transforms import scale_transform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Block:
+    """One decoder layer at work: its inputs, and what the unquantized model makes of them where that is wanted.
+
+    Without a runner the layer's inputs play no part.
+    """
+
+    index: int
+    structure: BlockStructure
+    runner: BlockRunner | None
+    hidden: Sequence[Tensor]
+    targets: Sequence[Tensor]
+
+
+class Preparer:
+    """Runs the steps of pipelines on decoder layers; what they find goes into the book or is folded into the model."""
+
+    def __init__(self, model: nn.Module, book: TaskBook, progress: Progress, seed: int) -> None:
+        self._model = model
+        self._book = book
+        self._progress = progress
+        self._seed = seed
+
+    def find(self, block: Block, pipeline: Pipeline) -> None:
+        """Fold scales, find transforms, cut segments: all that follows from a layer's inputs alone."""
+        for step in pipeline.of_kind(FoldStep):
+            self._fold(block, step, pipeline)
+        for step in pipeline.of_kind(TransformStep):
+            for _, task in self._measured(block, pipeline, step.wanted):
+                self._book.keep(transformed(task, step.transforms(task)) if is_seen(task, step) else task)
+        for step in pipeline.of_kind(SegmentStep):
+            for _, task in self._measured(block, pipeline, step.wanted):
+                self._book.keep(step.segmented(task) if is_seen(task, step) else task)
+
+    def learn(self, block: Block, pipeline: Pipeline) -> None:
+        """Run the steps that learn from the layer's outputs."""
+        for step in pipeline.of_kind(BlockStep):
+            self._learn(block, step, pipeline)
+
+    def measure(
+        self, block: Block, groups: Sequence[LinearGroup], wanted: Sequence[Wanted | None]
+    ) -> dict[str, InputStatistics]:
+        """Measure the inputs of groups, by the name of each group's first layer; nothing where nothing is wanted."""
+        asked = [what for what in wanted if what is not None]
+        runner = block.runner
+        if not asked or not groups or runner is None:
+            return {}
+        linears = {f"{block.structure.name}.{group.linears[0]}": group.linears[0] for group in groups}
+        found = measure_inputs(
+            runner,
+            block.index,
+            {name: self._model.get_submodule(name) for name in linears},
+            block.hidden,
+            wanted=functools.reduce(operator.or_, asked),
+            seed=self._seed,
+        )
+        return {linears[name]: statistics for name, statistics in found.items()}
+
+    def _measured(self, block: Block, pipeline: Pipeline, wanted: Wanted | None) -> list[tuple[LinearGroup, GroupTask]]:
+        """Return the groups of a pipeline with what is wanted of their inputs, the layers included."""
+        pairs = self._book.groups(block.structure, pipeline)
+        found = self.measure(block, [group for group, _ in pairs], [wanted])
+        return [(group, with_inputs(task, found.get(group.linears[0]))) for group, task in pairs]
+
+    def _fold(self, block: Block, step: FoldStep, pipeline: Pipeline) -> None:
+        """Scale the inputs of every group: folded where that is exact, else kept online."""
+        shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
+        for group, task in self._measured(block, pipeline, step.wanted):
+            fold = group.fold
+            if not is_seen(task, step) or (fold is not None and shared[fold.name] > 1):
+                continue  # no token came by, or experts behind one norm: no scale suits the tokens of all
+            scale = step.input_scale(task)
+            if fold is None or task.layers[0].transforms or len(task.layers) < len(group.linears):
+                self._book.keep(transformed(task, [scale_transform(1.0 / scale)]))
+                continue
+            fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
+            self._book.refresh(block.structure)
+
+    def _learn(self, block: Block, step: BlockStep, pipeline: Pipeline) -> None:
+        pairs = self._measured(block, pipeline, step.wanted)
+        groups = tuple(task for _, task in pairs)
+
+        runner = block.runner
+        assert runner is not None
+
+        def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
+            with replaced_forward(stand_ins, self._model):
+                return runner.run(block.index, block.hidden[batch])
+
+        problem = BlockProblem(
+            groups=groups,
+            forward=forward,
+            targets=block.targets,
+            biases=self._book.biases(groups),
+            seed=self._seed,
+            progress=self._progress,
+        )
+        with torch.enable_grad():
+            learned = step.learn(problem)
+        shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
+        for (group, _), task in zip(pairs, learned, strict=True):
+            is_alone = group.fold is not None and shared[group.fold.name] == 1
+            self._book.keep(fold_first_scale(self._model, block.structure, group, task) if is_alone else task)
