@@ -112,6 +112,22 @@ def test_wrong_studies(folder: Path) -> None:
     assert "is not a file" in fail("study", write(folder, "w5"), "--import", folder / "absent.sqlite")
 
 
+def test_a_report_needs_results(folder: Path, tmp_path: Path) -> None:
+    path = write(folder, "nothing")
+    for options in ((), ("--results", tmp_path / "empty.sqlite")):
+        message = fail("study", path, "--report-only", *options)
+        assert "has no result of this study" in message and f"run `microscale study {path}` first" in message
+    assert not path.with_suffix(".html").exists() and not path.with_suffix(".sqlite").exists()
+    assert list(tmp_path.iterdir()) == []
+    whole = write(folder, "other_study", tasks="{text: book.txt, window: 16}")
+    succeed("study", whole, "--only", "none")
+    path.write_text(path.read_text().replace("tiny", "{name: other, path: tiny}"))
+    results = ("--results", whole.with_suffix(".sqlite"))
+    assert "has no result of this study" in fail("study", path, "--report-only", *results)  # but of another
+    assert not path.with_suffix(".html").exists()
+    assert len(succeed("study", whole, "--report-only", "--json").json) == 1
+
+
 def test_the_list_of_tasks(folder: Path) -> None:
     found = succeed("tasks", "--json", "--task-data", folder / "tasks").json
     assert len(found) >= 15 and sum(one["found"] is not None for one in found) >= 13

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
 from microscale.errors import MicroscaleError
 from microscale.formats import ActivationSpec, Format, SegmentedFormat, format_name
 from microscale.kernels.cpu import native
@@ -54,7 +55,10 @@ def tell_missing_kernels() -> None:
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn our errors into a message on standard error (and a JSON object with --json) and exit code 1."""
+    """Turn our errors into a message on standard error (and a JSON object with --json) and exit code 1.
+
+    An interrupt says whether the same command goes on where it was: a study does, and a job with ``--offload``.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,9 +72,10 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
                 print_json({"error": {"class": type(error).__name__, "message": str(error)}})
             error_console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            error_console.print("interrupted; nothing half-written was left")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            keeps = function.__name__ == "study" or kwargs.get("offload") is not None
+            error_console.print(GOES_ON if keeps else STARTS_ANEW)
+            raise typer.Exit(exit_status(interrupt)) from None
 
     return wrapped
 
