@@ -48,7 +48,9 @@ def test_a_whole_study(folder: Path) -> None:
     by_hand = succeed("eval", folder / "q", "--text", folder / "book.txt", "--window", "32", "--json").json
     assert found[2]["tasks"]["book"]["value"] == pytest.approx(by_hand["perplexity"], rel=1e-3)
     assert (folder / "whole.sqlite").is_file() and "mxfp4" in (folder / "whole.html").read_text()
+    before = (folder / "whole.sqlite").read_bytes()
     assert succeed("study", path, "--json", "--report-only").json == found
+    assert (folder / "whole.sqlite").read_bytes() == before
     assert "recovery" in succeed("study", path, "--report-only").stdout
 
 
