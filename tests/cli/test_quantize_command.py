@@ -535,7 +535,7 @@ def test_options_that_would_do_nothing_are_refused(model: Path, tmp_path: Path) 
 
 def test_what_cannot_work_is_refused_before_the_text_is_read(model: Path, tmp_path: Path) -> None:
     """The text does not exist: who read it would say so."""
-    job = ("quantize", model, "--calibration", tmp_path / "absent.txt", "-o", tmp_path / "out")
+    job = ("quantize", model, "--calibration", tmp_path / "absent.txt", "--window", "32", "-o", tmp_path / "out")
     static = ("-f", "nvfp4", "-a", "nvfp4@static")
     for words, options in (
         ("unknown observer 'nope'", (*static, "--observer", "nope")),
