@@ -531,3 +531,26 @@ def test_options_that_would_do_nothing_are_refused(model: Path, tmp_path: Path) 
     assert "roles is one of" in fail(*asked, "--method", "hadamard:roles=foo")
     assert "at least 0" in fail(*asked, "--method", "gptq:damp=-1")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_work_is_refused_before_the_text_is_read(model: Path, tmp_path: Path) -> None:
+    """The text does not exist: who read it would say so."""
+    job = ("quantize", model, "--calibration", tmp_path / "absent.txt", "--window", "32", "-o", tmp_path / "out")
+    static = ("-f", "nvfp4", "-a", "nvfp4@static")
+    for words, options in (
+        ("unknown observer 'nope'", (*static, "--observer", "nope")),
+        ("use mse", (*static, "--observer", "kl")),
+        ("write the activations with @static", ("-f", "nvfp4", "-a", "nvfp4", "--observer", "mse")),
+        ("quarot works on the whole model", ("-f", "mxfp4", "--method", "quarot", "--offload", tmp_path / "job")),
+        ("step gptq cannot quantize to", ("-f", "mxfp4:stochastic(1)", "--method", "gptq")),
+    ):
+        assert words in fail(*job, *options)
+    assert list(tmp_path.iterdir()) == []
+    assert "absent.txt" in fail(*job, *static, "--observer", "mse")
+
+
+def test_a_step_that_changes_nothing_is_noted(model: Path, tmp_path: Path) -> None:
+    options = ("quantize", model, "--method", "prescale", "--json", "-o")
+    notes = [succeed(*options, tmp_path / word, "-f", word).json["notes"] for word in ("nvfp4", "mxfp4")]
+    assert sum("step rule changes nothing for nvfp4: its block scales" in note for note in notes[0]) == 1
+    assert not any("changes nothing" in note for note in notes[1])

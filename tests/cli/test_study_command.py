@@ -48,7 +48,9 @@ def test_a_whole_study(folder: Path) -> None:
     by_hand = succeed("eval", folder / "q", "--text", folder / "book.txt", "--window", "32", "--json").json
     assert found[2]["tasks"]["book"]["value"] == pytest.approx(by_hand["perplexity"], rel=1e-3)
     assert (folder / "whole.sqlite").is_file() and "mxfp4" in (folder / "whole.html").read_text()
+    before = (folder / "whole.sqlite").read_bytes()
     assert succeed("study", path, "--json", "--report-only").json == found
+    assert (folder / "whole.sqlite").read_bytes() == before
     assert "recovery" in succeed("study", path, "--report-only").stdout
 
 
@@ -110,6 +112,22 @@ def test_wrong_studies(folder: Path) -> None:
     assert "no run matches" in fail("study", write(folder, "w4"), "--only", "zzz")
     assert "gptqq" in fail("study", write(folder, "w5", methods="[rtn, gptqq]"))
     assert "is not a file" in fail("study", write(folder, "w5"), "--import", folder / "absent.sqlite")
+
+
+def test_a_report_needs_results(folder: Path, tmp_path: Path) -> None:
+    path = write(folder, "nothing")
+    for options in ((), ("--results", tmp_path / "empty.sqlite")):
+        message = fail("study", path, "--report-only", *options)
+        assert "has no result of this study" in message and f"run `microscale study {path}` first" in message
+    assert not path.with_suffix(".html").exists() and not path.with_suffix(".sqlite").exists()
+    assert list(tmp_path.iterdir()) == []
+    whole = write(folder, "other_study", tasks="{text: book.txt, window: 16}")
+    succeed("study", whole, "--only", "none")
+    path.write_text(path.read_text().replace("tiny", "{name: other, path: tiny}"))
+    results = ("--results", whole.with_suffix(".sqlite"))
+    assert "has no result of this study" in fail("study", path, "--report-only", *results)  # but of another
+    assert not path.with_suffix(".html").exists()
+    assert len(succeed("study", whole, "--report-only", "--json").json) == 1
 
 
 def test_the_list_of_tasks(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,25 @@ def test_every_task_runs_offline(folder: Path, loaded: tuple[Any, Any], capsys: 
     assert seen and all(0 < done <= total for done, total in seen)
     printed = capsys.readouterr()
     assert printed.out == "" and "it/s" not in printed.err
+
+
+def test_git_says_nothing_where_there_is_no_repository(
+    folder: Path,
+    loaded: tuple[Any, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """lm-eval asks git for a commit hash, whose complaint goes past Python's own streams."""
+    from lm_eval import evaluator
+
+    monkeypatch.chdir(tmp_path)
+    before = evaluator.get_git_commit_hash
+    before()
+    assert not shutil.which("git") or "not a git repository" in capfd.readouterr().err  # so the test could fail
+    run_tasks(*loaded, TaskRequest(tasks=("piqa",), task_data=folder, limit=1))
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert evaluator.get_git_commit_hash is before
 
 
 def test_groups_weigh_their_parts_by_documents(folder: Path, loaded: tuple[Any, Any]) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 
+from microscale.cli.interrupts import STARTS_ANEW, catch_termination, exit_status
 from microscale.errors import MicroscaleError
 
 
 def main() -> None:
     """Run the command line; an interrupt or an error while libraries are still being imported is one line, too."""
+    catch_termination()
     try:
         from microscale.cli.app import app
 
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing half-written was left\n")
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"{STARTS_ANEW}\n")
+        sys.exit(exit_status(interrupt))
     except MicroscaleError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)

@@ -6,10 +6,9 @@ import dataclasses
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from microscale.algorithms import EFFORTS, METHODS, STEPS, parse_method
-from microscale.cli.output import JsonOption, SeedOption, command, console, print_json
+from microscale.cli.output import JsonOption, SeedOption, command, print_json, print_wrapped_table
 
 
 @command
@@ -39,14 +38,19 @@ def methods(
     if as_json:
         print_json({"methods": chains, "steps": steps})
         return
-    table = Table("method", "chain of steps", "needs text")
-    for word, chain in chains.items():
-        table.add_row(word, chain, "yes" if parse_method(chain).needs_calibration else "no")
-    console.print(table)
+    needs = {word: "yes" if parse_method(chain).needs_calibration else "no" for word, chain in chains.items()}
+    print_wrapped_table(
+        ("method", "chain of steps", "needs text"), [(word, chain, needs[word]) for word, chain in chains.items()]
+    )
     if name is not None:
         return
-    table = Table("step", "options and defaults", "what it does", "source")
-    for step in steps:
-        options = ", ".join(f"{key}={value}" for key, value in step["options"].items())
-        table.add_row(str(step["name"]), options, str(step["summary"]), str(step["source"]))
-    console.print(table)
+    rows = [
+        (
+            str(step["name"]),
+            ", ".join(f"{key}={value}" for key, value in step["options"].items()),
+            str(step["summary"]),
+            str(step["source"]),
+        )
+        for step in steps
+    ]
+    print_wrapped_table(("step", "options and defaults", "what it does", "source"), rows)

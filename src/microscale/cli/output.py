@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
 from microscale.errors import MicroscaleError
 from microscale.formats import ActivationSpec, Format, SegmentedFormat, format_name
 from microscale.kernels.cpu import native
@@ -54,7 +56,10 @@ def tell_missing_kernels() -> None:
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn our errors into a message on standard error (and a JSON object with --json) and exit code 1."""
+    """Turn our errors into a message on standard error (and a JSON object with --json) and exit code 1.
+
+    An interrupt says whether the same command goes on where it was: a study does, and a job with ``--offload``.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,9 +73,10 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
                 print_json({"error": {"class": type(error).__name__, "message": str(error)}})
             error_console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            error_console.print("interrupted; nothing half-written was left")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            keeps = function.__name__ == "study" or kwargs.get("offload") is not None
+            error_console.print(GOES_ON if keeps else STARTS_ANEW)
+            raise typer.Exit(exit_status(interrupt)) from None
 
     return wrapped
 
@@ -104,6 +110,48 @@ def print_table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[s
     if len(kept) < len(columns):
         hidden = ", ".join(column.title for place, column in enumerate(columns) if place not in kept)
         console.print(f"(a wider terminal also shows: {hidden})", style="dim")
+
+
+def print_wrapped_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose long cells are broken into lines where the terminal is narrow; nothing of them is lost.
+
+    A file or a pipe gets every cell in one line.
+    """
+    widths = [max(len(row[place]) for row in (*rows, columns)) for place in range(len(columns))]
+    borders = 3 * len(columns) + 1
+    if console.is_terminal:
+        widths = shared_widths(widths, max(console.width - borders, 8 * len(columns)))
+    table = Table()
+    for title, width in zip(columns, widths, strict=True):
+        table.add_column(Text(broken(title, width)), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(broken(cell, width)) for cell, width in zip(row, widths, strict=True)))
+    Console(width=sum(widths) + borders, highlight=False, file=console.file).print(table)
+
+
+def shared_widths(widths: Sequence[int], room: int) -> list[int]:
+    """Return widths that fit into the room together: the largest are cut to one common width."""
+    limit = max(widths)
+    while limit > 1 and sum(min(width, limit) for width in widths) > room:
+        limit -= 1
+    return [min(width, limit) for width in widths]
+
+
+def broken(text: str, width: int) -> str:
+    """Return a text in lines of at most a width: broken at spaces, after ``+`` and ``,``, and in words that are longer.
+
+    Only spaces at the end of a line are left out.
+    """
+    lines, line = list[str](), ""
+    for piece in re.findall(r"[^ +,]*[ +,]|[^ +,]+", text):
+        if line and len(line) + len(piece.rstrip()) > width:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece
+        while len(line.rstrip()) > width:
+            lines.append(line[:width])
+            line = line[width:]
+    return "\n".join([*lines, line.rstrip()])
 
 
 @contextlib.contextmanager

@@ -71,7 +71,10 @@ def study(
     """
     plan = load_study(file)
     select_runs(study_runs(plan), only or [])
-    store = StudyStore(results or file.with_suffix(".sqlite"))
+    place = results or file.with_suffix(".sqlite")
+    if report_only and not imports and not place.exists():
+        raise StudyError(_nothing_known(file, place))
+    store = StudyStore(place)
     try:
         for other in imports or []:
             count = store.merge(other)
@@ -90,6 +93,8 @@ def study(
         rows = study_rows(plan, store)
     finally:
         store.close()
+    if report_only and not any(row.state in (RunState.DONE, RunState.FAILED) or any(row.cells) for row in rows):
+        raise StudyError(_nothing_known(file, place))
     page = html or file.with_suffix(".html")
     write_text_file(page, _page(plan, rows, file))
     if as_json:
@@ -99,6 +104,13 @@ def study(
         console.print(f"wrote {page}", markup=False)
     if not report_only and any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)
+
+
+def _nothing_known(file: Path, results: Path) -> str:
+    return (
+        f"{results} has no result of this study, so there is nothing to report: run `microscale study {file}` first,"
+        " or name the results with --results or --import"
+    )
 
 
 def _check(plan: Study, device: str) -> None:

@@ -6,6 +6,7 @@ lm-eval is loaded when a task runs, and writes neither log lines nor bars of its
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import math
@@ -252,7 +253,9 @@ def _scores(item: _Item, found: dict[str, Any]) -> list[TaskScore]:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep lm-eval and datasets silent: no log lines, bars or prints, and no pool of processes for a bootstrap."""
+    """Keep lm-eval and datasets silent: no log lines, bars, prints or complaints of git, and no pool of processes for a
+    bootstrap.
+    """
     from tqdm import tqdm
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
@@ -260,6 +263,8 @@ def _quiet() -> Generator[None, None, None]:
     start = cast(Any, tqdm.__init__)
     variable = "DISABLE_MULTIPROC"
     before = os.environ.get(variable)
+    evaluator: Any = importlib.import_module("lm_eval.evaluator")
+    find_commit = getattr(evaluator, "get_git_commit_hash", None)
 
     def silent(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **(kwargs | {"disable": True}))
@@ -269,10 +274,14 @@ def _quiet() -> Generator[None, None, None]:
             logger.setLevel(logging.ERROR)
         cast(Any, tqdm).__init__ = silent
         os.environ[variable] = "1"
+        if find_commit is not None:  # it asks git about the folder that we run in, and git complains where it is none
+            evaluator.get_git_commit_hash = lambda: None
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         cast(Any, tqdm).__init__ = start
+        if find_commit is not None:
+            evaluator.get_git_commit_hash = find_commit
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if before is None:

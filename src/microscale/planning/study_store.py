@@ -96,8 +96,9 @@ class StudyStore:
             has_tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
             if version not in (0, VERSION) or (version == 0 and has_tables):
                 raise StudyError(f"{path} is not a results file of version {VERSION}; name another with --results")
-            self._db.executescript(_TABLES)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
+            if not has_tables:  # a file that is only read stays as it is, byte for byte
+                self._db.executescript(_TABLES)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
             raise StudyError(f"results file {path} cannot be used: {error}") from None
 

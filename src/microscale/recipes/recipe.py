@@ -26,6 +26,7 @@ as the line ``kv_cache``. Attention and the cache are simulated: rounded, stored
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError
 from microscale.formats import ActivationSpec, Format, parse_activation, parse_format
 from microscale.nn import AttentionFormats, parse_attention
+
+UNKNOWN_KEY = "extra_forbidden"
+"""What pydantic calls a key that a record does not have."""
 
 NONE = "none"
 """The word that leaves weights or activations unquantized."""
@@ -238,7 +242,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return Recipe(**cast("dict[str, Any]", content))
     except ValidationError as error:
-        line = line_of(node, error.errors()[0]["loc"])
+        line = line_of(node, first_error(error)["loc"])
         raise RecipeError(f"recipe {file}, line {line}: {_first_problem(error)}") from None
 
 
@@ -266,13 +270,27 @@ def key_problems(root: Any) -> list[tuple[int, str]]:
     return sorted(problems)
 
 
+def first_error(error: ValidationError) -> Any:
+    """Return the error to tell: an unknown key before all others, for it may be a misspelt one that is missing."""
+    return min(error.errors(), key=lambda one: one["type"] != UNKNOWN_KEY)
+
+
+def unknown_key(location: Sequence[int | str], known: Sequence[str]) -> str:
+    """Return the message about a key that is none of those known, with the closest of them."""
+    word = str(location[-1])
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ";"
+    where = "".join(f"{piece}." for piece in location[:-1])
+    return f"unknown key {where + word!r}{hint} known keys: {', '.join(known)}"
+
+
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = first_error(error)
     where = ".".join(str(piece) for piece in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        keys, own = ", ".join(Recipe.model_fields), ", ".join(Rule.model_fields)
-        message = f"unknown key; possible keys: {keys} (in rules: {own})"
+    if first["type"] == UNKNOWN_KEY:
+        known = Rule.model_fields if first["loc"][0] == "rules" else Recipe.model_fields
+        return unknown_key(first["loc"], list(known))
     if first["type"] in ("literal_error", "string_type"):
         message = f"{message}, got {first['input']!r}"
     return message if message.startswith(("format ", "rule for ")) else f"{where}: {message}"

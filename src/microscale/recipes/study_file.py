@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -31,9 +32,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError, StudyError
 from microscale.formats import parse_activation, parse_format
-from microscale.recipes.recipe import NONE, key_problems, line_of
+from microscale.recipes.recipe import NONE, UNKNOWN_KEY, first_error, key_problems, line_of, unknown_key
 
 SAME = "same"
+FOLDER = "folder"
+"""The one field that comes from where the file lies, not from what it says."""
 
 
 class _Record(BaseModel):
@@ -233,13 +236,32 @@ def load_study(path: Path) -> Study:
         raise StudyError(f"study {path}, line {line}: {problem}")
     if not isinstance(content, dict):
         raise StudyError(f"study {path}, line 1: a study is a mapping with models, formats and tasks")
+    if FOLDER in content:
+        line = line_of(node, [FOLDER])
+        raise StudyError(f"study {path}, line {line}: {unknown_key([FOLDER], _keys_beside([FOLDER]))}")
     try:
-        return Study.model_validate({**cast("dict[str, Any]", content), "folder": path.parent})
+        study = Study.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_error(error)
         where = ".".join(str(piece) for piece in first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == UNKNOWN_KEY:
+            where, message = "", unknown_key(first["loc"], _keys_beside(first["loc"]))
         line = line_of(node, first["loc"])
         raise StudyError(f"study {path}, line {line}: {where + ': ' if where else ''}{message}") from None
     except (FormatError, RecipeError) as error:
         raise StudyError(f"study {path}: {error}") from None
+    return study.model_copy(update={"folder": path.parent})
+
+
+def _keys_beside(location: Sequence[int | str]) -> list[str]:
+    """Return the keys that are known where a key stands."""
+    records: dict[int | str, type[BaseModel]] = {
+        "models": StudyModel,
+        "formats": StudyFormat,
+        "methods": StudyMethod,
+        "tasks": StudyTask,
+        "calibration": StudyCalibration,
+    }
+    record = Study if len(location) == 1 else records[location[0]]
+    return [name for name in record.model_fields if name != FOLDER]

@@ -8,7 +8,8 @@ from microscale.report.analysis import Advice, AnalysisRow, ChannelPicture, Hist
 from microscale.report.comparison import ComparisonRow, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
-from microscale.report.study import StudyCell, StudyReportRow, study_html
+from microscale.report.study import study_html
+from microscale.report.study_rows import StudyCell, StudyReportRow
 
 __all__ = [
     "Advice",
