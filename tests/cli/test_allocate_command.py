@@ -38,6 +38,18 @@ def test_a_recipe_that_quantizes_loads_and_scores(folder: Path) -> None:
     assert succeed("generate", folder / "q", "The", "-n", "4").stdout
 
 
+def test_the_cache_by_hand(folder: Path, tmp_path: Path) -> None:
+    options = ("--formats", "mxfp4,mxfp8", "--fix", "kv_cache=mxfp6_e2m3", "--fix", "mlp.down=mxfp8", "--json")
+    layers = succeed(*arguments(folder, "6bits"), *options).json["layers"]
+    assert {layer["chosen"] for layer in layers} <= {"mxfp4", "mxfp8"}
+    succeed("quantize", folder / "tiny", "--recipe", folder / "recipe.yaml", "-o", tmp_path / "q")
+    assert succeed("inspect", tmp_path / "q", "--json").json["kv_cache"] == "mxfp6_e2m3"
+    text = ("--calibration", folder / "book.txt", "--samples", "2", "--window", "32")
+    auto = ("--method", "auto", "--bits", "6", "-f", "mxfp4,mxfp8", "--rule", "kv_cache=mxfp8", "--attention", "mxfp4")
+    made = succeed("quantize", folder / "tiny", *auto, *text, "-o", tmp_path / "auto", "--json").json
+    assert made["attention"] == {"products": "mxfp4", "kv_cache": "mxfp8_e4m3"}
+
+
 def test_milliseconds_and_the_tables(folder: Path) -> None:
     answer = succeed(*arguments(folder, "500ms"), "--formats", "mxfp4,mxfp8/none", "--fuse")
     assert "Pareto front" in answer.stdout and "mlp.down" in answer.stdout and "of 500.000 ms" in answer.stdout

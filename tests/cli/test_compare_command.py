@@ -59,6 +59,26 @@ def test_the_json_contract(model: Path, text: Path, tmp_path: Path) -> None:
     assert rows[1]["perplexity"] != rows[2]["perplexity"] != rows[0]["perplexity"]
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_everything(tied: bool, text: Path, tmp_path: Path) -> None:
+    model = save_random_model(tmp_path / "model", tie_word_embeddings=tied)
+    options = ("--text", text, "--window", "32", "--tokens", "120")
+    rows = succeed("compare", model, "--formats", "mxfp4,nvfp4_plus", *options, "--full", "--json").json
+    assert [row["mode"] for row in rows] == ["none", *["w", "w+a", "all"] * 2]
+    for row in rows[3::3]:
+        out, word = tmp_path / row["format"], row["format"]
+        full = ("-f", word, "-a", word, "--attention", word, "--include", "lm_head", "--layout", "microscale")
+        made = succeed("quantize", model, *full, "-o", out, "--json").json
+        assert row["bits_per_weight"] == pytest.approx(made["bits_per_weight"], rel=1e-12)
+        assert row["bytes"] == made["bytes"]
+        assert made["attention"] == {"products": word, "kv_cache": None}
+        score = succeed("eval", out, *options, "--json").json["perplexity"]
+        assert row["perplexity"] == pytest.approx(score, rel=1e-6)
+    without = succeed("compare", model, "--formats", "mxfp4,nvfp4_plus", *options, "--json").json
+    assert [row["perplexity"] for row in without] == [row["perplexity"] for row in rows if row["mode"] != "all"]
+    assert "all: head and attention too" in " ".join(succeed("compare", model, *options, "--full").stdout.split())
+
+
 def test_the_table_and_the_page(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jinja2")
     monkeypatch.setattr(console, "width", 120)

@@ -67,6 +67,31 @@ def test_tokens_takes_the_first_ones(model: Path, text: Path) -> None:
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_attention_and_the_cache(model: Path, text: Path, tmp_path: Path) -> None:
+    options = ("--text", text, "--window", "32")
+    plain = succeed("eval", model, *options, "--json").json
+    assert plain["attention"] == {"products": None, "kv_cache": None}
+    found = succeed("eval", model, *options, "--attention", "mxfp4", "--kv-cache", "mxfp8", "--json").json
+    assert found["attention"] == {"products": "mxfp4", "kv_cache": "mxfp8_e4m3"}
+    assert found["perplexity"] != plain["perplexity"]
+    shown = succeed("eval", model, *options, "--attention", "mxfp4").stdout
+    assert "products of attention in mxfp4: simulated" in " ".join(shown.split())
+    stored = tmp_path / "out"
+    made = succeed(
+        "quantize", model, "-f", "bf16/32:e8m0", "--attention", "mxfp4", "--rule", "kv_cache=mxfp8", "-o", stored
+    )
+    assert "simulated" in made.stdout
+    again = succeed("eval", stored, *options, "--json").json
+    assert again["attention"] == found["attention"]
+    assert again["perplexity"] == pytest.approx(found["perplexity"], rel=1e-5)
+    neither = succeed("eval", stored, *options, "--attention", "none", "--kv-cache", "none", "--json").json
+    assert neither["perplexity"] == pytest.approx(plain["perplexity"], rel=1e-5)
+    assert succeed("inspect", stored, "--json").json["attention"] == "mxfp4"
+    assert "KV cache in mxfp8_e4m3" in succeed("inspect", stored).stdout
+    answer = succeed("generate", stored, "The sea", "-n", "3", "--json").json
+    assert answer["runtime"] == "transformers" and "KV cache in mxfp8_e4m3" in answer["why_not_decoder"]
+
+
 @pytest.mark.parametrize("layout", ["microscale", "compressed-tensors"])
 def test_a_quantized_checkpoint(layout: str, model: Path, text: Path, tmp_path: Path) -> None:
     succeed("quantize", model, "-f", "mxfp4", "-a", "mxfp8:even(1)", "--layout", layout, "-o", tmp_path / "out")
@@ -102,6 +127,8 @@ REFUSED = {
     "a window of one": (["--window", "1"], "at least 2 tokens"),
     "a window longer than the model": (["--window", str(POSITIONS + 1)], f"{POSITIONS} positions"),
     "an unknown dtype": (["--window", "16", "--dtype", "int8"], "unknown dtype 'int8'"),
+    "an unknown format of attention": (["--attention", "mxfp5"], "unknown format 'mxfp5'"),
+    "a static range of the cache": (["--kv-cache", "nvfp4@static"], "by the numbers at hand"),
 }
 
 

@@ -182,6 +182,25 @@ def test_cache_and_products_together() -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "int8/channel:fp32",
+        "e4m3/tensor:fp32",
+        "e2m1/8x8:e8m0",
+        "mxfp4+sparse5%:fp16",
+        "pair(int2/32:fp16:asym,mxfp4,50%)",
+    ],
+)
+def test_formats_of_whole_tensors_take_the_operand_at_hand(word: str) -> None:
+    query, key, value = operands(40, 40)
+    mask = additive(causal(40, 40))
+    scores = torch.matmul(rounded(query, word), rounded(key, word).repeat_interleave(2, 1).transpose(2, 3)) * 0.2 + mask
+    known = rounded(value.transpose(2, 3), word).transpose(2, 3).repeat_interleave(2, 1)
+    expected = torch.matmul(rounded(scores.softmax(-1), word), known).transpose(1, 2)
+    torch.testing.assert_close(run(query, key, value, mask, given(word)), expected, atol=2e-5, rtol=1e-4)
+
+
 def test_without_a_mask_every_query_sees_all() -> None:
     query, key, value = operands(5, 37)
     expected = looped_attention(query, key, value, torch.ones(2, 5, 37, dtype=torch.bool), products="mxfp4")

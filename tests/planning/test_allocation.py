@@ -268,7 +268,7 @@ def test_layers_fixed_apart_cannot_be_fused(model: Any) -> None:
         solve(table, Budget(amount=6, unit=BudgetUnit.BITS))
 
 
-@pytest.mark.parametrize("text", ["mlp.down", "=mxfp8", "norm=mxfp8", "kv_cache=mxfp8", "mlp.down=mxfp5"])
+@pytest.mark.parametrize("text", ["mlp.down", "=mxfp8", "norm=mxfp8", "kv_cache=mxfp4/mxfp8", "mlp.down=mxfp5"])
 def test_bad_choices_by_hand(text: str) -> None:
     with pytest.raises(AllocationError):
         parse_fixed(text)

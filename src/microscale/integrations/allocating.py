@@ -15,6 +15,7 @@ from torch import Tensor
 from microscale.algorithms import AUTO, parse_method
 from microscale.errors import AllocationError, CalibrationError, RecipeError, TextError
 from microscale.families import describe
+from microscale.integrations.attention import attention_modules
 from microscale.integrations.calibration import CalibrationOptions, read_windows
 from microscale.nn import parse_attention
 from microscale.planning import (
@@ -40,8 +41,8 @@ from microscale.planning import (
     parse_fixed,
     solve,
 )
-from microscale.recipes import Calibration, Recipe, parse_inputs, unstack_experts
-from microscale.recipes.recipe import NONE
+from microscale.recipes import Calibration, Recipe, Rule, parse_inputs, unstack_experts
+from microscale.recipes.recipe import KV_CACHE, NONE
 
 ALLOCATION_SAMPLES, ALLOCATION_WINDOW = 8, 512
 """What sensitivity is measured on: little text tells layers apart."""
@@ -174,6 +175,9 @@ def allocate_model(
     parse_method(options.method, effort=options.effort)
     if text.source is None:
         raise CalibrationError("allocation measures layers on text: give --calibration FILE (calibration=… in Python)")
+    cache = [candidate.weights for pattern, candidate in options.fixed if pattern == KV_CACHE]
+    if any(word != NONE for word in cache):
+        attention_modules(model)
     unstack_experts(model)
     layers, every = allocated_layers(
         model,
@@ -206,6 +210,8 @@ def allocate_model(
     )
     solution = solve(table, options.budget, points=options.points)
     recipe = allocation_recipe(model, table, solution.chosen, **by_hand)
+    if cache:
+        recipe = recipe.model_copy(update={"rules": (*recipe.rules, Rule(match=KV_CACHE, weights=cache[-1]))})
     return FoundAllocation(
         recipe=recipe,
         calibration=text,
@@ -261,6 +267,8 @@ def find_recipe(
     Raises:
         MicroscaleError: see :func:`allocate_model`.
     """
+    if auto.attention is not None or auto.kv_cache is not None:
+        attention_modules(model)
     samples, window = min(text.samples, ALLOCATION_SAMPLES), min(text.window, ALLOCATION_WINDOW)
     sparing = replace(text, samples=samples, window=window)
     found = allocate_model(model, auto.options, sparing, tokenizer=tokenizer, progress=progress)

@@ -171,6 +171,8 @@ def _refuse_early(model: Any, recipe: Recipe, calibration: CalibrationOptions, t
     is_path = isinstance(model, str | Path)
     outline = outline_model(model) if is_path else model
     if outline is not None:
+        if recipe.attention_formats is not None:
+            attention_modules(outline)
         has_text = calibration.source is not None
         is_partial = is_path and offload is not None
         check_job(outline, recipe, observer=calibration.observer, has_text=has_text, is_partial=is_partial)

@@ -11,8 +11,8 @@ cache is rounded as tokens arrive, each alone, along the head.
 
 Left out: speed. Numbers are rounded and computed with as floats; nothing is stored packed.
 
-Source: the setting of arXiv 2510.14557, section 6, in which all operands of all products are quantized; it does not say
-which tokens a block of V holds.
+Source: the setting of table 2 in arXiv 2510.14557, where the operands of all products are quantized along the dimension
+that is summed over. What a block of V holds for a query is decided here.
 """
 
 from __future__ import annotations

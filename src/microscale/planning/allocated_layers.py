@@ -13,11 +13,12 @@ from torch import nn
 
 from microscale.errors import AllocationError
 from microscale.families import describe
+from microscale.nn import parse_attention
 from microscale.planning.candidates import Candidate, parse_candidate
 from microscale.recipes import make_plan, make_recipe, matches, quantizable_modules
-from microscale.recipes.recipe import NONE
+from microscale.recipes.recipe import KV_CACHE, NONE
 
-ROLES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down", "embedding", "norm", "lm_head", "kv_cache")
+ROLES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down", "embedding", "norm", "lm_head", KV_CACHE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +39,22 @@ class AllocatedLayer:
 
 
 def parse_fixed(text: str) -> tuple[str, Candidate]:
-    """Parse ``ROLE_OR_GLOB=WEIGHTS[/ACTIVATIONS]``.
+    """Parse ``ROLE_OR_GLOB=WEIGHTS[/ACTIVATIONS]``, or ``kv_cache=FORMAT``.
 
     Raises:
         AllocationError: no ``=``, no formats, or a role whose numbers are never rounded.
+        FormatError: a format that the cache cannot be rounded to.
     """
     pattern, equals, right = text.partition("=")
     if not (pattern and equals and right):
         raise AllocationError(f"--fix {text!r} must read ROLE=FORMAT or GLOB=FORMAT, e.g. mlp.down=mxfp8")
     candidate = parse_candidate(right)
-    if pattern in ("norm", "kv_cache") and not candidate.is_kept:
-        what = "norms are" if pattern == "norm" else "the key-value cache is"
-        raise AllocationError(f"--fix {text}: {what} not stored in a block format by a recipe; only {pattern}={NONE}")
+    if pattern == "norm" and not candidate.is_kept:
+        raise AllocationError(f"--fix {text}: norms are not stored in a block format by a recipe; only norm={NONE}")
+    if pattern == KV_CACHE:
+        if candidate.method is not None or candidate.activations not in (None, candidate.weights):
+            raise AllocationError(f"--fix {text}: the KV cache has one format and no method, e.g. kv_cache=mxfp8")
+        parse_attention(candidate.weights)
     return pattern, candidate
 
 
@@ -68,6 +73,7 @@ def allocated_layers(
         AllocationError: a fixed role or pattern that no layer has.
         ModelError, RecipeError: as :func:`microscale.recipes.make_plan`.
     """
+    fixed = [(pattern, candidate) for pattern, candidate in fixed if pattern not in ("norm", KV_CACHE)]
     every = list(candidates)
     for _, candidate in fixed:
         if candidate not in every:
@@ -76,7 +82,7 @@ def allocated_layers(
     roles, groups = _roles(model, modules)
     wanted = [name for name in modules if any(_is_meant(pattern, name, roles) for pattern, _ in fixed)]
     for pattern, _ in fixed:
-        if pattern not in ("norm", "kv_cache") and not any(_is_meant(pattern, name, roles) for name in modules):
+        if not any(_is_meant(pattern, name, roles) for name in modules):
             present = ", ".join(sorted(set(roles.values())))
             raise AllocationError(f"--fix {pattern!r} is no role and matches no layer; roles of this model: {present}")
     included = [name for name in modules if any(matches(p, name) or roles[name] == p for p in include)]
