@@ -172,6 +172,17 @@ def test_a_budget_is_met_and_used(bits: float) -> None:
     assert stored > min(bits, finest) - 2 * 32 / 512 - 32 / 512 - 1e-9, "a granule of 32 channels costs 2 bits at least"
 
 
+def test_an_order_that_is_folded_costs_nothing() -> None:
+    group = group_task(layer_task(rows=64, cols=512, inputs=input_rows(cols=512)))
+    folded = dataclasses.replace(group, is_order_folded=True)
+    online, free = (cut("micromix:bits=5.0", each).layers[0] for each in (group, folded))
+    assert rounded(online).num_bytes * 8 <= 5.0 * 64 * 512 and rounded(free).tensor.num_bytes * 8 <= 5.0 * 64 * 512
+    assert rounded(free).tensor.num_bytes - rounded(online).tensor.num_bytes >= 4 * 512 - 4 * 32 * 64
+    assert widths(free)[0] < widths(online)[0]
+    base = [cut("micromix:bits=5.0,weights=base", each).layers[0].format for each in (group, folded)]
+    assert base[0] == base[1], "there the budget is that of the inputs"
+
+
 def test_a_budget_of_the_narrowest_format_needs_no_order() -> None:
     group = group_task(layer_task(cols=256))
     assert cut("micromix:bits=4.25", group).layers[0] is group.layers[0]

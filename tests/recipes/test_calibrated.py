@@ -81,6 +81,8 @@ CHAINS = [
     "macroblock+rtn",
     "omniquant:epochs=2,clip=false+rtn",
     "flatquant:epochs=2,clip=false+rtn",
+    "micromix+rtn",
+    "awq+micromix+rtn",
     "batquant:epochs=2,clip=false+autoround:steps=2,clip=false+rtn",
 ]
 

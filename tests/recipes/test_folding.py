@@ -13,8 +13,10 @@ from family_models import CONFIGS, family_model, run
 from microscale.errors import ModelError, NonFiniteError, ShapeError
 from microscale.families import BlockStructure, FoldKind, LinearGroup, NormKind, Signs, describe
 from microscale.recipes import Recipe, quantize_model
+from microscale.recipes.experts import unstack_experts
 from microscale.recipes.folding import (
     centre_residual,
+    fold_order,
     fold_scale,
     fuse_norms,
     keep_mean,
@@ -88,6 +90,37 @@ def inputs_of(model: Any, name: str) -> Tensor:
     run(model)
     handle.remove()
     return seen[0]
+
+
+@pytest.mark.parametrize(("name", "part"), CASES)
+def test_a_folded_order_moves_inputs_and_columns_alone(name: str, part: str) -> None:
+    """Every down projection of every family takes an order of its own, experts each theirs."""
+    model = family_model(name)
+    unstack_experts(model)
+    before = run(model)
+    pairs = [(block, group) for block in describe(model, part).blocks for group in block.groups]
+    chosen = [pair for pair in pairs if pair[1].sources]
+    assert [pair for pair in pairs if pair[1].role.endswith(".down")] == chosen and chosen
+    for index, (block, group) in enumerate(chosen):
+        name_of = f"{block.name}.{group.linears[0]}"
+        inputs, weight = inputs_of(model, name_of), weight_of(model, block, group.linears[0]).clone()
+        order = torch.randperm(weight.shape[1], generator=generator(index))
+        fold_order(model, block, group, order)
+        assert torch.equal(weight_of(model, block, group.linears[0]), weight[:, order])
+        torch.testing.assert_close(inputs_of(model, name_of), inputs[..., order], rtol=1e-5, atol=1e-5)
+    check_same(model, before)
+
+
+def test_orders_that_cannot_be() -> None:
+    model = family_model("llama")
+    block = describe(model).blocks[0]
+    roles = {group.role: group for group in block.groups}
+    for role in ("attention.qkv", "attention.out", "mlp.gate_up"):
+        with pytest.raises(ModelError, match="has no sources"):
+            fold_order(model, block, roles[role], torch.arange(32))
+    for order in (torch.arange(47), torch.zeros(48)):
+        with pytest.raises(ShapeError, match="48 inputs; an order must name each of them once"):
+            fold_order(model, block, roles["mlp.down"], order)
 
 
 def test_a_relu_takes_positive_scales_only() -> None:

@@ -88,11 +88,16 @@ class LayerTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupTask:
-    """Linear layers that read the very same input."""
+    """Linear layers that read the very same input.
+
+    ``is_order_folded``: an order of the channels, where a step finds one, goes into the layers that make the input, so
+    that nothing of it is left at run time.
+    """
 
     role: str
     layers: tuple[LayerTask, ...]
     inputs: InputStatistics | None = None
+    is_order_folded: bool = False
 
     @property
     def cols(self) -> int:
@@ -183,7 +188,7 @@ class SegmentStep(Step):
 
     @property
     def is_online(self) -> bool:
-        """The order of the channels stays online."""
+        """The order of the channels stays online in most layers."""
         return True
 
     def segmented(self, group: GroupTask) -> GroupTask:

@@ -11,9 +11,10 @@ the mean share of the numbers between its threshold and the one before; counts a
 segments but the first, which gets the rest. Integers, which the paper leaves out, have steps of one size: half of one
 is E at T = 2 q E, or (2^n - 1) E with a zero point.
 
-``bits`` scales all thresholds by one factor, so that what is stored (the order of the channels included) fits a budget;
-what the last whole granules leave of it then goes to one segment after the other, from the narrowest up. ``counts``
-gives the number of channels in each segment by hand, as an allocation over layers does.
+``bits`` scales all thresholds by one factor, so that what is stored fits a budget: the order of the channels included,
+unless it is folded into the layers before. What the last whole granules leave of the budget then goes to one segment
+after the other, from the narrowest up. ``counts`` gives the number of channels in each segment
+by hand, as an allocation over layers does.
 
 Source: arXiv 2508.02343, section 3; granules, counts and E as its authors' implementation has them.
 """
@@ -240,7 +241,7 @@ class MicroMix(SegmentStep):
             alike.setdefault((layer.format, layer.activations), []).append(layer)
         changed: dict[str, LayerTask] = {}
         for layers in alike.values():
-            counts = self._counts(magnitudes, layers, group.cols)
+            counts = self._counts(magnitudes, layers, group)
             changed.update({layer.name: self._cut(layer, counts, order) for layer in layers})
         return dataclasses.replace(group, layers=tuple(changed[layer.name] for layer in group.layers))
 
@@ -277,8 +278,8 @@ class MicroMix(SegmentStep):
         layer = layer.with_transforms([permute_transform(order)])
         return dataclasses.replace(layer, format=_segments(weights, counts), activations=spec)
 
-    def _counts(self, magnitudes: Tensor, layers: Sequence[LayerTask], cols: int) -> tuple[int, ...]:
-        fmt = layers[0].format
+    def _counts(self, magnitudes: Tensor, layers: Sequence[LayerTask], group: GroupTask) -> tuple[int, ...]:
+        fmt, cols = layers[0].format, group.cols
         assert isinstance(fmt, BlockFormat)
         weights, inputs = self._sides(fmt, layers[0].activations)
         given = self._given_counts()
@@ -295,7 +296,8 @@ class MicroMix(SegmentStep):
             return counts_at(self.scale)
         rows = sum(layer.weight.shape[0] for layer in layers)
         paid = inputs if self.weights == BASE else weights
-        order_bits = 0.0 if self.weights == BASE else ORDER_BITS * len(layers) / rows
+        is_free = self.weights == BASE or group.is_order_folded
+        order_bits = 0.0 if is_free else ORDER_BITS * len(layers) / rows
 
         def fits(counts: Sequence[int]) -> bool:
             pairs = zip(paid, counts, strict=True)

@@ -140,6 +140,8 @@ class _Tower:
         matrices = {matrix for matrix, _ in layer.named_parameters()}
         pairs = _groups_of(self.record, linears)
         modules = {name for name, _ in layer.named_modules()}
+        if not all(source in linears for group, _ in pairs for source in group.sources):
+            return None
         if not all(fold is None or fold.name in modules for _, fold in pairs):
             return None
         if sorted(linear for group, _ in pairs for linear in group.linears) != sorted(linears):
@@ -226,16 +228,18 @@ def _groups_of(record: TowerRecord, linears: Sequence[str]) -> list[tuple[Linear
     routed = [group for group in record.groups if "*" in group.linears[0]]
     for group in record.groups:
         if group not in routed and group.linears[0] in present:
-            found.append((LinearGroup(role=group.role, linears=group.linears), group.fold))
+            found.append((LinearGroup(role=group.role, linears=group.linears, sources=group.sources), group.fold))
     expert = 0
     while any(group.linears[0].replace("*", str(expert)) in present for group in routed):
         number = str(expert)
         for group in routed:
-            names = tuple(name.replace("*", number) for name in group.linears)
+            names, sources = (
+                tuple(name.replace("*", number) for name in each) for each in (group.linears, group.sources)
+            )
             fold = group.fold
             if fold is not None:
                 fold = replace(fold, name=fold.name.replace("*", number))
-            found.append((LinearGroup(role=group.role, linears=names), fold))
+            found.append((LinearGroup(role=group.role, linears=names, sources=sources), fold))
         expert += 1
     return found
 

@@ -54,11 +54,12 @@ class FoldRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRecord:
-    """A group that blocks of a family may have."""
+    """A group that blocks of a family may have; ``sources`` as in :class:`LinearGroup`."""
 
     role: str
     linears: tuple[str, ...]
     fold: FoldRecord | None = None
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +101,9 @@ def linear(name: str) -> FoldRecord:
     return FoldRecord(kind=FoldKind.LINEAR, name=name)
 
 
-def group(role: str, *linears: str, fold: FoldRecord | None = None) -> GroupRecord:
+def group(role: str, *linears: str, fold: FoldRecord | None = None, sources: tuple[str, ...] = ()) -> GroupRecord:
     """A group of linear layers."""
-    return GroupRecord(role=role, linears=linears, fold=fold)
+    return GroupRecord(role=role, linears=linears, fold=fold, sources=sources)
 
 
 def attention_groups(names: DecoderFamily) -> tuple[GroupRecord, ...]:
@@ -117,7 +118,7 @@ def gated_groups(names: DecoderFamily) -> tuple[GroupRecord, ...]:
     """The groups of a gated feed-forward layer."""
     return (
         group("mlp.gate_up", names.gate, names.up, fold=norm(names.mlp_norm)),
-        group("mlp.down", names.down, fold=linear(names.up)),
+        group("mlp.down", names.down, fold=linear(names.up), sources=(names.gate, names.up)),
     )
 
 
@@ -145,7 +146,12 @@ def expert_tower(names: DecoderFamily, *shared: GroupRecord) -> TowerRecord:
     routed = norm(names.mlp_norm, "mlp.gate.weight", "mlp.experts.gate_up_proj")
     experts = (
         group("moe.experts.gate_up", "mlp.experts.*.gate_proj", "mlp.experts.*.up_proj", fold=routed),
-        group("moe.experts.down", "mlp.experts.*.down_proj", fold=linear("mlp.experts.*.up_proj")),
+        group(
+            "moe.experts.down",
+            "mlp.experts.*.down_proj",
+            fold=linear("mlp.experts.*.up_proj"),
+            sources=("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"),
+        ),
     )
     dense = gated_tower(names)
     return replace(dense, groups=(*dense.groups, *shared, *experts), stack_writers=("mlp.experts.down_proj",))
@@ -163,7 +169,7 @@ _PHI3 = replace(
         group("attention.qkv", "self_attn.qkv_proj", fold=norm(_PLAIN.input_norm)),
         group("attention.out", "self_attn.o_proj", fold=value("self_attn.qkv_proj")),
         group("mlp.gate_up", "mlp.gate_up_proj", fold=norm(_PLAIN.mlp_norm)),
-        group("mlp.down", "mlp.down_proj", fold=linear("mlp.gate_up_proj")),
+        group("mlp.down", "mlp.down_proj", fold=linear("mlp.gate_up_proj"), sources=("mlp.gate_up_proj",)),
     ),
 )
 
@@ -176,7 +182,12 @@ _QWEN2_MOE = expert_tower(
         "mlp.shared_expert_gate",
         fold=norm(_PLAIN.mlp_norm),
     ),
-    group("moe.shared.down", "mlp.shared_expert.down_proj", fold=linear("mlp.shared_expert.up_proj")),
+    group(
+        "moe.shared.down",
+        "mlp.shared_expert.down_proj",
+        fold=linear("mlp.shared_expert.up_proj"),
+        sources=("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+    ),
 )
 
 
@@ -207,7 +218,7 @@ _STARCODER2 = replace(
     groups=(
         *attention_groups(_PLAIN),
         group("mlp.up", "mlp.c_fc", fold=norm(_PLAIN.mlp_norm)),
-        group("mlp.down", "mlp.c_proj"),
+        group("mlp.down", "mlp.c_proj", sources=("mlp.c_fc",)),
     ),
 )
 
@@ -216,7 +227,7 @@ _PHI = replace(
     groups=(  # both sub-layers read one norm
         group("attention.qkv", _PLAIN.query, _PLAIN.key, _PLAIN.value, "mlp.fc1", fold=norm(_PLAIN.input_norm)),
         group("attention.out", "self_attn.dense", fold=value(_PLAIN.value)),
-        group("mlp.down", "mlp.fc2"),
+        group("mlp.down", "mlp.fc2", sources=("mlp.fc1",)),
     ),
 )
 
@@ -238,6 +249,7 @@ _OPT = TowerRecord(
             fold=replace(
                 linear("fc1"), signs=Signs.POSITIVE, holds=lambda config: config.activation_function == "relu"
             ),
+            sources=("fc1",),
         ),
     ),
     norm=NormKind.LAYER,
@@ -254,7 +266,7 @@ _GPT2 = TowerRecord(
         group("attention.qkv", "attn.c_attn", fold=norm("ln_1")),
         group("attention.out", "attn.c_proj", fold=value("attn.c_attn")),
         group("mlp.up", "mlp.c_fc", fold=norm("ln_2")),
-        group("mlp.down", "mlp.c_proj"),
+        group("mlp.down", "mlp.c_proj", sources=("mlp.c_fc",)),
     ),
     norm=NormKind.LAYER,
     embeddings=("transformer.wte",),
@@ -269,7 +281,7 @@ _GPT_NEOX = TowerRecord(
         group("attention.qkv", "attention.query_key_value", fold=norm("input_layernorm")),
         group("attention.out", "attention.dense", fold=value("attention.query_key_value", ValueRows.PER_HEAD)),
         group("mlp.up", "mlp.dense_h_to_4h", fold=norm("post_attention_layernorm")),
-        group("mlp.down", "mlp.dense_4h_to_h"),
+        group("mlp.down", "mlp.dense_4h_to_h", sources=("mlp.dense_h_to_4h",)),
     ),
     norm=NormKind.LAYER,
     embeddings=("gpt_neox.embed_in",),
@@ -303,7 +315,12 @@ _QWEN2_5_VL = FamilyRecord(
             group("attention.qkv", "attn.qkv", fold=norm("norm1")),
             group("attention.out", "attn.proj", fold=value("attn.qkv")),
             group("mlp.gate_up", "mlp.gate_proj", "mlp.up_proj", fold=norm("norm2")),
-            group("mlp.down", "mlp.down_proj", fold=linear("mlp.up_proj")),
+            group(
+                "mlp.down",
+                "mlp.down_proj",
+                fold=linear("mlp.up_proj"),
+                sources=("mlp.gate_proj", "mlp.up_proj"),
+            ),
         ),
         norm=NormKind.RMS,
         final_norm="model.visual.merger.ln_q",

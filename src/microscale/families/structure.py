@@ -83,11 +83,16 @@ class LinearGroup:
     ``role`` says what they are for: attention.qkv, attention.out, mlp.gate_up, mlp.down, moe.experts.gate_up and so on;
     roles that end in ``.out`` or ``.down`` write into the residual stream. Each expert has groups of its own, for it
     sees tokens of its own.
+
+    ``sources`` are the linear layers whose outputs make the group's input number by number (activation functions,
+    products), and are read by nothing else: an order of the channels can go into their rows. One whose outputs are k
+    times as wide as the input (gate and up in one matrix) has k runs of rows, and the order goes into each.
     """
 
     role: str
     linears: tuple[str, ...]
     fold: Fold | None = None
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

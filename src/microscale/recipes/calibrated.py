@@ -232,6 +232,7 @@ class Quantizer:
         for pipeline in self._book.distinct:
             if not pipeline.is_found_ahead:
                 self._preparer.find(block, pipeline)
+        for pipeline in self._book.distinct:  # what is learned for the rows of a weight must not see them change
             self._preparer.learn(block, pipeline)
 
     def _round_block(self, block: Block, replace: Replace) -> None:

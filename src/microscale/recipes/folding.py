@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microscale.errors import ModelError, NonFiniteError, ShapeError
@@ -83,6 +83,34 @@ def _check_scale(scale: Tensor, fold: Fold, name: str) -> None:
         raise NonFiniteError(f"scales before {name} must be finite and not 0")
     if fold.signs is Signs.POSITIVE and bool((scale < 0).any()):
         raise ModelError(f"scales before {name} must be positive: a ReLU lies between it and {fold.name}")
+
+
+@torch.no_grad()
+def fold_order(model: nn.Module, block: BlockStructure, group: LinearGroup, order: Int[Tensor, " in"]) -> None:
+    """Make the input x of a group x[order], and its weights W[:, order]: numbers move, none changes.
+
+    The rows and biases of the group's sources move, in each of their runs alike.
+
+    Raises:
+        ModelError: the group has no sources, or the layers are quantized already.
+        ShapeError: an order that does not name each input once.
+    """
+    if not group.sources:
+        raise ModelError(f"no order can be folded before {block.name}.{group.linears[0]}: {group.role} has no sources")
+    readers = [matrix(model, f"{block.name}.{name}.weight") for name in group.linears]
+    width = readers[0].shape[-1]
+    order = order.to(device=readers[0].device, dtype=torch.int64)
+    if not torch.equal(order.sort().values, torch.arange(width, device=order.device)):
+        raise ShapeError(f"{group.role} of {block.name} has {width} inputs; an order must name each of them once")
+    for name in (f"{block.name}.{source}.weight" for source in group.sources):
+        weight, bias = matrix(model, name), bias_of(model, name)
+        starts = torch.arange(0, weight.shape[-2], width, device=order.device)
+        rows = (starts[:, None] + order).reshape(-1)
+        weight.copy_(weight[rows])
+        if bias is not None:
+            bias.copy_(bias[rows])
+    for weight in readers:
+        weight.copy_(weight[:, order])
 
 
 def _divide_norm(norm: nn.Module, kind: NormKind, scale: Tensor) -> None:

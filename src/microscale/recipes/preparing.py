@@ -30,7 +30,7 @@ from microscale.recipes.blocks import BlockRunner, replaced_forward
 from microscale.recipes.folding import fold_scale, shared_scale
 from microscale.recipes.measuring import measure_inputs
 from microscale.recipes.task_book import TaskBook
-from microscale.recipes.tasks import fold_first_scale, is_seen, transformed, with_inputs
+from microscale.recipes.tasks import fold_first_scale, fold_segment_order, is_seen, transformed, with_inputs
 from microscale.transforms import scale_transform
 
 
@@ -65,8 +65,7 @@ class Preparer:
             for _, task in self._measured(block, pipeline, step.wanted):
                 self._book.keep(transformed(task, step.transforms(task)) if is_seen(task, step) else task)
         for step in pipeline.of_kind(SegmentStep):
-            for _, task in self._measured(block, pipeline, step.wanted):
-                self._book.keep(step.segmented(task) if is_seen(task, step) else task)
+            self._segment(block, step, pipeline)
 
     def learn(self, block: Block, pipeline: Pipeline) -> None:
         """Run the steps that learn from the layer's outputs."""
@@ -110,6 +109,18 @@ class Preparer:
                 self._book.keep(transformed(task, [scale_transform(1.0 / scale)]))
                 continue
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
+            self._book.refresh(block.structure)
+
+    def _segment(self, block: Block, step: SegmentStep, pipeline: Pipeline) -> None:
+        """Cut segments; the order of their channels is folded where that is exact, else kept online.
+
+        Groups come in the order of execution: what an order is folded into has its own segments by then.
+        """
+        for group, task in self._measured(block, pipeline, step.wanted):
+            if not is_seen(task, step):
+                self._book.keep(task)
+                continue
+            self._book.keep(fold_segment_order(self._model, block.structure, group, step.segmented(task)))
             self._book.refresh(block.structure)
 
     def _learn(self, block: Block, step: BlockStep, pipeline: Pipeline) -> None:

@@ -11,7 +11,7 @@ from microscale.algorithms import GroupTask, LayerTask, Pipeline
 from microscale.families import BlockStructure, LinearGroup
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import PlannedLayer
-from microscale.recipes.tasks import float_weight
+from microscale.recipes.tasks import float_weight, is_scaled_at_most
 
 
 class TaskBook:
@@ -52,7 +52,8 @@ class TaskBook:
             names = [f"{block.name}.{name}" for name in group.linears]
             tasks = [self.task(name) for name in names if self.pipelines.get(name) is pipeline]
             if tasks:
-                found.append((group, GroupTask(role=group.role, layers=tuple(tasks))))
+                is_folded = bool(group.sources) and len(tasks) == len(names) and all(map(is_scaled_at_most, tasks))
+                found.append((group, GroupTask(role=group.role, layers=tuple(tasks), is_order_folded=is_folded)))
         return found
 
     def chosen(self, block: BlockStructure, group: LinearGroup) -> list[str]:

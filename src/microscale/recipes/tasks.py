@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from microscale.algorithms import GroupTask, Step
+from microscale.algorithms import GroupTask, LayerTask, Step
 from microscale.calibration import InputStatistics
 from microscale.families import BlockStructure, FoldKind, LinearGroup, is_transposed
-from microscale.recipes.folding import fold_scale
-from microscale.transforms import Transform, TransformKind
+from microscale.recipes.folding import fold_order, fold_scale
+from microscale.transforms import Transform, TransformKind, scale_transform
 
 
 def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
@@ -31,6 +31,11 @@ def is_seen(task: GroupTask, step: Step) -> bool:
     return step.wanted is None or (task.inputs is not None and task.inputs.num_tokens > 0)
 
 
+def is_scaled_at_most(layer: LayerTask) -> bool:
+    """Whether the transforms of a layer keep every channel to itself and in its place."""
+    return all(transform.spec.kind is TransformKind.SCALE for transform in layer.transforms)
+
+
 def float_weight(module: nn.Module) -> Tensor:
     """Return a layer's weight [out, in] in float32; it may share memory with the model."""
     weight = module.get_parameter("weight").detach()
@@ -47,6 +52,31 @@ def fold_first_scale(model: nn.Module, block: BlockStructure, group: LinearGroup
     fold_scale(model, block, group, 1.0 / chain[0].parts["scale"].to(torch.float64))
     layers = tuple(
         dataclasses.replace(layer, weight=float_weight(model.get_submodule(layer.name)), transforms=chain[1:])
+        for layer in task.layers
+    )
+    return dataclasses.replace(task, layers=layers)
+
+
+def fold_segment_order(model: nn.Module, block: BlockStructure, group: LinearGroup, task: GroupTask) -> GroupTask:
+    """Fold the order that segments want into the layers that make a group's input; where it cannot be, it stays online.
+
+    Scales that come before it and stay online move with their channels.
+    """
+    last = (layer.transforms[-1] for layer in task.layers if layer.transforms)
+    order = next((each.parts["order"] for each in last if each.spec.kind is TransformKind.PERMUTE), None)
+    if order is None or not task.is_order_folded:
+        return task
+    fold_order(model, block, group, order)
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            weight=float_weight(model.get_submodule(layer.name)),
+            transforms=tuple(
+                scale_transform(transform.parts["scale"][order])
+                for transform in layer.transforms
+                if transform.spec.kind is TransformKind.SCALE
+            ),
+        )
         for layer in task.layers
     )
     return dataclasses.replace(task, layers=layers)
