@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from method_tasks import block_problem, group_task, input_rows, layer_task, model_problem, random, statistics
-from microscale.algorithms import BlockStep, GroupTask, LayerTask, ModelProblem, ModelStep, Pipeline, parse_method
+from microscale.algorithms import (
+    BlockStep,
+    GroupTask,
+    LayerTask,
+    ModelProblem,
+    ModelStep,
+    Pipeline,
+    parse_method,
+    step_text,
+    with_budget,
+)
 from microscale.algorithms.block_error import block_error
 from microscale.algorithms.distill import divergence
 from microscale.algorithms.micromix import (
@@ -352,3 +362,60 @@ def test_mxplus_refuses_in_the_words_of_the_format() -> None:
     assert problem is not None and "step mxplus" in problem and "zero point" in problem
     with pytest.raises(RecipeError, match="weights must be one of plus, plusplus, keep"):
         parse_method("mxplus:weights=more")
+
+
+@pytest.mark.parametrize("options", ["", ",weights=base", ",wider=(mxfp6_e2m3)", ",wider=(mxfp6_e3m2,mxfp8)"])
+@pytest.mark.parametrize("formats", [("mxfp4", "mxfp4"), ("mxfp4", "mxfp8"), ("mxfp4", None)])
+@pytest.mark.parametrize("bits", [4.25, 4.6, 5.5, 8.5])
+def test_what_was_cut_can_be_cut_again(options: str, formats: tuple[str, str | None], bits: float) -> None:
+    fmt, activations = formats
+    step = parse_method(f"micromix:bits={bits}{options}").steps[0]
+    assert isinstance(step, MicroMix)
+    task = layer_task(fmt, activations, cols=256, inputs=input_rows(cols=256))
+    if step.refusal(task.format, task.activations) is not None:
+        pytest.skip("refused for these formats")
+    before = task.format
+    assert isinstance(before, BlockFormat)
+    done = step.segmented(group_task(task)).layers[0]
+    again = step.repeated(before, task.activations, done.format, done.activations)
+    assert (again is None) == (done is task or done.format == before)
+    if again is not None:
+        assert parse_method(f"{step_text(again)}+rtn").steps[0] == again
+        other = again.segmented(group_task(task)).layers[0]
+        assert (other.format, other.activations) == (done.format, done.activations)
+        assert torch.equal(other.transforms[0].parts["order"], done.transforms[0].parts["order"])
+
+
+def test_counts_by_hand() -> None:
+    group = group_task(layer_task(cols=128))
+    assert widths(cut("micromix:counts=(64,0,64)", group).layers[0]) == [64, 64]
+    assert cut("micromix:counts=(128,0,0)", group).layers[0] is group.layers[0]
+    for words in ("(64,32,64)", "(80,16,32)"):
+        with pytest.raises(
+            RecipeError, match="add up to the layer's 128 channels, all but the first in multiples of 32"
+        ):
+            cut(f"micromix:counts={words}", group)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("counts=(64,64)", "must hold 3 numbers"),
+        ("counts=(64,-32,96)", "numbers like"),
+        ("counts=many", "numbers like"),
+        ("counts=(64,32,32),bits=5", "leave nothing for bits or scale"),
+        ("counts=(64,32,32),scale=2", "leave nothing for bits or scale"),
+    ],
+)
+def test_counts_that_make_no_sense(options: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        parse_method(f"micromix:{options}")
+
+
+def test_a_budget_for_a_chain() -> None:
+    assert with_budget("micromix", 5.0) == "micromix:bits=5+rtn"
+    assert with_budget("adaptive-2-4", 3.5) == "micromix:wider=(int4/32:fp16:asym,mxfp8),bits=3.5+rtn"
+    assert with_budget("smoothquant+micromix:bits=5+gptq", 5.0) == "smoothquant+micromix:bits=5+gptq"
+    for method, words in (("gptq", "has no budget"), ("micromix:bits=6", "has bits=6 already")):
+        with pytest.raises(RecipeError, match=words):
+            with_budget(method, 5.0)

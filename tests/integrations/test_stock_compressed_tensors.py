@@ -118,6 +118,22 @@ def test_our_file_is_the_same_model_to_the_stock_library(case: str, original: Pa
         assert read_config(tmp_path / "out")["tie_word_embeddings"] is False
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_an_allocation_is_the_same_model_to_the_stock_library(method: str, original: Path, tmp_path: Path) -> None:
+    """Formats that their mixed layout has suffice for a mixed model: no one needs microscale to run it."""
+    (tmp_path / "book.txt").write_text("The harbour was quiet, and the boats lay still. " * 60)
+    text = ["--calibration", tmp_path / "book.txt", "--samples", "2", "--window", "64"]
+    allocation = ["--budget", "5.2bits", "-f", "mxfp4,nvfp4,mxfp8,mxfp4/mxfp8", "--method", method, *text]
+    found = succeed("allocate", original, *allocation, "-o", tmp_path / "recipe.yaml", "--json").json
+    assert {"mxfp4", "mxfp8"} < set(found["result"]["layers"]) | {"mxfp8"} and len(found["result"]["layers"]) > 1
+    done = succeed(
+        "quantize", original, "--recipe", tmp_path / "recipe.yaml", *text, "-o", tmp_path / "out", "--json"
+    ).json
+    assert done["layout"] == "compressed-tensors" and len(done["schemes"]) > 1
+    assert read_config(tmp_path / "out")["quantization_config"]["format"] == "mixed-precision"
+    assert_equal_in_both(tmp_path / "out")
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt_neox", "gemma3_text"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     """Attention with norms, biases, fused query-key-value, scaled embeddings; untied heads are quantized on request."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import torch
 from torch import nn
 
 import microscale
+from microscale.algorithms import GroupTask, ModelProblem
+from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
+from microscale.formats import format_name
 from microscale.planning import (
     Budget,
     BudgetUnit,
@@ -34,8 +39,8 @@ from microscale.planning import (
     parse_fixed,
     solve,
 )
-from microscale.planning.allocation import allocate, front, largest_cost, least_cost
-from microscale.planning.stand_ins import measured_method
+from microscale.planning.allocation import _quiet_output, allocate, front, largest_cost, least_cost
+from microscale.planning.stand_ins import layer_method, measured_method
 from microscale.recipes import Calibration, load_recipe, make_plan, quantize_model, recipe_text
 from small_models import save_random_model
 
@@ -76,6 +81,18 @@ def test_the_answer_is_the_optimum(seed: int, is_whole: bool) -> None:
         found = allocate(groups, budget)
         assert found.cost <= budget * (1 + 1e-9)
         assert found.sensitivity == pytest.approx(brute_force(groups, budget), rel=1e-9)
+
+
+def test_what_the_solver_prints_is_thrown_away(capfd: pytest.CaptureFixture[str]) -> None:
+    """HiGHS leaves remarks on standard output, through the buffer of C; a command prints its JSON there."""
+    library = ctypes.CDLL(None)
+    library.puts(b"before")
+    with _quiet_output():
+        library.puts(b"a remark")
+    library.puts(b"after")
+    library.fflush(None)
+    words = capfd.readouterr().out.split("\n")
+    assert "before" in words and "after" in words and "a remark" not in words
 
 
 def test_a_front_falls_and_has_no_point_twice() -> None:
@@ -132,13 +149,40 @@ def test_amounts_are_shown_in_their_unit() -> None:
         ("int2/64:fp16:asym/mxfp8", "int2/64:fp16:asym", "mxfp8"),
     ],
 )
-def test_candidates(text: str, weights: str, activations: str | None) -> None:
-    found = parse_candidate(text)
-    assert found == Candidate(weights=weights, activations=activations)
-    assert parse_candidate(found.text) == found
+@pytest.mark.parametrize("method", [None, "micromix:bits=5.0,wider=(mxfp6_e2m3)", "rtn", "mxplus+micromix"])
+def test_candidates(text: str, weights: str, activations: str | None, method: str | None) -> None:
+    if method is None or weights != "none":
+        found = parse_candidate(text if method is None else f"{text}@{method}")
+        assert found == Candidate(weights=weights, activations=activations, method=method)
+        assert parse_candidate(found.text) == found
 
 
-@pytest.mark.parametrize("text", ["", "mxfp5", "mxfp4,mxfp4", "none/mxfp4", "mxfp4/mxfp5", "mxfp4:prescale(0.75"])
+def test_a_method_alone_starts_from_mxfp4() -> None:
+    found = parse_candidates("micromix:bits=5.0,wider=(mxfp6_e2m3,mxfp8),weights=base,mxfp8,adaptive-2-4")
+    assert [(c.weights, c.activations, c.method) for c in found] == [
+        ("mxfp4", "mxfp4", "micromix:bits=5.0,wider=(mxfp6_e2m3,mxfp8),weights=base"),
+        ("mxfp8", "mxfp8", None),
+        ("mxfp4", "mxfp4", "adaptive-2-4"),
+    ]
+    assert found[0].text == found[0].method
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "mxfp5",
+        "mxfp4,mxfp4",
+        "none/mxfp4",
+        "none@rtn",
+        "mxfp4@distill",
+        "mxfp4@quarot",
+        "mxfp4@awq",
+        "mxfp4/nvfp4@static",
+        "mxfp4/mxfp5",
+        "mxfp4:prescale(0.75",
+    ],
+)
 def test_bad_candidates(text: str) -> None:
     with pytest.raises(AllocationError):
         parse_candidates(text)
@@ -158,8 +202,15 @@ def model(path: Path) -> Any:
     return microscale.load(path, dtype=torch.float32)
 
 
-def table_of(model: Any, kind: Sensitivity = Sensitivity.FISHER, method: str = "rtn", **options: Any) -> Any:
-    layers, every = allocated_layers(model, FORMATS, **options)
+def table_of(
+    model: Any,
+    kind: Sensitivity = Sensitivity.FISHER,
+    method: str = "rtn",
+    effort: str = "fast",
+    candidates: Sequence[Candidate] = FORMATS,
+    **options: Any,
+) -> Any:
+    layers, every = allocated_layers(model, candidates, **options)
     table = measure_table(
         model,
         layers,
@@ -168,7 +219,7 @@ def table_of(model: Any, kind: Sensitivity = Sensitivity.FISHER, method: str = "
         method_text=CALIBRATION,
         sensitivity=kind,
         method=method,
-        effort="fast",
+        effort=effort,
         latency_tokens=None,
         progress=lambda done, total, label: None,
     )
@@ -279,6 +330,61 @@ def test_a_role_that_the_model_lacks(model: Any) -> None:
         allocated_layers(model, FORMATS, fixed=[parse_fixed("moe.gate=mxfp8")])
     with pytest.raises(AllocationError, match="leave layers alone"):
         allocated_layers(model, parse_candidates("none"))
+
+
+@pytest.mark.parametrize("effort", ["good", "max"])
+def test_a_whole_model_is_learned_once_whatever_the_formats(
+    model: Any, effort: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers in different formats learn together: one call with all of them, none left for another."""
+    _, table = table_of(model, method="best", effort=effort)
+    solution = solve(table, Budget(amount=5.0, unit=BudgetUnit.BITS), points=2)
+    assert len(set(solution.chosen.values())) > 1
+    recipe = allocation_recipe(model, table, solution.chosen, method="best", effort=effort)
+    calls: list[dict[str, str]] = []
+
+    def learn(step: Distill, problem: ModelProblem) -> tuple[GroupTask, ...]:
+        assert step.epochs == (2.0 if effort == "good" else 8.0)
+        calls.append({layer.name: format_name(layer.format) for group in problem.groups for layer in group.layers})
+        return problem.groups
+
+    monkeypatch.setattr(Distill, "learn", learn)
+    quantize_model(model, recipe, calibration=CALIBRATION)
+    assert len(calls) == 1 and set(calls[0]) == set(solution.chosen)
+    assert len(set(calls[0].values())) == len(set(solution.chosen.values()))
+
+
+def test_segments_are_measured_as_the_recipe_cuts_them(model: Any) -> None:
+    """A group's layers are cut alike in every candidate, and a layer without segments needs no step that cuts."""
+    candidates = parse_candidates("mxfp4,micromix:bits=6.5,wider=(mxfp6_e2m3),mxfp6_e2m3")
+    _, table = table_of(model, method="gptq", candidates=candidates)
+    for layer in table.layers:
+        assert table.methods[layer.name][0] is None and table.methods[layer.name][2] is None
+        assert table.num_bytes[layer.name][0] <= table.num_bytes[layer.name][1]
+    names = [f"model.layers.0.self_attn.{letter}_proj" for letter in "qkv"]
+    methods = {table.methods[name][1] for name in names}
+    assert methods == {"micromix:wider=(mxfp6_e2m3),counts=(32,32)+gptq"}
+    down = table.methods["model.layers.0.mlp.down_proj"][1]
+    assert down is not None and down.endswith("gptq")
+
+
+@pytest.mark.parametrize(
+    ("method", "chain"),
+    [
+        ("rtn", "micromix:bits=5+rtn"),
+        ("gptq", "micromix:bits=5+gptq"),
+        ("mr-gptq", "rule+micromix:bits=5+gptq"),
+        ("smoothquant", "smoothquant+micromix:bits=5+rtn"),
+        ("qad", "rule+micromix:bits=5+rtn"),
+        ("lowrank", "micromix:bits=5+rtn+lowrank"),
+    ],
+)
+def test_what_may_stand_beside_segments_does(method: str, chain: str) -> None:
+    candidate = parse_candidate("micromix:bits=5")
+    assert layer_method(candidate, method, "fast").text == chain
+    assert layer_method(parse_candidate("mxfp4@rtn"), method, "fast").text == "rtn"
+    has_fold = method == "smoothquant"
+    assert measured_method(candidate, method, "fast").text == ("micromix:bits=5+rtn" if has_fold else chain)
 
 
 def test_stand_ins_follow_the_method(model: Any) -> None:

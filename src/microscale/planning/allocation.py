@@ -9,8 +9,11 @@ This is the multiple-choice knapsack problem. It is solved to proven optimality 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,13 +111,14 @@ def _solved(groups: Sequence[ChoiceGroup], limit: float) -> Allocation:
         optimize.LinearConstraint(one_each, 1, 1),
         optimize.LinearConstraint(costs[None, :], -np.inf, bound),
     ]
-    found = optimize.milp(
-        gains,
-        integrality=np.ones(len(pairs)),
-        bounds=optimize.Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 1e-9},
-    )
+    with _quiet_output():
+        found = optimize.milp(
+            gains,
+            integrality=np.ones(len(pairs)),
+            bounds=optimize.Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 1e-9},
+        )
     if found.x is None:
         raise AllocationError(f"the solver found no allocation: {found.message}")
     chosen: list[Choice] = []
@@ -124,6 +128,31 @@ def _solved(groups: Sequence[ChoiceGroup], limit: float) -> Allocation:
     result = Allocation(chosen=tuple(chosen))
     assert result.cost <= limit * (1 + 1e-9), "the solver broke the budget"
     return result
+
+
+@contextlib.contextmanager
+def _quiet_output() -> Generator[None, None, None]:
+    """Throw away what C code prints inside the block: HiGHS leaves remarks on standard output, whatever its options.
+
+    They would break the JSON that a command prints there. Where there is no standard output nothing happens.
+    """
+    try:
+        kept = os.dup(1)
+    except OSError:
+        yield
+        return
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if library is not None:
+        library.fflush(None)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+        if library is not None:
+            library.fflush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _scaled_costs(costs: Sequence[float], limit: float) -> tuple[np.ndarray[Any, Any], float]:
