@@ -19,7 +19,8 @@ import microscale
 from microscale.algorithms import GroupTask, ModelProblem
 from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
-from microscale.formats import format_name
+from microscale.formats import SegmentedFormat, format_name
+from microscale.nn import QuantizedLinear
 from microscale.planning import (
     Budget,
     BudgetUnit,
@@ -333,14 +334,19 @@ def test_a_role_that_the_model_lacks(model: Any) -> None:
 
 
 @pytest.mark.parametrize("effort", ["good", "max"])
+@pytest.mark.parametrize("segments", [None, "micromix:bits=6.5,wider=(mxfp6_e2m3)"])
 def test_a_whole_model_is_learned_once_whatever_the_formats(
-    model: Any, effort: str, monkeypatch: pytest.MonkeyPatch
+    model: Any, segments: str | None, effort: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layers in different formats learn together: one call with all of them, none left for another."""
-    _, table = table_of(model, method="best", effort=effort)
-    solution = solve(table, Budget(amount=5.0, unit=BudgetUnit.BITS), points=2)
+    """Layers in different formats and segments learn together: one call with all of them, none left for another."""
+    fixed = [parse_fixed(f"mlp.{role}={segments}") for role in ("gate_up", "down")] if segments else []
+    method = f"rule+distill:epochs={2 if effort == 'good' else 8},transform=none" if segments else "best"
+    _, table = table_of(model, method=method, effort=effort, fixed=fixed)
+    solution = solve(table, Budget(amount=6.0, unit=BudgetUnit.BITS), points=2)
     assert len(set(solution.chosen.values())) > 1
-    recipe = allocation_recipe(model, table, solution.chosen, method="best", effort=effort)
+    recipe = allocation_recipe(model, table, solution.chosen, method=method, effort=effort)
+    if segments:
+        assert len({rule.method for rule in recipe.rules if rule.method}) > 1
     calls: list[dict[str, str]] = []
 
     def learn(step: Distill, problem: ModelProblem) -> tuple[GroupTask, ...]:
@@ -351,7 +357,7 @@ def test_a_whole_model_is_learned_once_whatever_the_formats(
     monkeypatch.setattr(Distill, "learn", learn)
     quantize_model(model, recipe, calibration=CALIBRATION)
     assert len(calls) == 1 and set(calls[0]) == set(solution.chosen)
-    assert len(set(calls[0].values())) == len(set(solution.chosen.values()))
+    assert len(set(calls[0].values())) > 1
 
 
 def test_segments_are_measured_as_the_recipe_cuts_them(model: Any) -> None:
@@ -364,8 +370,17 @@ def test_segments_are_measured_as_the_recipe_cuts_them(model: Any) -> None:
     names = [f"model.layers.0.self_attn.{letter}_proj" for letter in "qkv"]
     methods = {table.methods[name][1] for name in names}
     assert methods == {"micromix:wider=(mxfp6_e2m3),counts=(32,32)+gptq"}
-    down = table.methods["model.layers.0.mlp.down_proj"][1]
-    assert down is not None and down.endswith("gptq")
+    chosen = {layer.name: candidates[1] for layer in table.layers}
+    recipe = allocation_recipe(model, table, chosen, method="gptq", effort="fast")
+    bits = {layer.name: table.num_bytes[layer.name][1] for layer in table.layers}
+    harms = {name: values[1] for name, values in table.sensitivity.items()}
+    assert max(harms.values()) < 3 * max(values[0] for values in table.sensitivity.values()), "outputs are mixed up"
+    quantize_model(model, recipe, calibration=CALIBRATION)
+    for name, size in bits.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantizedLinear) and layer.num_bytes == size, name
+    assert isinstance(layer := model.model.layers[0].mlp.down_proj, QuantizedLinear)
+    assert isinstance(layer.format, SegmentedFormat) and layer.transforms is None  # its order is folded
 
 
 @pytest.mark.parametrize(
@@ -376,6 +391,7 @@ def test_segments_are_measured_as_the_recipe_cuts_them(model: Any) -> None:
         ("mr-gptq", "rule+micromix:bits=5+gptq"),
         ("smoothquant", "smoothquant+micromix:bits=5+rtn"),
         ("qad", "rule+micromix:bits=5+rtn"),
+        ("distill:transform=none", "micromix:bits=5+distill:transform=none+rtn"),
         ("lowrank", "micromix:bits=5+rtn+lowrank"),
     ],
 )
@@ -383,8 +399,8 @@ def test_what_may_stand_beside_segments_does(method: str, chain: str) -> None:
     candidate = parse_candidate("micromix:bits=5")
     assert layer_method(candidate, method, "fast").text == chain
     assert layer_method(parse_candidate("mxfp4@rtn"), method, "fast").text == "rtn"
-    has_fold = method == "smoothquant"
-    assert measured_method(candidate, method, "fast").text == ("micromix:bits=5+rtn" if has_fold else chain)
+    is_tied = method.startswith(("smoothquant", "distill"))
+    assert measured_method(candidate, method, "fast").text == ("micromix:bits=5+rtn" if is_tied else chain)
 
 
 def test_stand_ins_follow_the_method(model: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from microscale.families import describe
+from microscale.algorithms.micromix import ORDER_BITS
+from microscale.families import ModelStructure, describe
+from microscale.formats import SegmentedFormat
 from microscale.nn import PackedModule, QuantizedLinear
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.candidates import Candidate
@@ -17,6 +19,7 @@ from microscale.planning.sensitivity import Sensitivity, measure_sensitivity
 from microscale.planning.stand_ins import make_stand_ins, repeating_method
 from microscale.recipes import Calibration
 from microscale.recipes.blocks import float32_model
+from microscale.transforms import TransformKind
 
 Progress = Callable[[int, int, str], None]
 
@@ -59,9 +62,11 @@ def measure_table(
     stand_ins = make_stand_ins(
         model, names, candidates, method=method, effort=effort, calibration=method_text, progress=progress
     )
-    blocks = [block.name for block in describe(model).blocks]
+    structure = describe(model)
+    blocks = [block.name for block in structure.blocks]
     originals = {name: model.get_submodule(name) for name in names}
-    num_bytes = {name: [_bytes_of(s, originals[name]) for s in stand_ins[name]] for name in names}
+    free = _folding(structure)
+    num_bytes = {name: [_bytes_of(s, originals[name], name in free) for s in stand_ins[name]] for name in names}
     methods = {
         name: [repeating_method(s, c, method, effort) for s, c in zip(stand_ins[name], candidates, strict=True)]
         for name in names
@@ -87,12 +92,23 @@ def measure_table(
     return replace(table, sensitivity=found)
 
 
-def _bytes_of(stand_in: nn.Module | None, original: nn.Module) -> int:
+def _folding(structure: ModelStructure) -> set[str]:
+    """Return the layers whose order of channels is folded by a recipe, whatever is chosen for the others."""
+    groups = [(block.name, group) for block in structure.blocks for group in block.groups]
+    return {f"{name}.{group.linears[0]}" for name, group in groups if group.sources and len(group.linears) == 1}
+
+
+def _bytes_of(stand_in: nn.Module | None, original: nn.Module, is_order_folded: bool) -> int:
+    """Return what a layer's file holds; an order that a recipe folds costs nothing there."""
     if stand_in is None:
         weight = original.get_parameter("weight")
         return weight.numel() * weight.element_size()
     if isinstance(stand_in, QuantizedLinear):
-        return stand_in.num_bytes
+        specs = () if stand_in.transforms is None else stand_in.transforms.specs
+        has_order = bool(specs) and specs[-1].kind is TransformKind.PERMUTE
+        is_cut = isinstance(stand_in.format, SegmentedFormat)
+        free_bits = ORDER_BITS * stand_in.shape[1] if has_order and is_cut and is_order_folded else 0
+        return stand_in.num_bytes - free_bits // 8
     assert isinstance(stand_in, PackedModule)
     return stand_in.tensor.num_bytes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -99,7 +100,8 @@ def make_stand_ins(
 ) -> dict[str, list[nn.Module | None]]:
     """Quantize a copy of the model to each candidate and return its layers by name; the model stays as it is.
 
-    Every layer is measured on what the unquantized model gives. Memory holds the packed layers of all candidates and
+    Every layer is measured on what the unquantized model gives, and can stand alone among unquantized ones: orders of
+    channels stay online where a recipe would fold them. Memory holds the packed layers of all candidates and
     one float copy of the model at a time.
 
     Raises:
@@ -107,6 +109,7 @@ def make_stand_ins(
         CalibrationError: a method that needs text without any.
     """
     found: dict[str, list[nn.Module | None]] = {name: [] for name in names}
+    alone = None if calibration is None else replace(calibration, is_order_online=True)
     for candidate in candidates:
         if candidate.is_kept:
             for layers in found.values():
@@ -118,7 +121,7 @@ def make_stand_ins(
         def tell(done: int, total: int, name: str, candidate: Candidate = candidate) -> None:
             progress(done, total, f"{candidate.text} {name}")
 
-        quantize_model(whole, recipe, tell, calibration=calibration)
+        quantize_model(whole, recipe, tell, calibration=alone)
         for name in names:
             found[name].append(whole.get_submodule(name))
         del whole

@@ -9,7 +9,8 @@ next can be stored, so that an interrupted job goes on there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ from microscale.recipes.task_book import TaskBook
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
+StepT = TypeVar("StepT", ModelStep, RotationStep)
 
 
 class Quantizer:
@@ -69,7 +71,8 @@ class Quantizer:
         self._dtypes: Mapping[str, torch.dtype] = {}
         self._book = TaskBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
-        self._preparer = Preparer(model, self._book, progress, seed)
+        is_online = calibration is not None and calibration.is_order_online
+        self._preparer = Preparer(model, self._book, progress, seed, is_order_online=is_online)
 
     def run(self, replace: Replace) -> list[str]:
         """Quantize every planned layer that lies in a decoder layer; returns their names.
@@ -83,16 +86,14 @@ class Quantizer:
         if self._loader.is_partial:
             refuse_whole(self._book.distinct)
         with float32_model(self._model) as self._dtypes:
-            rotations = [(step, p) for p in self._book.distinct for step in p.of_kind(RotationStep)]
-            for step, pipeline in dict(rotations).items():  # the same one twice would be another one
+            for step, pipelines in self._sharing(RotationStep):  # the same one twice would be another one
                 if step.is_learned:
                     fuse_norms(self._model, self._structure)
-                model = self._model_problem(pipeline) if step.is_learned else None
+                model = self._model_problem(pipelines) if step.is_learned else None
                 rotate_model(self._model, self._structure, step, model)
             self._find_ahead()
-            for pipeline in self._book.distinct:
-                for step in pipeline.of_kind(ModelStep):
-                    self._learn_model(step, pipeline)
+            for step, pipelines in self._sharing(ModelStep):
+                self._learn_model(step, pipelines)
             self._stream(replace)
         return [name for name in names if name in self._layers]
 
@@ -120,9 +121,17 @@ class Quantizer:
             stream.advance(index)
             stream.finish(index)
 
-    def _learn_model(self, step: ModelStep, pipeline: Pipeline) -> None:
+    def _sharing(self, kind: type[StepT]) -> list[tuple[StepT, list[Pipeline]]]:
+        """Return the steps of a kind, each once, with all chains that have it: their layers are worked on together."""
+        found: dict[StepT, list[Pipeline]] = {}
+        for pipeline in self._book.distinct:
+            for step in pipeline.of_kind(kind):
+                found.setdefault(step, []).append(pipeline)
+        return list(found.items())
+
+    def _learn_model(self, step: ModelStep, pipelines: Sequence[Pipeline]) -> None:
         """Run a step that sees the whole model; learned weights go into the model too."""
-        problem = self._model_problem(pipeline)
+        problem = self._model_problem(pipelines)
         with torch.enable_grad():
             learned = step.learn(problem)
         for group in learned:
@@ -132,10 +141,11 @@ class Quantizer:
                 weight = module.get_parameter("weight")
                 weight.data.copy_(layer.weight.T if is_transposed(module) else layer.weight)
 
-    def _model_problem(self, pipeline: Pipeline) -> ModelProblem:
-        """Return the whole model as a function of stand-ins for the layers of a pipeline."""
-        settings = self._settings
-        groups = tuple(group for block in self._structure.blocks for _, group in self._book.groups(block, pipeline))
+    def _model_problem(self, pipelines: Sequence[Pipeline]) -> ModelProblem:
+        """Return the whole model as a function of stand-ins for the layers of some pipelines."""
+        settings, book = self._settings, self._book
+        pairs = [pair for block in self._structure.blocks for p in pipelines for pair in book.groups(block, p)]
+        groups = tuple(group for _, group in pairs)
 
         def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
             with replaced_forward(stand_ins, self._model):

@@ -13,10 +13,12 @@ class Calibration:
     """Windows of token ids, and how they are run: ``batch`` windows at a time.
 
     ``is_sequential``: quantized layers feed the next; else every decoder layer is measured on what the unquantized
-    model gives, before any part of it is quantized.
+    model gives, before any part of it is quantized. ``is_order_online``: orders of channels stay online even where they
+    could be folded, so that every layer can stand alone among unquantized ones.
     """
 
     windows: Int[Tensor, "samples tokens"]
     batch: int = 4
     is_sequential: bool = True
     seed: int = 0
+    is_order_online: bool = False

@@ -51,11 +51,14 @@ class Block:
 class Preparer:
     """Runs the steps of pipelines on decoder layers; what they find goes into the book or is folded into the model."""
 
-    def __init__(self, model: nn.Module, book: TaskBook, progress: Progress, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, book: TaskBook, progress: Progress, seed: int, *, is_order_online: bool
+    ) -> None:
         self._model = model
         self._book = book
         self._progress = progress
         self._seed = seed
+        self._is_order_online = is_order_online
 
     def find(self, block: Block, pipeline: Pipeline) -> None:
         """Fold scales, find transforms, cut segments: all that follows from a layer's inputs alone."""
@@ -120,7 +123,10 @@ class Preparer:
             if not is_seen(task, step):
                 self._book.keep(task)
                 continue
-            self._book.keep(fold_segment_order(self._model, block.structure, group, step.segmented(task)))
+            cut = step.segmented(task)
+            if not self._is_order_online:
+                cut = fold_segment_order(self._model, block.structure, group, cut)
+            self._book.keep(cut)
             self._book.refresh(block.structure)
 
     def _learn(self, block: Block, step: BlockStep, pipeline: Pipeline) -> None:
