@@ -35,7 +35,7 @@ from microscale.algorithms import (
     parse_method,
 )
 from microscale.algorithms.block_error import block_error
-from microscale.algorithms.distill import divergence
+from microscale.algorithms.distill import Distill, divergence
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.permute import Permute
 from microscale.algorithms.rtn import Rtn
@@ -100,6 +100,9 @@ def test_best_does_not_rotate_blocks_with_fine_scales() -> None:
     coarse, fine = (parse_method("best", fmt=parse_format(name)).text for name in ("mxfp4", "nvfp4"))
     assert "hadamard" in coarse and coarse == parse_method("best").text
     assert fine == parse_method("gptq").text
+    for effort in ("good", "max"):
+        learned = parse_method("best", effort=effort, fmt=parse_format("nvfp4")).of_kind(Distill)
+        assert [step.transform for step in learned] == ["none"]
 
 
 @pytest.mark.parametrize("fmt", ["mxfp4", "mxfp4_plus", "nvfp4", "int4_asym"])

@@ -34,6 +34,14 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return make
 
 
+def test_layers_that_learn_together_have_one_chain(load: Callable[..., Any]) -> None:
+    rules = (parse_rule("*mlp*=nvfp4"),)
+    together = make_plan(load(), make_recipe(format="mxfp4", method="best", effort="good", rules=rules))
+    assert len({layer.method for layer in together.layers}) == 1 and "distill" in together.layers[0].method
+    apart = make_plan(load(), make_recipe(format="mxfp4", method="best", rules=rules))
+    assert len({layer.method for layer in apart.layers}) == 2
+
+
 def planned(
     model: Any, format: str = "mxfp4", *, rules: list[str] | None = None, **fields: Any
 ) -> dict[str, tuple[str, str]]:

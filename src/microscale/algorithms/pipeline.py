@@ -110,7 +110,9 @@ EFFORTS: Mapping[str, str] = MappingProxyType(
 )
 """The chain of ``best`` at each effort."""
 
-FINE_EFFORTS: Mapping[str, str] = MappingProxyType({"fast": "gptq"})
+FINE_EFFORTS: Mapping[str, str] = MappingProxyType(
+    {"fast": "gptq", "good": "distill:transform=none+rtn", "max": "distill:transform=none,epochs=8+rtn"}
+)
 """Where ``best`` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
 
 ORDER = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)

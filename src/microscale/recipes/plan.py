@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from microscale.algorithms import parse_method
+from microscale.algorithms import ModelStep, parse_method
 from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families import is_inside, is_transposed, vision_roots
@@ -213,6 +213,8 @@ def _plan_layer(
         activations, method = None, "rtn"
     spec = parse_inputs(activations)
     pipeline = parse_method(method, effort=recipe.effort, fmt=fmt)
+    if pipeline.of_kind(ModelStep):  # layers that learn together have one chain, that of the recipe's own format
+        pipeline = parse_method(method, effort=recipe.effort, fmt=parse_weights(recipe.format) or fmt)
     problem = pipeline.refusal(fmt, spec)
     if problem is not None:
         raise RecipeError(f"layer {name}: {problem}")
