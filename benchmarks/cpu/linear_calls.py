@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from microscale.errors import LayoutError, MicroscaleError
-from microscale.formats import parse_format
+from microscale.formats import SegmentedFormat, parse_format
 from microscale.kernels import quantize, to_layout
-from microscale.kernels.cpu.linear import prepare_linear
+from microscale.kernels.cpu.linear import prepare_linear, prepare_segments
 from microscale.tensor import QuantizedTensor
 
 DISTINCT_ROWS = 256
@@ -48,8 +48,12 @@ def copy_weight(weight: QuantizedTensor) -> QuantizedTensor:
 
 def prepare(weight: QuantizedTensor, activations: str | None) -> Prepared | str:
     """Prepare one layer without bias, or say why the kernels do not take it."""
+    inputs = None if activations is None else parse_format(activations)
     try:
-        call = prepare_linear([weight], [None], None if activations is None else parse_format(activations))
+        if isinstance(weight.format, SegmentedFormat):
+            call = prepare_segments(weight, inputs)
+        else:
+            call = prepare_linear([weight], [None], inputs)
     except MicroscaleError as error:
         return str(error).partition("\n")[0]
     return Prepared(run=call.run, num_bytes=call.num_bytes)
