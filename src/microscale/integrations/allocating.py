@@ -20,6 +20,7 @@ from microscale.integrations.calibration import CalibrationOptions, read_windows
 from microscale.nn import parse_attention
 from microscale.planning import (
     DEFAULT_FORMATS,
+    AllocatedLayer,
     Budget,
     BudgetUnit,
     Candidate,
@@ -172,24 +173,10 @@ def allocate_model(
         AllocationError: a budget or candidates that do not serve, before anything is measured where that can be known.
         ModelError, RecipeError, TextError: see the rooms that are called.
     """
-    parse_method(options.method, effort=options.effort)
     if text.source is None:
         raise CalibrationError("allocation measures layers on text: give --calibration FILE (calibration=… in Python)")
-    cache = [candidate.weights for pattern, candidate in options.fixed if pattern == KV_CACHE]
-    if any(word != NONE for word in cache):
-        attention_modules(model)
-    unstack_experts(model)
-    layers, every = allocated_layers(
-        model,
-        options.candidates,
-        fixed=options.fixed,
-        include=options.include,
-        exclude=options.exclude,
-        is_fused=options.is_fused,
-    )
-    check_budget(model, layers, every, options.budget)
+    layers, every = _checked_layers(model, options)
     by_hand = {"method": options.method, "effort": options.effort}
-    check_candidates(model, [layer.name for layer in layers], every, **by_hand)
     given = _windows(text, tokenizer, model, text.samples)
     taught = _method_windows(text, tokenizer, model) if needs_text(every, **by_hand) else None
     tokens = given.windows.numel()
@@ -210,6 +197,7 @@ def allocate_model(
     )
     solution = solve(table, options.budget, points=options.points)
     recipe = allocation_recipe(model, table, solution.chosen, **by_hand)
+    cache = _cache_words(options)
     if cache:
         recipe = recipe.model_copy(update={"rules": (*recipe.rules, Rule(match=KV_CACHE, weights=cache[-1]))})
     return FoundAllocation(
@@ -220,6 +208,31 @@ def allocate_model(
         budget=options.budget,
         notes=tuple(notes),
     )
+
+
+def _checked_layers(model: Any, options: AllocationOptions) -> tuple[tuple[AllocatedLayer, ...], tuple[Candidate, ...]]:
+    """Return the layers and all candidates; what cannot be allocated is refused before any text is read."""
+    parse_method(options.method, effort=options.effort)
+    if any(word != NONE for word in _cache_words(options)):
+        attention_modules(model)
+    unstack_experts(model)
+    layers, every = allocated_layers(
+        model,
+        options.candidates,
+        fixed=options.fixed,
+        include=options.include,
+        exclude=options.exclude,
+        is_fused=options.is_fused,
+    )
+    check_budget(model, layers, every, options.budget)
+    names = [layer.name for layer in layers]
+    check_candidates(model, names, every, method=options.method, effort=options.effort)
+    return layers, every
+
+
+def _cache_words(options: AllocationOptions) -> list[str]:
+    """Return what was said of the KV cache; the last word counts."""
+    return [candidate.weights for pattern, candidate in options.fixed if pattern == KV_CACHE]
 
 
 def _windows(text: CalibrationOptions, tokenizer: Any, model: Any, samples: int) -> Calibration:

@@ -141,18 +141,21 @@ def _quiet_output() -> Generator[None, None, None]:
     except OSError:
         yield
         return
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    if library is not None:
-        library.fflush(None)
+    _flush_c_output()
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
         yield
-        if library is not None:
-            library.fflush(None)
+        _flush_c_output()
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def _flush_c_output() -> None:
+    """Empty the buffers of C, so that what was printed goes where standard output is at this moment."""
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
 
 
 def _scaled_costs(costs: Sequence[float], limit: float) -> tuple[np.ndarray[Any, Any], float]:
