@@ -74,6 +74,12 @@ REFUSED: list[tuple[dict[str, Any], type[MicroscaleError], str]] = [
     ({"format": "mxfp4", "exclude": ["nothing*"]}, RecipeError, "matches no layer"),
     ({"format": "mxfp4", "feed": "both"}, CalibrationError, "unknown feed 'both'"),
     ({"format": "mxfp4", "offload": 5}, CalibrationError, "offload is a directory .* got int 5"),
+    (
+        {"format": "mxfp4,mxfp8", "method": "auto", "bits": 5.0, "offload": 5},
+        CalibrationError,
+        "offload is a directory",
+    ),
+    ({"format": "mxfp4,mxfp8", "method": "auto", "bits": 5.0, "feed": "both"}, CalibrationError, "unknown feed"),
     ({"format": "mxfp4", "method": "gptq", "window": 99999}, ShapeError, "window 99999 is longer than"),
     ({"format": "nvfp4", "activations": "nvfp4@static", "observer": "nope"}, CalibrationError, "unknown observer"),
     ({"format": "nvfp4", "activations": "nvfp4@static", "observer": "kl"}, CalibrationError, "use mse"),

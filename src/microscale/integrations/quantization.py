@@ -128,9 +128,10 @@ def quantize_original(
     is_text = calibration.source is not None and not isinstance(calibration.source, Tensor)
     if tokenizer is None and is_text:
         tokenizer = find_tokenizer(model if is_path else getattr(model, "name_or_path", ""))
+    _refuse_words(calibration, tokenizer, offload)
     layers = None
     if isinstance(recipe, Recipe):
-        _refuse_early(model, recipe, calibration, tokenizer, offload)
+        _refuse_early(model, recipe, calibration, is_partial=is_path and offload is not None)
         if is_path and offload is not None:
             layers = LayerFile(model, part=recipe.part)
     original: Any = layers.model() if layers is not None else load_original(model) if is_path else model
@@ -163,23 +164,26 @@ def quantize_original(
     )
 
 
-def _refuse_early(model: Any, recipe: Recipe, calibration: CalibrationOptions, tokenizer: Any, offload: object) -> None:
-    """Refuse what cannot work before a text or the weights of a model are read."""
+def _refuse_words(calibration: CalibrationOptions, tokenizer: Any, offload: object) -> None:
+    """Refuse options that say nothing that could be done, whatever the model."""
     if offload is not None and not isinstance(offload, str | Path):
         raise CalibrationError(f"offload is a directory (str or Path), got {type(offload).__name__} {offload!r}")
     is_sequential(calibration.feed)
-    is_path = isinstance(model, str | Path)
-    outline = outline_model(model) if is_path else model
-    if outline is not None:
-        if recipe.attention_formats is not None:
-            attention_modules(outline)
-        has_text = calibration.source is not None
-        is_partial = is_path and offload is not None
-        check_job(outline, recipe, observer=calibration.observer, has_text=has_text, is_partial=is_partial)
     if calibration.source is not None and not isinstance(calibration.source, Tensor):
         check_tokenizer(tokenizer)
-        if outline is not None:
-            check_window(outline, calibration.window)
+
+
+def _refuse_early(model: Any, recipe: Recipe, calibration: CalibrationOptions, *, is_partial: bool) -> None:
+    """Refuse what cannot work before a text or the weights of a model are read."""
+    outline = outline_model(model) if isinstance(model, str | Path) else model
+    if outline is None:
+        return
+    if recipe.attention_formats is not None:
+        attention_modules(outline)
+    has_text = calibration.source is not None
+    check_job(outline, recipe, observer=calibration.observer, has_text=has_text, is_partial=is_partial)
+    if has_text and not isinstance(calibration.source, Tensor):
+        check_window(outline, calibration.window)
 
 
 def round_attention(model: Any, attention: str | None, kv_cache: str | None) -> Any:
