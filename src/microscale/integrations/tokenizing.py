@@ -1,8 +1,8 @@
-"""A long text to token ids piece by piece: a tokenizer that gets megabytes at once needs hundreds of times their memory.
+"""A long text to token ids piece by piece: a tokenizer that gets megabytes at once takes hundreds of times that memory.
 
 The pieces overlap. Two neighbours are joined in the middle of what they share, where both have the same tokens at the
-same places, ``AGREEING`` in a row: away from the ends of a piece, a tokenizer gives what it gives for the whole text. If
-there is no such place, the text is tokenized as a whole.
+same places, ``AGREEING`` in a row: away from the ends of a piece, a tokenizer gives what it gives for the whole text.
+If there is no such place, the text is tokenized as a whole.
 """
 
 from __future__ import annotations
