@@ -33,6 +33,24 @@ def test_a_page_that_needs_nothing_else(folder: Path) -> None:
     assert "What suits each class" in succeed("analyze", folder / "tiny", *text, "-f", "mxfp4,mxfp8").stdout
 
 
+def test_gradients(folder: Path) -> None:
+    text = ["--calibration", folder / "book.txt", "--samples", "2", "--window", "32", "-f", "mxfp4"]
+    page = folder / "gradients.html"
+    found = succeed("analyze", folder / "tiny", *text, "--gradients", "-o", page, "--json").json
+    layer = found["layers"][0]
+    assert layer["output_gradients"]["rows"] == 64 and layer["weight_gradients"]["std"] > 0
+    assert layer["errors"]["mxfp4"]["gradient_qsnr_db"] > 5
+    for words in ("mlp.down, output gradients", "<option>weight gradients</option>"):
+        assert words in page.read_text()
+    plain = succeed("analyze", folder / "tiny", *text, "--json").json
+    assert plain["layers"][0]["inputs"] == layer["inputs"] and plain["layers"][0]["weight_gradients"] is None
+
+
+def test_reasons_are_told_where_there_is_no_page(folder: Path) -> None:
+    text = ["--calibration", folder / "book.txt", "--samples", "1", "--window", "32", "-f", "mxfp4"]
+    assert "mlp.down, inputs: Blocks of 32 have" in succeed("analyze", folder / "tiny", *text).stdout
+
+
 def test_errors(folder: Path) -> None:
     assert "give --calibration FILE" in fail("analyze", folder / "tiny")
     assert "mxfp5" in fail("analyze", folder / "tiny", "--calibration", folder / "book.txt", "-f", "mxfp5")

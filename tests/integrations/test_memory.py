@@ -85,3 +85,41 @@ def test_loading_takes_little_more_than_the_file(small: Path, large: Path, layou
     slack = 5_000_000
     assert loaded <= 1.05 * size + head + slack
     assert laid_out <= 1.15 * size + head + slack
+
+
+ANALYZER = """
+import sys
+import torch
+from typer.testing import CliRunner
+from microscale.cli.app import app
+
+def field(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+def analyze(path):
+    given = ["--calibration", text, "--samples", "2", "--window", "64", "-f", "mxfp4,nvfp4", "--json"]
+    result = CliRunner().invoke(app, ["analyze", path, *given])
+    assert result.exit_code == 0, result.output
+
+torch.set_num_threads(1)
+small, path, text = sys.argv[1:]
+analyze(small)  # whatever is imported or set up at the first use
+before = field("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+analyze(path)
+print(field("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_an_analysis_never_has_the_whole_model(tmp_path: Path) -> None:
+    """A model of 320 MB whose layers have 25 MB each, 50 MB in float32."""
+    shape = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 2048}
+    path = save_random_model(tmp_path / "large", **shape)
+    (tmp_path / "book.txt").write_text("The harbour was quiet, and the boats lay still. " * 40)
+    paths = map(str, (save_random_model(tmp_path / "small"), path, tmp_path / "book.txt"))
+    result = subprocess.run([sys.executable, "-c", ANALYZER, *paths], capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) < 0.75 * (path / "model.safetensors").stat().st_size

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tempfile
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from microscale import __version__
+from microscale.calibration import ActivationStore
 from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.checkpoint import write_text_file
+from microscale.cli.analyze_page import MassiveText, analysis_page, massive_values
 from microscale.cli.output import (
     Column,
     JsonOption,
@@ -23,23 +28,18 @@ from microscale.cli.output import (
     progress_bar,
     tell_missing_kernels,
 )
-from microscale.errors import CalibrationError
+from microscale.errors import CalibrationError, ModelError
 from microscale.planning import (
     DEFAULT_TARGET_DB,
     Candidate,
-    LayerAnalysis,
     ModelAnalysis,
-    Recommendation,
-    TensorFacts,
     analyze_model,
     parse_candidates,
 )
-from microscale.recipes import unstack_experts
-from microscale.report import Advice, AnalysisRow, ChannelPicture, HistogramPicture, analysis_html
+from microscale.recipes import LayerSource, unstack_experts
 
 DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp6_e3m2,mxfp8,mxint8"
 DEFAULT_SAMPLES, DEFAULT_WINDOW = 8, 512
-MAX_PICTURES = 8
 
 
 @command
@@ -52,6 +52,14 @@ def analyze(
     formats: Annotated[
         str, typer.Option("--formats", "-f", help="Formats WEIGHTS[/ACTIVATIONS] whose error is shown, with commas.")
     ] = DEFAULT_FORMATS,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="Describe the gradients of weights and of the outputs of linear layers too: about three times the"
+            " time, and the hidden states of all layers in a temporary directory.",
+        ),
+    ] = False,
     target: Annotated[
         float, typer.Option("--target", min=0.0, max=120.0, help="QSNR in decibels that a recommended format reaches.")
     ] = DEFAULT_TARGET_DB,
@@ -65,21 +73,22 @@ def analyze(
 ) -> None:
     """Describe weights and inputs of every layer, the error of each format, and recommend formats with reasons.
 
+    The layers of a local directory of safetensors files are read one at a time.
+
     Example: `microscale analyze MODEL --calibration text.txt -o report.html`
     """
     from microscale.integrations.calibration import find_tokenizer, read_windows
-    from microscale.integrations.loading import load_original
 
     tell_missing_kernels()
     started = time.perf_counter()
     candidates = parse_candidates(formats)
     if calibration is None:
         raise CalibrationError("analysis looks at the inputs of layers: give --calibration FILE")
-    original: Any = load_original(model)
-    unstack_experts(original)
+    original, layers = _open(model)
+    tokenizer = find_tokenizer(model)
     given = read_windows(
         calibration,
-        find_tokenizer(model),
+        tokenizer,
         original,
         samples=samples,
         window=window,
@@ -87,9 +96,12 @@ def analyze(
         field=calibration_field,
         feed="original",
     )
-    with progress_bar("analyzing") as advance:
-        found = analyze_model(original, candidates, given, target_db=target, progress=advance)
+    with _gradient_store() if gradients else contextlib.nullcontext() as store, progress_bar("analyzing") as advance:
+        found = analyze_model(
+            original, candidates, given, source=layers, gradients=store, target_db=target, progress=advance
+        )
     seconds = time.perf_counter() - started
+    massive = massive_values(found, given.windows.shape[0], _token_text(tokenizer, given.windows))
     if output is not None:
         facts = {
             "model": model,
@@ -99,104 +111,52 @@ def analyze(
             "microscale": __version__,
             "time": f"{seconds:.1f} s",
         }
-        write_text_file(output, _page(f"{Path(model).name}: analysis of numbers", found, facts))
+        title = f"{Path(model).name}: analysis of numbers"
+        write_text_file(output, analysis_page(title, found, facts, candidates, massive))
     if as_json:
         print_json(_facts(found, candidates, seconds))
         return
-    _tell(found)
+    _tell(found, massive)
+    if output is None:
+        for one in found.recommendations:
+            console.print(f"{one.role}, {one.side}: {one.reason}", markup=False, soft_wrap=True)
     wrote = f"wrote {output}" if output is not None else "no page was written (-o report.html)"
     console.print(f"{wrote}; {seconds:.1f} s", markup=False, soft_wrap=True)
 
 
-def _page(title: str, found: ModelAnalysis, facts: dict[str, str]) -> str:
-    by_class = {(one.role, one.side): one for one in found.recommendations}
-    histograms = [
-        HistogramPicture(title=f"{one.role}, {one.side}", shares=one.shares, format=by_class[one.role, one.side].format)
-        for one in found.histograms
-        if (one.role, one.side) in by_class
-    ]
-    return analysis_html(
-        title,
-        [_row(layer) for layer in found.layers],
-        facts=facts,
-        curve=[(point.candidate, point.bits, point.output_error) for point in found.curve],
-        histograms=histograms,
-        channels=_channel_pictures(found),
-        advice=[_advice(one) for one in found.recommendations],
-        massive=_massive(found),
-    )
+def _open(model: str) -> tuple[Any, LayerSource | None]:
+    """Return a model without its decoder layers and what reads those one by one, or else the whole model."""
+    from microscale.integrations.layerwise import LayerFile
+    from microscale.integrations.loading import load_original
+
+    layers: LayerFile | None = None
+    if any(Path(model).glob("*.safetensors*")):
+        with contextlib.suppress(ModelError):  # the whole model says what is wrong, if anything is
+            layers = LayerFile(model)
+            layers.read(layers.names[0])
+            original = layers.model()
+            unstack_experts(original)
+            return original, layers
+    original = load_original(model)
+    unstack_experts(original)
+    return original, None
 
 
-def _row(layer: LayerAnalysis) -> AnalysisRow:
-    numbers: dict[str, float | None] = {}
-    hints: dict[str, str] = {}
-    for letter, facts in (("w", layer.weight), ("x", layer.inputs)):
-        top = None if facts is None else facts.percentiles[100.0]
-        numbers[f"{letter} max"] = top
-        numbers[f"{letter} std"] = None if facts is None else facts.std
-        numbers[f"{letter} kurtosis"] = None if facts is None else facts.kurtosis
-        numbers[f"{letter} crest"] = None if facts is None else facts.crest_mean
-        if facts is not None:
-            hints[f"{letter} max"] = _facts_hint(facts)
-    numbers["x outlier channels"] = None if layer.inputs is None else float(len(layer.inputs.outlier_channels))
-    for name, one in layer.errors.items():
-        inputs = "" if one.input_qsnr_db is None else f", inputs {one.input_qsnr_db:.1f} dB"
-        hints[name] = f"QSNR: weight {one.weight_qsnr_db:.1f} dB{inputs}"
-    return AnalysisRow(
-        name=layer.name,
-        role=layer.role,
-        shape=" × ".join(map(str, layer.shape)),
-        numbers=numbers,
-        errors={name: one.output_error for name, one in layer.errors.items()},
-        hints=hints,
-    )
+@contextlib.contextmanager
+def _gradient_store() -> Generator[ActivationStore, None, None]:
+    """Keep the inputs of all layers on disk inside the block."""
+    with tempfile.TemporaryDirectory(prefix="microscale-") as folder:
+        yield ActivationStore(folder, "gradients")
 
 
-def _facts_hint(facts: TensorFacts) -> str:
-    parts = [
-        f"from {facts.minimum:.4g} to {facts.maximum:.4g}",
-        f"mean {facts.mean:.3g}",
-        f"skewness {facts.skewness:.3g}",
-    ]
-    parts += [f"{percent:g} % below {value:.3g}" for percent, value in facts.percentiles.items() if percent < 100]
-    return ", ".join([*parts, f"largest crest factor {facts.crest_max:.1f}"])
+def _token_text(tokenizer: Any, windows: Any) -> Callable[[int, int], str]:
+    def text(window: int, place: int) -> str:
+        return str(tokenizer.decode([int(windows[window, place])]))
+
+    return text
 
 
-def _channel_pictures(found: ModelAnalysis) -> list[ChannelPicture]:
-    """Show the inputs whose largest channel stands out most, one picture for each input."""
-    sides = {id(layer.inputs): layer for layer in reversed(found.layers) if layer.inputs is not None}
-    pairs = [(layer, layer.inputs) for layer in sides.values() if layer.inputs is not None]
-    pairs.sort(key=lambda pair: -pair[1].outlier_ratio)
-    pictures: list[ChannelPicture] = []
-    for layer, facts in pairs[:MAX_PICTURES]:
-        listed = ", ".join(map(str, facts.outlier_channels[:8])) + (" …" if len(facts.outlier_channels) > 8 else "")
-        words = f"largest channel {facts.outlier_ratio:.1f} times the median channel's root mean square"
-        words += f"; outlier channels: {listed}" if listed else "; no outlier channel"
-        pictures.append(ChannelPicture(title=f"input of {layer.name}", values=facts.channels, words=words))
-    return pictures
-
-
-def _massive(found: ModelAnalysis) -> list[tuple[str, str]]:
-    shown: list[tuple[str, str]] = []
-    seen: set[int] = set()
-    for layer in found.layers:
-        for side, facts in (("weight", layer.weight), ("input", layer.inputs)):
-            if facts is None or not facts.massive or id(facts) in seen:
-                continue
-            seen.add(id(facts))
-            row = "token" if side == "input" else "row"
-            listed = "; ".join(f"{one.value:.4g} at {row} {one.row}, channel {one.channel}" for one in facts.massive)
-            ratio = abs(facts.massive[0].value) / facts.std if facts.std else 0.0
-            shown.append((f"{side} of {layer.name}", f"{listed} (largest: {ratio:.0f} standard deviations)"))
-    return shown
-
-
-def _advice(one: Recommendation) -> Advice:
-    parts = f"E{one.exponent_bits}M{one.mantissa_bits}, blocks of {one.block_size}, scale {one.scale}, rule {one.rule}"
-    return Advice(title=f"{one.role}, {one.side}", format=one.format, parts=parts, reason=one.reason)
-
-
-def _tell(found: ModelAnalysis) -> None:
+def _tell(found: ModelAnalysis, massive: list[MassiveText]) -> None:
     columns = [
         Column(title="format"),
         Column(title="bits", is_number=True),
@@ -204,12 +164,23 @@ def _tell(found: ModelAnalysis) -> None:
     ]
     rows = [[point.candidate, f"{point.bits:.2f}", f"{100 * point.output_error:.3g} %"] for point in found.curve]
     print_table("Geometric mean of the layers' output errors", columns, rows)
-    columns = [Column(title="tensors"), Column(title="format"), Column(title="bits", is_number=True)]
-    columns.append(Column(title="QSNR", is_number=True))
-    advice = [[f"{r.role}, {r.side}", r.format, f"{r.bits:.2f}", f"{r.qsnr_db:.1f} dB"] for r in found.recommendations]
+    columns = [Column(title=title) for title in ("tensors", "element", "block", "scale", "rule")]
+    columns += [Column(title="bits", is_number=True), Column(title="QSNR", is_number=True)]
+    advice = [
+        [
+            f"{one.role}, {one.side}",
+            f"E{one.exponent_bits}M{one.mantissa_bits}",
+            str(one.block_size),
+            one.scale,
+            one.rule,
+            f"{one.bits:.2f}",
+            f"{one.qsnr_db:.1f} dB",
+        ]
+        for one in found.recommendations
+    ]
     print_table("What suits each class of tensors", columns, advice)
-    for name, words in _massive(found):
-        console.print(f"massive values in the {name}: {words}", markup=False, soft_wrap=True)
+    for one in massive:
+        console.print(f"massive values in the {one.title}: {one.words}", markup=False, soft_wrap=True)
 
 
 def _facts(found: ModelAnalysis, candidates: tuple[Candidate, ...], seconds: float) -> dict[str, Any]:

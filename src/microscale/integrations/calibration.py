@@ -18,6 +18,7 @@ from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.errors import CalibrationError, CheckpointError, ModelError, TextError
 from microscale.integrations.calibration_text import read_calibration
 from microscale.integrations.loading import check_window, load_tokenizer
+from microscale.integrations.tokenizing import token_ids
 from microscale.nn import cached_weights
 from microscale.recipes import Calibration, RangeReport, calibrate_ranges
 
@@ -131,15 +132,18 @@ def read_windows(
         return Calibration(windows=_checked(source, model), seed=seed, batch=batch, is_sequential=sequential)
     check_window(model, window)
     check_tokenizer(tokenizer)
-    ids: list[int] = []
+    ids: list[Tensor] = []
     wanted = 4 * samples * window  # a choice among four times as many windows spreads them over the text
+    length = 0
     for index, text in enumerate(read_calibration(source, field=field)):
         if index and tokenizer.eos_token_id is not None:
-            ids.append(int(tokenizer.eos_token_id))
-        ids.extend(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if index and len(ids) >= wanted:
+            ids.append(torch.tensor([int(tokenizer.eos_token_id)], dtype=torch.int32))
+        ids.append(token_ids(tokenizer, text))
+        length += len(ids[-1])
+        if index and length >= wanted:
             break
-    windows = calibration_windows(ids, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
+    stream = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32)
+    windows = calibration_windows(stream, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
     return Calibration(windows=windows, seed=seed, batch=batch, is_sequential=sequential)
 
 

@@ -10,19 +10,13 @@ from microscale.planning.allocator import (
     check_reachable,
     solve,
 )
-from microscale.planning.analysis import (
-    CandidateError,
-    ClassHistogram,
-    CurvePoint,
-    LayerAnalysis,
-    ModelAnalysis,
-    analyze_model,
-)
+from microscale.planning.analysis import CurvePoint, ModelAnalysis, analyze_model
 from microscale.planning.bench import BenchResult, Speed, measure_speed, resident_bytes
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import DEFAULT_FORMATS, Candidate, parse_candidate, parse_candidates
 from microscale.planning.comparison import EVERYTHING, MODES, ComparisonResult, Step, compare_formats
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
+from microscale.planning.layer_facts import CandidateError, ClassHistogram, LayerAnalysis, Side
 from microscale.planning.layer_table import LayerTable, measure_table
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
 from microscale.planning.sensitivity import (
@@ -75,6 +69,7 @@ __all__ = [
     "Recommendation",
     "RunState",
     "Sensitivity",
+    "Side",
     "Solution",
     "Speed",
     "Step",

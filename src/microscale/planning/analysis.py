@@ -1,92 +1,58 @@
 """Look at a model's numbers layer by layer: what they are like, what each candidate format makes of them, what suits.
 
 The decoder layers run one after the other on the inputs of the unquantized model, in float32; besides one layer and the
-hidden states of the text nothing is kept. Errors are measured on a sample of ``SAMPLE_ROWS`` evenly chosen tokens:
+hidden states of the text nothing is kept, and with a source of layers no more than that is ever read. Errors are
+measured on a sample of ``SAMPLE_ROWS`` evenly chosen tokens, and of the head and embeddings on ``MAX_ROWS`` rows.
 
-    QSNR = 10 log10(Σ x² / Σ (x - x')²) of weights and of inputs,   output error = Σ |y' - y|² / Σ |y|²,
-
-with y' from rounded weights and rounded inputs. Layers outside of the decoder layers (embeddings, head) and norms have
-no inputs measured: only their weights are described.
+The inputs of norms and of the head are described too: those of norms are the residual stream, where massive activations
+live. Gradients (:mod:`microscale.planning.gradients`) are measured where there is a store for what they need.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from microscale.calibration import InputStatistics, StatisticsCollector
-from microscale.errors import ModelError
-from microscale.families import describe
-from microscale.formats import parse_activation
-from microscale.kernels import fake_quantize
+from microscale.calibration import ActivationStore
+from microscale.errors import CalibrationError, ModelError
+from microscale.families import BlockStructure, LinearGroup, describe, is_inside, is_transposed
 from microscale.nn import PackedModule
+from microscale.planning.at_hand import LayersAtHand
 from microscale.planning.candidates import Candidate
-from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation, qsnr, recommend
-from microscale.planning.tensor_facts import (
-    SAMPLE_ROWS,
-    WANTED,
-    LargestValues,
-    TensorFacts,
-    tensor_facts,
-    weight_facts,
+from microscale.planning.gradients import measure_gradients
+from microscale.planning.layer_facts import (
+    ClassHistogram,
+    LayerAnalysis,
+    Side,
+    TensorClasses,
+    gradient_qsnr,
+    layer_errors,
 )
-from microscale.recipes import Calibration, quantizable_modules
-from microscale.recipes.blocks import BlockRunner, removed_after, to_float32
-from microscale.recipes.recipe import parse_weights
+from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
+from microscale.planning.tensor_facts import TensorObserver, weight_facts
+from microscale.recipes import Calibration, LayerSource, quantizable_modules
+from microscale.recipes.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.recipes.tasks import float_weight
 
-CLASS_ROWS = 12
-"""Rows of every tensor that enter the sample of its class."""
-
-MAX_ROWS = 2048
-"""Rows of an embedding or a head whose QSNR is measured."""
+MAX_ROWS = 1024
+"""Rows of an embedding or a head on which errors are measured: a vocabulary would be the largest tensor of the job."""
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateError:
-    """What a candidate makes of a layer: decibels, and the relative squared error of its output (None: no inputs)."""
-
-    weight_qsnr_db: float
-    input_qsnr_db: float | None
-    output_error: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerAnalysis:
-    """A layer with the facts of its weight and of its inputs, and the errors by candidate."""
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    weight: TensorFacts
-    inputs: TensorFacts | None
-    errors: Mapping[str, CandidateError]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """A candidate over all layers: bits per weight and the geometric mean of output errors."""
+    """A candidate over all linear layers of the decoder layers: bits per weight, geometric mean of output errors."""
 
     candidate: str
     bits: float
     output_error: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassHistogram:
-    """How the values of a class lie in their blocks: the mean of the histograms of its tensors."""
-
-    role: str
-    side: str
-    shares: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,49 +66,14 @@ class ModelAnalysis:
     num_tokens: int
 
 
-class _Classes:
-    """Samples of the tensors of each class (role and side), for recommendations."""
+@dataclass(slots=True, kw_only=True)
+class _Job:
+    """What an analysis works with, and what it has found so far."""
 
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], list[Tensor]] = {}
-        self.facts: dict[tuple[str, str], list[TensorFacts]] = {}
-
-    def add(self, role: str, side: str, rows: Tensor, facts: TensorFacts) -> None:
-        step = max(1, rows.shape[0] // CLASS_ROWS)
-        self.rows.setdefault((role, side), []).append(rows[::step][:CLASS_ROWS].to(torch.float32).clone())
-        self.facts.setdefault((role, side), []).append(facts)
-
-    def histograms(self) -> list[ClassHistogram]:
-        return [
-            ClassHistogram(
-                role=role,
-                side=side,
-                shares=tuple(sum(each) / len(facts) for each in zip(*(one.histogram for one in facts), strict=True)),
-            )
-            for (role, side), facts in self.facts.items()
-        ]
-
-    def recommendations(self, target_db: float, progress: Progress) -> list[Recommendation]:
-        found: list[Recommendation] = []
-        for index, ((role, side), pieces) in enumerate(self.rows.items()):
-            progress(index, len(self.rows), f"trying formats on {role} {side}")
-            facts = self.facts[role, side]
-            widest = max(piece.shape[1] for piece in pieces)
-            values = torch.cat([piece for piece in pieces if piece.shape[1] == widest])
-            if not bool((values != 0).any()):
-                continue
-            found.append(
-                recommend(
-                    values,
-                    role=role,
-                    side=side,
-                    crest=sum(one.crest_mean for one in facts) / len(facts),
-                    kurtosis=sum(one.kurtosis for one in facts) / len(facts),
-                    outliers=sum(len(one.outlier_channels) for one in facts),
-                    target_db=target_db,
-                )
-            )
-        return found
+    model: Any
+    candidates: Sequence[Candidate]
+    classes: TensorClasses = field(default_factory=TensorClasses)
+    found: dict[str, LayerAnalysis] = field(default_factory=dict[str, LayerAnalysis])
 
 
 @torch.no_grad()
@@ -151,149 +82,258 @@ def analyze_model(
     candidates: Sequence[Candidate],
     calibration: Calibration,
     *,
+    source: LayerSource | None = None,
+    gradients: ActivationStore | None = None,
     target_db: float = DEFAULT_TARGET_DB,
     progress: Progress,
 ) -> ModelAnalysis:
     """Analyze a model; it stays as it is.
 
+    ``source`` reads the decoder layers of a model that was built without them. ``gradients`` asks for gradients too:
+    it keeps what each layer gets until the backward pass comes by, in memory or on disk.
+
     Raises:
         ModelError: the model is quantized already, or its layers cannot be run one by one.
-        NonFiniteError: NaN or Inf in a weight or in the inputs of a layer, with its name.
+        NonFiniteError: NaN or Inf in a weight, in the inputs of a layer or in a gradient, with its name.
+        CalibrationError: gradients of windows of a single token, which predict nothing.
     """
     if any(isinstance(module, PackedModule) for module in model.modules()):
         raise ModelError("the model is quantized already; analyze the original")
-    structure = describe(model)
-    names = [block.name for block in structure.blocks]
-    classes = _Classes()
-    found: list[LayerAnalysis] = []
-    with _float32(model.get_submodule(names[0])):
+    if gradients is not None and calibration.windows.shape[1] < 2:
+        raise CalibrationError("gradients need windows of at least two tokens; raise --window")
+    blocks = describe(model).blocks
+    names = [block.name for block in blocks]
+    at_hand = LayersAtHand(model, source)
+    job = _Job(model=model, candidates=candidates)
+    steps = _Steps(progress, len(names) + 1 + (0 if gradients is None else len(names) + 2))
+    with at_hand.stored(names[0]):
         runner = BlockRunner(model, names, calibration.windows, batch=1)
     hidden = list(runner.embedded())
-    for index, block in enumerate(structure.blocks):
-        progress(index, len(names), block.name)
-        module = model.get_submodule(block.name)
-        with _float32(module):
-            inputs = _measured(runner, index, block.groups, module, hidden)
+    for index, block in enumerate(blocks):
+        steps.advance(block.name)
+        if gradients is not None:
+            _keep(gradients, index, hidden)
+        with at_hand.layer(block.name) as module:
+            observed = _run_block(runner, index, module, block, hidden)
             for group in block.groups:
-                statistics, largest = inputs[group.linears[0]]
-                facts = tensor_facts(statistics, largest) if statistics.num_tokens else None
-                if facts is not None:
-                    classes.add(group.role, "inputs", statistics.require("sample"), facts)
-                for name in group.linears:
-                    weight = float_weight(module.get_submodule(name))
-                    own = weight_facts(weight, f"{block.name}.{name}.weight")
-                    classes.add(group.role, "weights", weight, own)
-                    found.append(
-                        LayerAnalysis(
-                            name=f"{block.name}.{name}",
-                            role=group.role,
-                            shape=tuple(weight.shape),
-                            weight=own,
-                            inputs=facts,
-                            errors=layer_errors_of(weight, statistics, candidates),
-                        )
-                    )
-    found += _outside(model, {layer.name for layer in found}, candidates, classes)
-    progress(len(names), len(names), "")
-    return ModelAnalysis(
-        layers=tuple(found),
-        curve=_curve(found, candidates),
-        histograms=tuple(classes.histograms()),
-        recommendations=tuple(classes.recommendations(target_db, progress)),
-        num_tokens=calibration.windows.numel(),
-    )
+                _describe_group(job, block.name, module, group, observed[group.linears[0]])
+            _describe_rest(job, block.name, module, observed)
+    steps.advance("embeddings and head")
+    if gradients is not None:
+        _keep(gradients, len(names), hidden)
+    outside = _run_ends(job, names, calibration.windows, hidden, runner)
+    hidden.clear()
+    _describe_rest(job, "", model, outside, apart=names)
+    if gradients is not None:
+        visit = _gradient_visitor(job, names)
+        measure_gradients(at_hand, blocks, calibration.windows, runner, gradients, visit, steps.advance)
+    return _summary(job, calibration.windows.numel(), target_db, progress)
 
 
-@contextlib.contextmanager
-def _float32(module: nn.Module) -> Generator[None, None, None]:
-    """Compute in float32 inside the block; the parameters get their own tensors back, to the bit and in place."""
-    before = {name: (parameter.data, parameter.requires_grad) for name, parameter in module.named_parameters()}
-    to_float32(module)
-    try:
-        yield
-    finally:
-        for name, parameter in module.named_parameters():
-            parameter.data, needs_grad = before[name]
-            parameter.requires_grad_(needs_grad)
+class _Steps:
+    """Counts steps for a progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def advance(self, label: str) -> None:
+        """Begin the next step."""
+        self._progress(self._done, self._total, label)
+        self._done += 1
 
 
-def _measured(
-    runner: BlockRunner, index: int, groups: Sequence[Any], module: nn.Module, hidden: list[Tensor]
-) -> dict[str, tuple[InputStatistics, LargestValues]]:
-    """Run a decoder layer over all windows, in place of its inputs, and measure what its groups get."""
-    parts: dict[str, tuple[StatisticsCollector, LargestValues]] = {}
+def _keep(store: ActivationStore, layer: int, hidden: Sequence[Tensor]) -> None:
+    for place, batch in enumerate(hidden):
+        store.put(layer, place, batch.contiguous())
+    store.finish_layer(layer)
+
+
+def _run_block(
+    runner: BlockRunner, index: int, module: nn.Module, block: BlockStructure, hidden: list[Tensor]
+) -> dict[str, TensorObserver]:
+    """Run a decoder layer over all windows, in place of its inputs, and observe what its groups and norms get."""
+    names = [group.linears[0] for group in block.groups] + _vector_owners(module)
+    observers: dict[str, TensorObserver] = {}
     with contextlib.ExitStack() as stack:
-        for group in groups:
-            name = group.linears[0]
-            linear = module.get_submodule(name)
-            cols = float_weight(linear).shape[1]
-            collector = StatisticsCollector(cols, wanted=WANTED, sample_rows=SAMPLE_ROWS, name=name)
-            parts[name] = (collector, LargestValues())
-            stack.enter_context(removed_after(linear.register_forward_pre_hook(_feeding(*parts[name]))))
+        for name in dict.fromkeys(names):
+            part, observers[name] = _observed(module, name, f"{block.name}.{name}")
+            stack.enter_context(part)
         for place, batch in enumerate(hidden):
             hidden[place] = runner.run(index, batch)
-    return {name: (collector.result(), largest) for name, (collector, largest) in parts.items()}
+    return observers
 
 
-def _feeding(collector: StatisticsCollector, largest: LargestValues) -> Callable[..., None]:
-    def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        collector.update(arguments[0])
-        largest.update(arguments[0])
+def _observed(module: nn.Module, name: str, label: str) -> tuple[Any, TensorObserver]:
+    """Return an observer of what a part of a module gets, and the context in which it does."""
+    part = module.get_submodule(name)
+    weight = part.get_parameter("weight")
+    cols = weight.shape[0] if weight.ndim == 1 or is_transposed(part) else weight.shape[1]
+    observer = TensorObserver(cols, label)
 
-    return hook
+    def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments and isinstance(arguments[0], Tensor) and arguments[0].shape[-1] == cols:
+            observer.update(arguments[0])
+
+    return removed_after(part.register_forward_pre_hook(hook)), observer
 
 
-def layer_errors_of(
-    weight: Tensor, inputs: InputStatistics | None, candidates: Sequence[Candidate]
-) -> dict[str, CandidateError]:
-    """Return what each candidate makes of a weight [rows, cols] and of the sample of its inputs."""
-    rows = None if inputs is None or not inputs.num_tokens else inputs.require("sample").to(torch.float32)
-    wanted = None if rows is None else rows @ weight.T
-    found: dict[str, CandidateError] = {}
-    for candidate in candidates:
-        fmt = parse_weights(candidate.weights)
-        rounded = weight if fmt is None else fake_quantize(weight, fmt)
-        input_db = error = None
-        if rows is not None and wanted is not None:
-            seen = rows
-            if candidate.activations is not None:
-                seen = fake_quantize(rows, parse_activation(candidate.activations).format)
-                input_db = qsnr(rows, seen)
-            power = float(wanted.square().sum(dtype=torch.float64))
-            noise = float((seen @ rounded.T).sub_(wanted).square().sum(dtype=torch.float64))
-            error = noise / power if power else 0.0
-        found[candidate.text] = CandidateError(
-            weight_qsnr_db=qsnr(weight, rounded), input_qsnr_db=input_db, output_error=error
+def _vector_owners(module: nn.Module, apart: Sequence[str] = ()) -> list[str]:
+    """Return the modules whose weight is a vector: norms."""
+    return [
+        name.rpartition(".")[0]
+        for name, parameter in module.named_parameters()
+        if name.endswith(".weight") and parameter.ndim == 1 and not is_inside(name, apart)
+    ]
+
+
+def _describe_group(job: _Job, block: str, module: nn.Module, group: LinearGroup, observer: TensorObserver) -> None:
+    """Describe linear layers that read one input, and that input."""
+    sample = observer.sample()
+    facts = None if observer.is_empty else observer.facts()
+    if facts is not None:
+        job.classes.add(group.role, Side.INPUTS, sample, facts)
+    for name in group.linears:
+        weight = float_weight(module.get_submodule(name))
+        own = weight_facts(weight, f"{block}.{name}.weight")
+        job.classes.add(group.role, Side.WEIGHTS, weight, own)
+        job.found[f"{block}.{name}"] = LayerAnalysis(
+            name=f"{block}.{name}",
+            role=group.role,
+            shape=tuple(weight.shape),
+            weight=own,
+            inputs=facts,
+            errors=layer_errors(weight, sample, job.candidates),
         )
-    return found
 
 
-def _outside(model: Any, done: set[str], candidates: Sequence[Candidate], classes: _Classes) -> list[LayerAnalysis]:
-    """Return embeddings, the head, other linear layers and norms: weights alone."""
-    found: list[LayerAnalysis] = []
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    modules = quantizable_modules(model)
-    for name, (kind, module) in modules.items():
-        if name in done:
+def _describe_rest(
+    job: _Job, prefix: str, module: nn.Module, observed: Mapping[str, TensorObserver], apart: Sequence[str] = ()
+) -> None:
+    """Describe what is in no group: embeddings, the head, other linear layers, norms; with inputs where observed."""
+    head = job.model.get_output_embeddings() if hasattr(job.model, "get_output_embeddings") else None
+    parts = quantizable_modules(module)
+    for name, part in module.named_modules():  # those that scale what they give cannot be replaced, but described
+        if isinstance(part, nn.Embedding):
+            parts.setdefault(name, ("embedding", part))
+    for name, (kind, part) in parts.items():
+        full = f"{prefix}.{name}" if prefix else name
+        if full in job.found or is_inside(name, apart):
             continue
-        weight = float_weight(module)
-        own = weight_facts(weight, f"{name}.weight")
-        role = "embedding" if kind == "embedding" else "lm_head" if module is head else "other"
-        classes.add(role, "weights", weight, own)
-        step = max(
-            1, weight.shape[0] // MAX_ROWS
-        )  # a vocabulary's worth of rows would be the largest tensor of the job
-        errors = layer_errors_of(weight[::step][:MAX_ROWS].contiguous(), None, candidates)
-        found.append(
-            LayerAnalysis(name=name, role=role, shape=tuple(weight.shape), weight=own, inputs=None, errors=errors)
+        weight = _raw_weight(part)
+        own = weight_facts(weight, f"{full}.weight")
+        role = "embedding" if kind == "embedding" else "lm_head" if part is head else "other"
+        job.classes.add(role, Side.WEIGHTS, weight, own)
+        observer = observed.get(name)
+        facts = sample = None
+        if observer is not None and not observer.is_empty:
+            facts, sample = observer.facts(), observer.sample()
+            job.classes.add(role, Side.INPUTS, sample, facts)
+        some = weight[:: max(1, weight.shape[0] // MAX_ROWS)][:MAX_ROWS].to(torch.float32).contiguous()
+        errors = layer_errors(some, sample, job.candidates)
+        job.found[full] = LayerAnalysis(
+            name=full, role=role, shape=tuple(weight.shape), weight=own, inputs=facts, errors=errors
         )
-    for name, parameter in model.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        if leaf == "weight" and parameter.ndim == 1:
-            own = weight_facts(parameter.to(torch.float32), name)
-            shape = tuple(parameter.shape)
-            found.append(LayerAnalysis(name=owner, role="norm", shape=shape, weight=own, inputs=None, errors={}))
-    return found
+    for name in _vector_owners(module, apart):
+        full = f"{prefix}.{name}" if prefix else name
+        weight = module.get_submodule(name).get_parameter("weight").detach()
+        own = weight_facts(weight.to(torch.float32), f"{full}.weight")
+        facts = observed[name].facts() if name in observed and not observed[name].is_empty else None
+        job.found[full] = LayerAnalysis(
+            name=full, role="norm", shape=tuple(weight.shape), weight=own, inputs=facts, errors={}
+        )
+
+
+def _raw_weight(module: nn.Module) -> Tensor:
+    """Return a layer's weight [out, in] in its own dtype, for one of a vocabulary is too large to be widened."""
+    weight = module.get_parameter("weight").detach()
+    return weight.T if is_transposed(module) else weight
+
+
+def _run_ends(
+    job: _Job, names: Sequence[str], windows: Tensor, hidden: list[Tensor], runner: BlockRunner
+) -> dict[str, TensorObserver]:
+    """Observe what the norms outside of the decoder layers and the head get, in the model's own dtype."""
+    head = job.model.get_output_embeddings() if hasattr(job.model, "get_output_embeddings") else None
+    observers: dict[str, TensorObserver] = {}
+    with contextlib.ExitStack() as stack:
+        wanted = _vector_owners(job.model, names)
+        wanted += [name for name, module in job.model.named_modules() if module is head and not is_inside(name, names)]
+        for name in wanted:
+            part, observers[name] = _observed(job.model, name, name)
+            stack.enter_context(part)
+        if head is not None:
+
+            def stop(*_: Any) -> None:
+                raise FoundError  # the logits would be the largest tensor of the job
+
+            stack.enter_context(removed_after(head.register_forward_pre_hook(stop)))
+        dtype = job.model.get_input_embeddings().weight.dtype
+        for place, tokens in enumerate(windows.split(1)):
+            give = _giving(hidden[place].to(dtype), runner)
+            with replaced_forward(dict.fromkeys(names, give), job.model), contextlib.suppress(FoundError):
+                job.model(input_ids=tokens.to(runner.device), use_cache=False)
+    return observers
+
+
+def _giving(hidden: Tensor, runner: BlockRunner) -> Callable[..., Any]:
+    def give(*_arguments: Any, **_keywords: Any) -> Any:
+        return (hidden,) if runner.is_tuple else hidden
+
+    return give
+
+
+def _gradient_visitor(job: _Job, names: Sequence[str]) -> Callable[..., None]:
+    """Return what takes in the gradients of a decoder layer, or ("") of all that lies outside of them."""
+
+    def visit(prefix: str, module: nn.Module, outputs: Mapping[str, TensorObserver]) -> None:
+        for name, observer in outputs.items():
+            _add_output_gradients(job, f"{prefix}.{name}", observer)
+        for full, layer in list(job.found.items()):
+            if is_inside(full, (prefix,) if prefix else names) != bool(prefix):
+                continue
+            part = module.get_submodule(full.removeprefix(f"{prefix}."))
+            gradient = part.get_parameter("weight").grad
+            if gradient is None:
+                continue
+            rows = gradient.T if is_transposed(part) else gradient
+            facts = weight_facts(rows, f"the gradient of {full}.weight")
+            if rows.ndim == 2:
+                job.classes.add(layer.role, Side.WEIGHT_GRADIENTS, rows, facts)
+            job.found[full] = replace(job.found[full], weight_gradients=facts)
+
+    return visit
+
+
+def _add_output_gradients(job: _Job, name: str, observer: TensorObserver) -> None:
+    facts, sample, layer = observer.facts(), observer.sample(), job.found[name]
+    job.classes.add(layer.role, Side.OUTPUT_GRADIENTS, sample, facts)
+    decibels = gradient_qsnr(sample, job.candidates)
+    errors = {text: replace(one, gradient_qsnr_db=decibels.get(text)) for text, one in layer.errors.items()}
+    job.found[name] = replace(layer, output_gradients=facts, errors=errors)
+
+
+def _summary(job: _Job, num_tokens: int, target_db: float, progress: Progress) -> ModelAnalysis:
+    classes = job.classes.names()
+    order = {side: place for place, side in enumerate(Side)}
+    roles = list(dict.fromkeys(role for role, _ in classes))
+    classes.sort(key=lambda one: (roles.index(one[0]), order[one[1]]))
+    advice: list[Recommendation] = []
+    for place, (role, side) in enumerate(classes):
+        progress(place, len(classes), f"trying formats on {role} {side.value}")
+        one = job.classes.recommendation(role, side, target_db)
+        if one is not None:
+            advice.append(one)
+    progress(len(classes), len(classes), "")
+    layers = tuple(job.found.values())
+    return ModelAnalysis(
+        layers=layers,
+        curve=_curve(layers, job.candidates),
+        recommendations=tuple(advice),
+        histograms=tuple(job.classes.histogram(role, side) for role, side in classes),
+        num_tokens=num_tokens,
+    )
 
 
 def _curve(layers: Sequence[LayerAnalysis], candidates: Sequence[Candidate]) -> tuple[CurvePoint, ...]:
@@ -302,7 +342,9 @@ def _curve(layers: Sequence[LayerAnalysis], candidates: Sequence[Candidate]) -> 
         rows = [
             (layer.shape[0] * layer.shape[1], candidate.bits_per_weight((layer.shape[0], layer.shape[1]), 16.0), error)
             for layer in layers
-            if candidate.text in layer.errors and (error := layer.errors[candidate.text].output_error)
+            if layer.role != "lm_head"  # kept by most recipes
+            and candidate.text in layer.errors
+            and (error := layer.errors[candidate.text].output_error)
         ]
         if rows:
             weights = sum(size for size, _, _ in rows)

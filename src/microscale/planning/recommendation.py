@@ -64,18 +64,21 @@ def qsnr(values: Float[Tensor, "rows cols"], rounded: Float[Tensor, "rows cols"]
 
 
 def tried_formats() -> list[str]:
-    """Return the specs of all combinations: powers of two in every rule, and E4M3 scales for blocks of 16."""
+    """Return the specs of all combinations: powers of two in every rule, and two-level scales for blocks of 16.
+
+    Those are NVFP4's: E4M3 for a block, and float32 for the tensor, without which small tensors would fall below E4M3.
+    """
     found: list[str] = []
     for element in ELEMENTS:
         rules = [rule for rule in RULES if element == "e2m1" or rule not in _E2M1_RULES]
         found += [f"{element}/{block}:e8m0:{rule}" for block in BLOCKS for rule in rules]
         if element in ("e2m1", "e1m2", "int4"):
-            found.append(f"{element}/16:e4m3")
+            found.append(f"{element}/16:e4m3+fp32:amax")
     return found
 
 
 def recommend(
-    values: Float[Tensor, "rows cols"],
+    pieces: Sequence[Float[Tensor, "rows cols"]],
     *,
     role: str,
     side: str,
@@ -84,8 +87,12 @@ def recommend(
     outliers: int,
     target_db: float = DEFAULT_TARGET_DB,
 ) -> Recommendation:
-    """Try every format on a sample of a class; ``crest``, ``kurtosis`` and ``outliers`` go into the words."""
-    tried = [_try(spec, values) for spec in tried_formats()]
+    """Try every format on samples of the tensors of a class; ``crest``, ``kurtosis``, ``outliers`` go into the words.
+
+    Every tensor weighs the same: the QSNR is that of the mean relative noise. A scale of the whole tensor is taken from
+    each sample by itself.
+    """
+    tried = [_try(spec, pieces) for spec in tried_formats()]
     good = [one for one in tried if one.qsnr_db >= target_db]
     if good:
         best = min(good, key=lambda one: (one.bits, -one.qsnr_db))
@@ -95,16 +102,16 @@ def recommend(
     assert isinstance(fmt, BlockFormat)
     element = fmt.element
     exponent = element.exponent_bits if isinstance(element, FloatElement) else 0
-    pieces = best.format.split(":")
-    rule = ":".join(pieces[2:]) or fmt.rule.kind.value
+    words = best.format.split(":")
+    rule = ":".join(words[2:]) or fmt.rule.kind.value
     return Recommendation(
         role=role,
         side=side,
         format=best.format,
         exponent_bits=exponent,
         mantissa_bits=element.bits - 1 - exponent,
-        block_size=int(pieces[0].split("/")[1]),
-        scale=pieces[1],
+        block_size=int(words[0].split("/")[1]),
+        scale=words[1],
         rule=rule,
         bits=best.bits,
         qsnr_db=best.qsnr_db,
@@ -112,9 +119,25 @@ def recommend(
     )
 
 
-def _try(spec: str, values: Tensor) -> TriedFormat:
+def _try(spec: str, pieces: Sequence[Tensor]) -> TriedFormat:
     fmt = parse_format(spec)
-    return TriedFormat(format=spec, bits=fmt.bits_per_value(), qsnr_db=qsnr(values, fake_quantize(values, fmt)))
+    values = torch.cat(list(pieces))
+    if isinstance(fmt, BlockFormat) and fmt.tensor_scale is not None:
+        rounded = torch.cat([fake_quantize(piece, fmt) for piece in pieces])
+    else:  # blocks know nothing of each other: one call will do
+        rounded = fake_quantize(values, fmt)
+    return TriedFormat(format=spec, bits=fmt.bits_per_value(), qsnr_db=_mean_qsnr(values, rounded, pieces))
+
+
+def _mean_qsnr(values: Tensor, rounded: Tensor, pieces: Sequence[Tensor]) -> float:
+    """Return the QSNR of the mean relative noise of pieces, so that no tensor weighs more for being larger."""
+    noise = (rounded - values).square().sum(-1, dtype=torch.float64)
+    power = values.square().sum(-1, dtype=torch.float64)
+    sizes = [piece.shape[0] for piece in pieces]
+    pairs = zip(noise.split(sizes), power.split(sizes), strict=True)
+    shares = [float(lost.sum() / given.sum()) for lost, given in pairs if float(given.sum()) > 0]
+    mean = sum(shares) / len(shares) if shares else 0.0
+    return -10 * math.log10(mean) if mean else math.inf
 
 
 def _reason(

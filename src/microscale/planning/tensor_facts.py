@@ -8,7 +8,7 @@ ask for a magnitude of 100 besides; models differ in scale, so that is left out 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -22,18 +22,27 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 NUM_BINS = 81
 NUM_BUCKETS = 192
 SAMPLE_ROWS = 256
-PIECE_ROWS = 512
-"""Rows of a weight that are at hand in float64 at a time."""
+PIECE_VALUES = 1 << 17
+"""Values that are at hand in float64 at a time, of which moments need three copies."""
+MOST_PLACES = 256
+"""Places of large values that are kept while more come."""
 WANTED = Wanted.MOMENTS | Wanted.CREST | Wanted.HISTOGRAM | Wanted.SAMPLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MassiveValue:
-    """One of the largest values of a tensor: row (a token's place in its window, a weight's output), channel, value."""
+    """One of the largest values of a tensor: its row (a token's place in its window, a weight's output) and channel.
+
+    ``window`` is the first window that holds the largest value of this place, and ``windows`` the number of windows
+    where the place is among the largest; None and 1 where rows are not the tokens of a window (weights, tokens routed
+    to an expert).
+    """
 
     row: int
     channel: int
     value: float
+    window: int | None
+    windows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,39 +74,96 @@ class TensorFacts:
 
 
 class LargestValues:
-    """The values of largest magnitude seen so far, with their places."""
+    """The values of largest magnitude seen so far, each place (row, channel) once, with how many windows have it."""
 
     def __init__(self, count: int = 5) -> None:
         self.count = count
-        self.values: list[MassiveValue] = []
+        self._windows_seen = 0
+        self._found: dict[tuple[int, int], MassiveValue] = {}
 
-    def update(self, rows: Float[Tensor, "... tokens cols"], first: int = 0) -> None:
-        """Take in values; the last axis but one gives the row's place, counted from ``first``."""
+    @property
+    def values(self) -> list[MassiveValue]:
+        """The largest ones, in order of magnitude."""
+        return sorted(self._found.values(), key=lambda one: -abs(one.value))[: self.count]
+
+    def update(self, rows: Float[Tensor, "... cols"], first: int = 0) -> None:
+        """Take in values: windows [windows, tokens, cols], or rows that are counted from ``first``.
+
+        Values with more axes (norms of heads) have no place in a window and are left out.
+        """
+        if rows.ndim == 3:
+            for window in rows:
+                self._take(window, 0, self._windows_seen)
+                self._windows_seen += 1
+        elif rows.ndim < 3:
+            self._take(rows, first, None)
+        if len(self._found) > MOST_PLACES:
+            kept = sorted(self._found.items(), key=lambda item: -abs(item[1].value))[: MOST_PLACES // 2]
+            self._found = dict(kept)
+
+    def _take(self, rows: Tensor, first: int, window: int | None) -> None:
         flat = rows.detach().flatten()
         if not flat.numel():
             return
-        width, length = rows.shape[-1], rows.shape[-2] if rows.ndim > 1 else 1
+        width = rows.shape[-1]
         _, places = flat.abs().topk(min(self.count, flat.numel()))
         for place in places.tolist():
-            row = first + (place // width) % length
-            self.values.append(MassiveValue(row=row, channel=place % width, value=float(flat[place])))
-        self.values = sorted(self.values, key=lambda one: -abs(one.value))[: self.count]
+            row, channel, value = first + place // width, place % width, float(flat[place])
+            known = self._found.get((row, channel))
+            times = 1 if known is None or window is None else known.windows + 1
+            if known is not None and abs(known.value) >= abs(value):
+                self._found[row, channel] = replace(known, windows=times)
+            else:
+                self._found[row, channel] = MassiveValue(
+                    row=row, channel=channel, value=value, window=window, windows=times
+                )
+
+
+class TensorObserver:
+    """Collects what :class:`TensorFacts` needs, call by call."""
+
+    def __init__(self, cols: int, name: str) -> None:
+        self._collector = StatisticsCollector(cols, wanted=WANTED, sample_rows=SAMPLE_ROWS, name=name)
+        self._largest = LargestValues()
+
+    def update(self, rows: Float[Tensor, "... cols"], first: int = 0) -> None:
+        """Take in values, as :meth:`LargestValues.update` reads them.
+
+        Raises:
+            NonFiniteError: NaN or Inf, with the name.
+        """
+        self._largest.update(rows, first)
+        flat = rows.detach().reshape(-1, rows.shape[-1])
+        step = max(1, PIECE_VALUES // flat.shape[1])
+        for start in range(0, flat.shape[0], step):
+            self._collector.update(flat[start : start + step])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing came."""
+        return not self._collector.num_tokens
+
+    def facts(self) -> TensorFacts:
+        """Return the facts; all are 0 where nothing came."""
+        return tensor_facts(self._collector.result(), self._largest)
+
+    def sample(self) -> Float[Tensor, "n cols"]:
+        """Return at most ``SAMPLE_ROWS`` evenly chosen rows in float32."""
+        return self._collector.result().require("sample").to(torch.float32)
 
 
 def weight_facts(weight: Float[Tensor, "rows cols"], name: str) -> TensorFacts:
-    """Return the facts of a weight, its input channels as channels.
+    """Return the facts of a weight in any float type, its input channels as channels.
 
     Raises:
         NonFiniteError: NaN or Inf, with the name.
     """
     rows = weight if weight.ndim == 2 else weight.reshape(1, -1)
-    collector = StatisticsCollector(rows.shape[1], wanted=WANTED, sample_rows=SAMPLE_ROWS, name=name)
-    largest = LargestValues()
-    for start in range(0, rows.shape[0], PIECE_ROWS):
-        piece = rows[start : start + PIECE_ROWS]
-        collector.update(piece)
-        largest.update(piece, start)
-    return tensor_facts(collector.result(), largest)
+    observer = TensorObserver(rows.shape[1], name)
+    step = max(1, PIECE_VALUES // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        observer.update(rows[start : start + step], start)
+    return observer.facts()
 
 
 def tensor_facts(found: InputStatistics, largest: LargestValues) -> TensorFacts:

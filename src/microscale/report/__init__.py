@@ -4,7 +4,8 @@ This room gets plain records and computes nothing. matplotlib and jinja2 are imp
 """
 
 from microscale.report.allocation import allocation_plot, check_picture
-from microscale.report.analysis import Advice, AnalysisRow, ChannelPicture, HistogramPicture, analysis_html
+from microscale.report.analysis import Advice, AnalysisRow, HeatRow, analysis_html
+from microscale.report.analysis_pictures import ChannelPicture, HistogramPicture
 from microscale.report.comparison import ComparisonRow, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
@@ -17,6 +18,7 @@ __all__ = [
     "ChannelPicture",
     "ComparisonRow",
     "FormatRow",
+    "HeatRow",
     "HistogramPicture",
     "StudyCell",
     "StudyReportRow",
