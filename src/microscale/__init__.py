@@ -69,7 +69,7 @@ def __getattr__(name: str) -> Any:
 
 def quantize(
     model: Any,
-    format: str | Recipe | None = None,
+    format: str | Sequence[str] | Recipe | None = None,
     *,
     activations: str | None = None,
     attention: str | None = None,
@@ -101,7 +101,7 @@ def quantize(
     head and embeddings stay as they are unless included. Of a model that also sees, ``part`` (``language``,
     ``vision``, ``all``) is quantized.
 
-    ``method`` ``auto`` chooses among formats (``format`` lists them with commas; None: the usual ones) for every layer,
+    ``method`` ``auto`` chooses among formats (``format`` lists them; None: the usual ones) for every layer,
     so that the weights take ``bits`` on average and the model suffers least; ``auto+gptq`` rounds by another method.
     ``calibration`` is what layers are measured on. With methods that have a budget of their own (``micromix``) ``bits``
     is that budget.

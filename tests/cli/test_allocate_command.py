@@ -169,7 +169,7 @@ def test_bits_of_a_method_with_a_budget_of_its_own(folder: Path, tmp_path: Path)
     [
         (["--method", "auto"], "method auto needs a budget of bits per weight"),
         (["--method", "auto", "--bits", "4.1"], "smallest possible with these formats, 4.250 bits"),
-        (["--method", "auto", "--bits", "-1"], "bits must be above 0"),
+        (["--method", "auto", "--bits", "-1"], "bits is a number above 0"),
         (["--method", "auto", "--bits", "5", "-f", "mxfp5"], "mxfp5"),
         (["--method", "auto+magic", "--bits", "5"], "unknown method or step 'magic'"),
         (["--method", "auto", "--bits", "5", "--part", "vision"], "does not reach part vision"),

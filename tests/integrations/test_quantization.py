@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,17 @@ import pytest
 import torch
 
 import microscale
+from microscale.algorithms import parse_method, with_budget
+from microscale.algorithms.micromix import MicroMix
 from microscale.errors import CalibrationError, MicroscaleError, ModelError, RecipeError, ShapeError, TextError
 from microscale.integrations import quantization
-from microscale.integrations.quantization import CalibrationOptions, quantize_original, report_quantizing
+from microscale.integrations.allocating import AutoRecipe
+from microscale.integrations.quantization import (
+    CalibrationOptions,
+    choose_recipe,
+    quantize_original,
+    report_quantizing,
+)
 from microscale.nn import PackedModule
 from microscale.recipes import ignore_progress, make_recipe
 from small_models import TOKENS, save_random_model
@@ -161,3 +170,28 @@ def test_texts_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ModelError, match="needs a tokenizer"):
         microscale.quantize(bare, "mxfp4", method="gptq", calibration=["some text"])
+
+
+@pytest.mark.parametrize("bits", ["4.5bits", True, 0.0, -1, math.inf, math.nan])
+def test_a_budget_is_a_positive_number(bits: Any) -> None:
+    with pytest.raises(RecipeError, match="bits is a number above 0"):
+        choose_recipe("mxfp4", bits, method="auto")
+
+
+def test_rules_of_auto_have_the_inputs_that_are_asked_for() -> None:
+    found = choose_recipe(["mxfp4", "nvfp4"], 4.5, method="auto", activations="none", rules=["mlp.down=nvfp4"])
+    assert isinstance(found, AutoRecipe)
+    assert {one.activations for one in found.options.candidates} == {None}
+    assert [one.activations for _, one in found.options.fixed] == [None]
+
+
+@pytest.mark.parametrize("method", ["auto:bits=4.5", "rtn+auto"])
+def test_auto_is_no_step(method: str) -> None:
+    with pytest.raises(RecipeError, match="auto is no step of a chain"):
+        choose_recipe(None, 4.5, method=method)
+
+
+@pytest.mark.parametrize("bits", [1e9, 4.8765432])
+def test_a_budget_is_kept_to_the_last_digit(bits: float) -> None:
+    steps = parse_method(with_budget("micromix", bits)).of_kind(MicroMix)
+    assert [float(step.bits) for step in steps] == [bits]

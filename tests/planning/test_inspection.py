@@ -12,8 +12,9 @@ import pytest
 import microscale
 from microscale.errors import CheckpointError
 from microscale.formats import NAMED_FORMATS
+from microscale.nn import PackedModule
 from microscale.planning import inspect_checkpoint
-from small_models import read_config, save_random_model
+from small_models import TOKENS, read_config, save_random_model
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,14 @@ def test_an_unknown_method(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="gptq"):
         inspect_checkpoint(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["hadamard", "permute", "lowrank:rank=4", "micromix"])
+def test_what_a_layer_keeps_for_run_time_is_counted(method: str, tmp_path: Path) -> None:
+    source = save_random_model(tmp_path / "model")
+    model = microscale.quantize(source, "mxfp4", activations="mxfp4", method=method, calibration=TOKENS)
+    microscale.save(model, tmp_path / "out")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
+    found = {layer.name: layer.num_bytes for layer in inspect_checkpoint(tmp_path / "out").quantized}
+    assert found == {name: module.num_bytes for name, module in layers.items()}
+    assert not any("transforms" in layer.name for layer in inspect_checkpoint(tmp_path / "out").others)

@@ -131,7 +131,7 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "an unknown key": (
         "format: mxfp4\nfromat: mxfp8\n",
         2,
-        "unknown key 'fromat', did you mean format? known keys: format, activations, method",
+        "unknown key 'fromat', did you mean format? known keys: format, activations, ",
     ),
     "a misspelt key that is missing": ("fromat: mxfp8\n", 1, "unknown key 'fromat', did you mean format?"),
     "no format": ("exclude: [a]\n", 1, "format"),

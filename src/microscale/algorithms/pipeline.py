@@ -223,9 +223,9 @@ def with_budget(text: str, bits: float) -> str:
         raise RecipeError(
             f"method {text} has no budget, so {bits:g} bits say nothing to it; auto, micromix and adaptive-2-4 have one"
         )
-    if cutting[0].bits not in (PAPER, f"{bits:g}"):
+    if cutting[0].bits != PAPER and float(cutting[0].bits) != bits:
         raise RecipeError(f"method {text} has bits={cutting[0].bits} already; leave one of the two budgets out")
-    given = dataclasses.replace(cutting[0], bits=f"{bits:g}")
+    given = dataclasses.replace(cutting[0], bits=_word(float(bits)))
     return "+".join(step_text(given if step is cutting[0] else step) for step in pipeline.steps)
 
 
@@ -315,6 +315,13 @@ def _word(value: object) -> str:
 
 def _check_order(text: str, steps: list[Step]) -> None:
     segmenting = next((step for step in steps if isinstance(step, SegmentStep)), None)
+    for step in steps:
+        if segmenting is not None and step.segment_obstacle is not None:
+            raise RecipeError(
+                f"method {text!r}: {step.name} cannot stand beside {segmenting.name}, for {step.segment_obstacle};"
+                f" take scale folds (smoothquant, awq) before {segmenting.name}, and distill:transform=none, autoround,"
+                " rtn or gptq after it"
+            )
     order = ORDER if segmenting is None else SEGMENTED_ORDER
     places = [next(i for i, kind in enumerate(order) if isinstance(step, kind)) for step in steps]
     if places != sorted(places):
@@ -323,13 +330,6 @@ def _check_order(text: str, steps: list[Step]) -> None:
     if sum(isinstance(step, RoundStep) for step in steps) != 1:
         rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
         raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")
-    for step in steps:
-        if segmenting is not None and step.segment_obstacle is not None:
-            raise RecipeError(
-                f"method {text!r}: {step.name} cannot stand beside {segmenting.name}, for {step.segment_obstacle};"
-                f" take scale folds (smoothquant, awq) before {segmenting.name}, and distill:transform=none, autoround,"
-                " rtn or gptq after it"
-            )
     for step, after in itertools.pairwise(steps):
         if step.next_step not in (None, after.name):
             raise RecipeError(f"method {text!r}: {step.next_step} must follow {step.name}, not {after.name}")

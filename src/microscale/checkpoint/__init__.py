@@ -11,7 +11,7 @@ from microscale.checkpoint.registry import (
     read_stored_layers,
 )
 from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
-from microscale.checkpoint.writer import check_target, write_directory, write_json, write_text_file
+from microscale.checkpoint.writer import check_target, check_text_target, write_directory, write_json, write_text_file
 
 __all__ = [
     "ACTIVATION_EQUIVALENTS",
@@ -22,6 +22,7 @@ __all__ = [
     "StoredLayer",
     "TensorInfo",
     "check_target",
+    "check_text_target",
     "choose_layout",
     "describe",
     "layout_named",

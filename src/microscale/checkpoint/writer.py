@@ -56,6 +56,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def check_text_target(target: str | Path) -> None:
+    """Refuse a text file that could not be written, before the work that it is to hold.
+
+    Raises:
+        CheckpointWriteError: the path is a directory.
+    """
+    if Path(target).is_dir():
+        raise CheckpointWriteError(f"{target} is a directory; name a file to write, such as {Path(target) / 'out'}")
+
+
 def write_text_file(target: str | Path, text: str) -> Path:
     """Write a text file under a temporary name and rename it.
 

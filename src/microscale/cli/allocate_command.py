@@ -10,7 +10,7 @@ import typer
 
 from microscale.algorithms import parse_method
 from microscale.calibration.texts import DEFAULT_FIELD
-from microscale.checkpoint import write_text_file
+from microscale.checkpoint import check_text_target, write_text_file
 from microscale.cli.output import (
     Column,
     JsonOption,
@@ -119,6 +119,7 @@ def allocate(
     parse_method(method, effort=effort)
     if plot is not None:
         check_picture(plot)
+    check_text_target(output)
     if calibration is None:
         raise CalibrationError("allocation measures layers on text: give --calibration FILE")
     text = CalibrationOptions(source=calibration, field=calibration_field, samples=samples, window=window, seed=seed)

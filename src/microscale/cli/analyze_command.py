@@ -15,7 +15,7 @@ import typer
 from microscale import __version__
 from microscale.calibration import ActivationStore
 from microscale.calibration.texts import DEFAULT_FIELD
-from microscale.checkpoint import write_text_file
+from microscale.checkpoint import check_text_target, write_text_file
 from microscale.cli.analyze_page import MassiveText, analysis_page, massive_values
 from microscale.cli.output import (
     Column,
@@ -80,6 +80,8 @@ def analyze(
     from microscale.integrations.calibration import find_tokenizer, read_windows
 
     tell_missing_kernels()
+    if output is not None:
+        check_text_target(output)
     started = time.perf_counter()
     candidates = parse_candidates(formats)
     if calibration is None:

@@ -126,21 +126,21 @@ def make_auto_recipe(
         raise RecipeError(f"method auto measures layers on text, which does not reach part {part}")
     if bits is None:
         raise AllocationError("method auto needs a budget of bits per weight: --bits 4.5 (bits=4.5 in Python)")
-    if not bits > 0:
-        raise AllocationError(f"bits must be above 0, got {bits:g}")
     rounding = method.partition("+")[2].strip() or "rtn"
     parse_method(rounding, effort=effort)
     for word in (attention, kv_cache):
         parse_attention(word)
     candidates = parse_candidates(formats or DEFAULT_FORMATS)
+    fixed = [parse_fixed(rule) for rule in rules]
     if activations is not None:
         parse_inputs(activations)
         inputs = None if activations == NONE else activations
         candidates = tuple(_with_inputs(candidate, inputs) for candidate in candidates)
+        fixed = [(where, one if where == KV_CACHE else _with_inputs(one, inputs)) for where, one in fixed]
     options = AllocationOptions(
         budget=Budget(amount=bits, unit=BudgetUnit.BITS),
         candidates=candidates,
-        fixed=tuple(parse_fixed(rule) for rule in rules),
+        fixed=tuple(fixed),
         include=tuple(include),
         exclude=tuple(exclude),
         method=rounding,

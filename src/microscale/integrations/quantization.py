@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from microscale.algorithms import with_budget
+from microscale.algorithms import parse_method, with_budget
 from microscale.calibration import ActivationStore
 from microscale.errors import CalibrationError, RecipeError
 from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
@@ -85,7 +86,7 @@ def report_quantizing(progress: Progress) -> Stages:
 
 
 def choose_recipe(
-    format: str | None, bits: float | None, *, rules: Sequence[str] = (), **fields: Any
+    format: str | Sequence[str] | None, bits: float | None, *, rules: Sequence[str] = (), **fields: Any
 ) -> Recipe | AutoRecipe:
     """Return the recipe that a caller's words stand for, or for method ``auto`` what is to find one.
 
@@ -96,9 +97,13 @@ def choose_recipe(
         RecipeError, FormatError, AllocationError: words that cannot be read, or do not go together.
     """
     method = str(fields.get("method", "rtn"))
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not 0 < bits < math.inf):
+        raise RecipeError(f"bits is a number above 0, the mean of stored bits per weight such as 4.5, got {bits!r}")
     if is_auto(method):
-        return make_auto_recipe(bits=bits, formats=format, rules=rules, **fields)
+        candidates = format if format is None or isinstance(format, str) else ",".join(format)
+        return make_auto_recipe(bits=bits, formats=candidates, rules=rules, **fields)
     if format is None:
+        parse_method(method, effort=str(fields.get("effort", "fast")))
         raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
     if bits is not None:
         fields["method"] = with_budget(method, bits)

@@ -85,6 +85,10 @@ def allocated_layers(
         if not any(_is_meant(pattern, name, roles) for name in modules):
             present = ", ".join(sorted(set(roles.values())))
             raise AllocationError(f"--fix {pattern!r} is no role and matches no layer; roles of this model: {present}")
+    for word, pattern in [*(("include", p) for p in include), *(("exclude", p) for p in exclude)]:
+        if not any(matches(pattern, name) or (word, roles[name]) == ("include", pattern) for name in modules):
+            present = ", ".join(sorted(set(roles.values())))
+            raise AllocationError(f"--{word} {pattern!r} matches no layer; roles of this model: {present}")
     included = [name for name in modules if any(matches(p, name) or roles[name] == p for p in include)]
     base = next(c for c in every if not c.is_kept) if any(not c.is_kept for c in every) else None
     if base is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from microscale.checkpoint import CheckpointReader, StoredLayer, TensorInfo, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
-from microscale.checkpoint.native import NativeLayout
+from microscale.checkpoint.native import NativeLayout, online_infos
 from microscale.formats import Format, format_name
 from microscale.layouts import part_specs
 from microscale.nn import AttentionFormats, read_attention
@@ -87,6 +87,8 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
             attention = read_attention(reader.quantization_config.get("attention"))
         for layer in layers.values():
             names = layout.tensor_names(layer)
+            if isinstance(layout, NativeLayout):  # what a layer keeps for run time is part of its cost
+                names = [*names, *online_infos(layer)]
             consumed.update(names)
             quantized.append(_quantized_facts(layer, sum(reader.infos[part].num_bytes for part in names)))
     others = tuple(_plain_facts(name, info) for name, info in reader.infos.items() if name not in consumed)
