@@ -32,6 +32,8 @@ from microscale.planning import EVERYTHING, MODES, ComparisonResult, Step, compa
 from microscale.report import ComparisonRow, comparison_html, size_text
 
 DEFAULT_FORMATS = "mxfp8,mxfp6_e2m3,mxfp4,mxfp4_plus,nvfp4"
+WIDE = 100
+"""Columns of a terminal that has room for three modes with their differences."""
 
 
 @command
@@ -128,13 +130,17 @@ def comparison_table(rows: list[ComparisonResult]) -> Table:
     meaning += ", all: head and attention too" if EVERYTHING in modes else ""
     table = Table(title=f"Perplexity ({meaning})", title_justify="left")
     table.add_column("format", overflow="fold")
-    for title in ("bits", "model", *(title for mode in modes for title in (mode, f"Δ {mode}"))):
+    has_differences = len(modes) <= len(MODES) or console.width >= WIDE
+    titles = [title for mode in modes for title in (mode, f"Δ {mode}")] if has_differences else modes
+    for title in ("bits", "model", *titles):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_row(base.format, f"{base.bits_per_weight:.2f}", size_text(base.num_bytes), f"{base.perplexity:.3f}")
     for found in by_format.values():
         weights = found[MODES[0]]
         scores = [found[mode].perplexity for mode in modes]
-        cells = [cell for score in scores for cell in (f"{score:.3f}", f"{score - base.perplexity:+.3f}")]
+        cells = [f"{score:.3f}" for score in scores]
+        if has_differences:
+            cells = [cell for score in scores for cell in (f"{score:.3f}", f"{score - base.perplexity:+.3f}")]
         table.add_row(weights.format, f"{weights.bits_per_weight:.2f}", size_text(weights.num_bytes), *cells)
     return table
 
