@@ -85,6 +85,13 @@ def report_quantizing(progress: Progress) -> Stages:
     return lambda title: contextlib.nullcontext(ignore_progress if title == MEASURING else progress)
 
 
+def _check_budget(bits: object) -> None:
+    if bits is None:
+        return
+    if isinstance(bits, bool) or not isinstance(bits, int | float) or not 0 < bits < math.inf:
+        raise RecipeError(f"bits is a number above 0, the mean of stored bits per weight such as 4.5, got {bits!r}")
+
+
 def choose_recipe(
     format: str | Sequence[str] | None, bits: float | None, *, rules: Sequence[str] = (), **fields: Any
 ) -> Recipe | AutoRecipe:
@@ -97,8 +104,7 @@ def choose_recipe(
         RecipeError, FormatError, AllocationError: words that cannot be read, or do not go together.
     """
     method = str(fields.get("method", "rtn"))
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not 0 < bits < math.inf):
-        raise RecipeError(f"bits is a number above 0, the mean of stored bits per weight such as 4.5, got {bits!r}")
+    _check_budget(bits)
     if is_auto(method):
         candidates = format if format is None or isinstance(format, str) else ",".join(format)
         return make_auto_recipe(bits=bits, formats=candidates, rules=rules, **fields)
