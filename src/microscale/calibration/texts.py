@@ -53,7 +53,7 @@ def read_text_file(path: str | Path) -> str:
         raise TextError(f"text {path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except OSError as error:
         raise TextError(f"text {path} cannot be read: {error.strerror}") from None
-    if not text.strip():
+    if not text or text.isspace():  # unlike strip(), no copy
         raise TextError(f"text {path} is empty; give a file with some text in it")
     return text
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from microscale.recipes import LayerSource, unstack_experts
+from microscale.recipes.blocks import to_float32
 
 
 class LayersAtHand:
@@ -37,11 +38,12 @@ class LayersAtHand:
         read = self._source.read(name)
         unstack_experts(read)
         module.load_state_dict(read.state_dict(), assign=True)
+        dtypes = [parameter.dtype for parameter in module.parameters()]
         del read
         try:
             yield module
         finally:
-            _forget(module)
+            _forget(module, dtypes)
 
     @contextlib.contextmanager
     def layer(self, name: str) -> Generator[nn.Module, None, None]:
@@ -50,8 +52,13 @@ class LayersAtHand:
         Raises:
             CheckpointError: it cannot be read.
         """
-        with self.stored(name) as module, float32_parameters(list(module.parameters())):
-            yield module
+        with self.stored(name) as module:
+            if self._source is not None and name in self._source.names:
+                to_float32(module)  # nothing need be kept: the file has it
+                yield module
+                return
+            with float32_parameters(list(module.parameters())):
+                yield module
 
 
 @contextlib.contextmanager
@@ -73,11 +80,11 @@ def float32_parameters(parameters: Sequence[nn.Parameter]) -> Generator[None, No
             parameter.requires_grad_(needs_grad)
 
 
-def _forget(module: nn.Module) -> None:
-    """Put all parameters on ``meta``; buffers stay, for no file holds them."""
+def _forget(module: nn.Module, dtypes: Sequence[torch.dtype]) -> None:
+    """Put all parameters on ``meta``, in these dtypes; buffers stay, for no file holds them."""
     empty = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-        for parameter in module.parameters()
+        id(parameter): nn.Parameter(torch.empty_like(parameter, dtype=dtype, device="meta"), requires_grad=False)
+        for parameter, dtype in zip(module.parameters(), dtypes, strict=True)
     }
     for part in module.modules():
         for key, parameter in list(part.named_parameters(recurse=False)):

@@ -7,7 +7,7 @@ ask for a magnitude of 100 besides; models differ in scale, so that is left out 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,6 +73,13 @@ class TensorFacts:
     histogram: tuple[float, ...]
 
 
+def pieces_of(rows: Float[Tensor, "rows cols"]) -> Iterator[tuple[int, Float[Tensor, "n cols"]]]:
+    """Yield the rows in pieces of at most ``PIECE_VALUES`` values (but one row at least), each with its first place."""
+    step = max(1, PIECE_VALUES // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        yield start, rows[start : start + step]
+
+
 class LargestValues:
     """The values of largest magnitude seen so far, each place (row, channel) once, with how many windows have it."""
 
@@ -102,10 +109,11 @@ class LargestValues:
             self._found = dict(kept)
 
     def _take(self, rows: Tensor, first: int, window: int | None) -> None:
-        flat = rows.detach().flatten()
-        if not flat.numel():
-            return
         width = rows.shape[-1]
+        for start, flat in pieces_of(rows.detach().reshape(-1, width)):
+            self._take_piece(flat.flatten(), width, first + start, window)
+
+    def _take_piece(self, flat: Tensor, width: int, first: int, window: int | None) -> None:
         _, places = flat.abs().topk(min(self.count, flat.numel()))
         for place in places.tolist():
             row, channel, value = first + place // width, place % width, float(flat[place])
@@ -133,10 +141,8 @@ class TensorObserver:
             NonFiniteError: NaN or Inf, with the name.
         """
         self._largest.update(rows, first)
-        flat = rows.detach().reshape(-1, rows.shape[-1])
-        step = max(1, PIECE_VALUES // flat.shape[1])
-        for start in range(0, flat.shape[0], step):
-            self._collector.update(flat[start : start + step])
+        for _, piece in pieces_of(rows.detach().reshape(-1, rows.shape[-1])):
+            self._collector.update(piece)
 
     @property
     def is_empty(self) -> bool:
@@ -160,9 +166,8 @@ def weight_facts(weight: Float[Tensor, "rows cols"], name: str) -> TensorFacts:
     """
     rows = weight if weight.ndim == 2 else weight.reshape(1, -1)
     observer = TensorObserver(rows.shape[1], name)
-    step = max(1, PIECE_VALUES // rows.shape[1])
-    for start in range(0, rows.shape[0], step):
-        observer.update(rows[start : start + step], start)
+    for start, piece in pieces_of(rows):
+        observer.update(piece, start)
     return observer.facts()
 
 

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 340.0, 150.0
 CURVE_WIDTH, CURVE_HEIGHT = 720.0, 320.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 90.0, 16.0, 44.0
 LABEL_WIDTH, LABEL_HEIGHT = 90.0, 13.0
-AXIS = 36.0
+AXIS = 44.0
 """What the labels of the decades take beside the channels."""
 OWN_GRID = "recommended"
 """The word of the grid that each picture shows first."""
@@ -168,7 +168,7 @@ def channels_svg(picture: ChannelPicture) -> str:
     ticks = [float(decade) for decade in decades[:: max(1, len(decades) // 4)]]
     for tick in ticks if len(ticks) > 1 else [low + 0.1, math.log10(max(shown))]:
         parts.append(f'<line class="grid" x1="{AXIS}" y1="{y(tick):.1f}" x2="{WIDTH}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{AXIS - 4}" y="{y(tick) + 4:.1f}" text-anchor="end">{10.0**tick:.2g}</text>')
+        parts.append(f'<text x="{AXIS - 4}" y="{y(tick) + 4:.1f}" text-anchor="end">{10.0**tick:.3g}</text>')
     for place, value in enumerate(picture.values):
         if is_shown(value):
             top = y(math.log10(value))
