@@ -34,6 +34,33 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return make
 
 
+@pytest.mark.parametrize(
+    ("role", "endings"),
+    [
+        ("attention.qkv", {"q_proj", "k_proj", "v_proj"}),
+        ("attention.out", {"o_proj"}),
+        ("mlp.gate_up", {"gate_proj", "up_proj"}),
+        ("mlp.down", {"down_proj"}),
+    ],
+)
+def test_a_role_means_its_layers(load: Callable[..., Any], role: str, endings: set[str]) -> None:
+    plan = make_plan(load(), make_recipe(format="mxfp4", rules=(parse_rule(f"{role}=mxfp8"),)))
+    wide = {layer.name.rpartition(".")[2] for layer in plan.layers if layer.requested_weights == "mxfp8"}
+    assert wide == endings
+    left = make_plan(load(), make_recipe(format="mxfp4", exclude=(role,))).layers
+    assert not {layer.name.rpartition(".")[2] for layer in left} & endings and left
+
+
+def test_roles_of_what_is_left_alone_by_default(load: Callable[..., Any]) -> None:
+    model = load("gpt_neox", tie_word_embeddings=False)
+    plan = make_plan(model, make_recipe(format="mxfp4", include=("lm_head", "embedding")))
+    chosen = {model.get_submodule(layer.name) for layer in plan.layers}
+    assert model.get_output_embeddings() in chosen and model.get_input_embeddings() in chosen
+    make_plan(model, make_recipe(format="mxfp4", rules=(parse_rule("norm=none"),)))
+    with pytest.raises(RecipeError, match="norm=none"):
+        parse_rule("norm=mxfp8")
+
+
 def test_layers_that_learn_together_have_one_chain(load: Callable[..., Any]) -> None:
     rules = (parse_rule("*mlp*=nvfp4"),)
     together = make_plan(load(), make_recipe(format="mxfp4", method="best", effort="good", rules=rules))

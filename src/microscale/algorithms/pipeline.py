@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -237,18 +237,14 @@ def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
     """
     if not own.of_kind(SegmentStep):
         return own
-
-    def place(step: Step) -> int:
-        return next(i for i, kind in enumerate(SEGMENTED_ORDER) if isinstance(step, kind))
-
-    places = {place(step) for step in own.steps}
+    places = {_place(step, SEGMENTED_ORDER) for step in own.steps}
     is_plain = own.rounding == Rtn()
     kept = [step for step in own.steps if not (is_plain and isinstance(step, RoundStep))]
     for step in common.steps:
-        is_new = place(step) not in places or (isinstance(step, RoundStep) and is_plain)
+        is_new = _place(step, SEGMENTED_ORDER) not in places or (isinstance(step, RoundStep) and is_plain)
         if is_new and step.segment_obstacle is None and (is_plain or step.next_step is None):
             kept.append(step)
-    kept.sort(key=place)
+    kept.sort(key=lambda step: _place(step, SEGMENTED_ORDER))
     return parse_method("+".join(map(step_text, kept)))
 
 
@@ -313,6 +309,10 @@ def _word(value: object) -> str:
     return str(value)
 
 
+def _place(step: Step, order: Sequence[type[Step]]) -> int:
+    return next(place for place, kind in enumerate(order) if isinstance(step, kind))
+
+
 def _check_order(text: str, steps: list[Step]) -> None:
     segmenting = next((step for step in steps if isinstance(step, SegmentStep)), None)
     for step in steps:
@@ -323,7 +323,7 @@ def _check_order(text: str, steps: list[Step]) -> None:
                 " rtn or gptq after it"
             )
     order = ORDER if segmenting is None else SEGMENTED_ORDER
-    places = [next(i for i, kind in enumerate(order) if isinstance(step, kind)) for step in steps]
+    places = [_place(step, order) for step in steps]
     if places != sorted(places):
         names = " then ".join(step.name for step in sorted(steps, key=lambda s: places[steps.index(s)]))
         raise RecipeError(f"method {text!r}: its steps must come in the order {names}")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from microscale import __version__
 from microscale.calibration import read_text_file
-from microscale.checkpoint import write_text_file
+from microscale.checkpoint import check_text_target, write_text_file
 from microscale.cli.eval_command import BatchOption, TextOption, TokensOption, WindowOption, text_windows
 from microscale.cli.output import (
     JsonOption,
@@ -63,6 +63,8 @@ def compare(
     from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 
     tell_missing_kernels()
+    if html is not None:
+        check_text_target(html)
     chosen = split_formats(formats)
     content = read_text_file(text)
     tokenizer = load_tokenizer(model)

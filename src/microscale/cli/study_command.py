@@ -13,7 +13,7 @@ import torch
 import typer
 
 from microscale import __version__
-from microscale.checkpoint import write_text_file
+from microscale.checkpoint import check_text_target, write_text_file
 from microscale.cli.output import (
     Column,
     JsonOption,
@@ -71,7 +71,8 @@ def study(
     """
     plan = load_study(file)
     select_runs(study_runs(plan), only or [])
-    place = results or file.with_suffix(".sqlite")
+    place, page = results or file.with_suffix(".sqlite"), html or file.with_suffix(".html")
+    check_text_target(page)
     if report_only and not imports and not place.exists():
         raise StudyError(_nothing_known(file, place))
     store = StudyStore(place)
@@ -95,7 +96,6 @@ def study(
         store.close()
     if report_only and not any(row.state in (RunState.DONE, RunState.FAILED) or any(row.cells) for row in rows):
         raise StudyError(_nothing_known(file, place))
-    page = html or file.with_suffix(".html")
     write_text_file(page, _page(plan, rows, file))
     if as_json:
         print_json([_as_dict(row, plan) for row in rows])

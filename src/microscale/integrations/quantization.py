@@ -109,7 +109,7 @@ def choose_recipe(
         candidates = format if format is None or isinstance(format, str) else ",".join(format)
         return make_auto_recipe(bits=bits, formats=candidates, rules=rules, **fields)
     if format is None:
-        parse_method(method, effort=str(fields.get("effort", "fast")))
+        parse_method(method)  # an unknown method is the better thing to say
         raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
     if bits is not None:
         fields["method"] = with_budget(method, bits)

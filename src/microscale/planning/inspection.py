@@ -86,9 +86,7 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         if isinstance(layout, NativeLayout):
             attention = read_attention(reader.quantization_config.get("attention"))
         for layer in layers.values():
-            names = layout.tensor_names(layer)
-            if isinstance(layout, NativeLayout):  # what a layer keeps for run time is part of its cost
-                names = [*names, *online_infos(layer)]
+            names = [*layout.tensor_names(layer), *online_infos(layer)]  # what stays for run time is part of the cost
             consumed.update(names)
             quantized.append(_quantized_facts(layer, sum(reader.infos[part].num_bytes for part in names)))
     others = tuple(_plain_facts(name, info) for name, info in reader.infos.items() if name not in consumed)

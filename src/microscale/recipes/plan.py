@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from microscale.families import is_inside, is_transposed, vision_roots
 from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
 from microscale.nn import Experts, PackedModule, model_attention
 from microscale.recipes.experts import stacked_experts
-from microscale.recipes.recipe import NONE, Recipe, matches, parse_inputs, parse_weights
+from microscale.recipes.recipe import NONE, Recipe, parse_inputs, parse_weights
+from microscale.recipes.roles import is_meant, layer_roles, named_roles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,14 +157,14 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     modules = quantizable_modules(model)
     if not any(kind != "embedding" for kind, _ in modules.values()):
         raise ModelError(f"{type(model).__name__} has no linear layers to quantize")
-    patterns = [*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.layer_rules)]
-    for pattern in patterns:
-        _check_pattern(pattern, list(modules))
+    roles = layer_roles(model, modules, recipe.part)
+    for pattern in (*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.layer_rules)):
+        _check_pattern(pattern, roles)
     outside = outside_of_part(model, recipe.part, list(modules))
     exclusions = default_exclusions(model) | outside
     layers: list[PlannedLayer] = []
     for name, (kind, module) in modules.items():
-        layer = _plan_layer(name, kind, module, recipe, is_default_off=name in exclusions)
+        layer = _plan_layer(name, kind, roles[name], module, recipe, is_default_off=name in exclusions)
         if layer is not None:
             layers.append(layer)
     if not layers:
@@ -186,22 +187,25 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
 
 
-def _check_pattern(pattern: str, names: Sequence[str]) -> None:
-    if any(matches(pattern, name) for name in names):
+def _check_pattern(pattern: str, roles: Mapping[str, str]) -> None:
+    if any(is_meant(pattern, name, role) for name, role in roles.items()):
         return
-    endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+    endings = sorted({name.rsplit(".", 1)[-1] for name in roles})
     close = difflib.get_close_matches(pattern.rsplit(".", 1)[-1].strip("*"), endings, n=3) or endings[:12]
-    raise RecipeError(f"pattern {pattern!r} matches no layer; layers of this model end in: {', '.join(close)}")
+    raise RecipeError(
+        f"pattern {pattern!r} matches no layer; layers of this model end in: {', '.join(close)}; its roles:"
+        f" {named_roles(roles.values())}"
+    )
 
 
 def _plan_layer(
-    name: str, kind: str, module: nn.Module, recipe: Recipe, *, is_default_off: bool
+    name: str, kind: str, role: str, module: nn.Module, recipe: Recipe, *, is_default_off: bool
 ) -> PlannedLayer | None:
     weights, activations, method = recipe.format, recipe.activations, recipe.method
-    is_off = is_default_off and not any(matches(pattern, name) for pattern in recipe.include)
-    is_off = is_off or any(matches(pattern, name) for pattern in recipe.exclude)
+    is_off = is_default_off and not any(is_meant(pattern, name, role) for pattern in recipe.include)
+    is_off = is_off or any(is_meant(pattern, name, role) for pattern in recipe.exclude)
     for rule in recipe.layer_rules:
-        if matches(rule.match, name):
+        if is_meant(rule.match, name, role):
             is_off = is_off and rule.weights is None
             weights = rule.weights or weights
             activations = rule.activations or activations

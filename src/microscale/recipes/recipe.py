@@ -20,8 +20,10 @@
     part: language              # of a model that sees, too: language, vision or all
 
 A pattern is a glob (``*``, ``?``, ``[…]``) that matches a module's full name or the end of it after a dot:
-``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``. A rule that matches ``kv_cache`` says the same
-as the line ``kv_cache``. Attention and the cache are simulated: rounded, stored and computed with as floats.
+``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``. Or it is a role (:mod:`roles`):
+``attention.qkv``, ``attention.out``, ``mlp.gate_up``, ``mlp.down``, ``embedding``, ``lm_head``; ``norm`` can only be
+left alone, and a rule that matches ``kv_cache`` says the same as the line ``kv_cache``. Attention and the cache are
+simulated: rounded, stored and computed with as floats.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ NONE = "none"
 """The word that leaves weights or activations unquantized."""
 KV_CACHE = "kv_cache"
 """The role that a rule may name in place of a pattern of layers: keys and values as they are stored."""
+NORM = "norm"
+"""The role of norms, which stay as they are: a rule may say so."""
 
 PartWord = Literal["language", "vision", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
@@ -106,6 +110,12 @@ class Rule(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _norms_stay(self) -> Rule:
+        if self.match == NORM and (self.weights != NONE or self.method is not None):
+            raise ValueError(f"norms are not stored in a block format; a rule for {NORM!r} reads {NORM}={NONE}")
+        return self
+
+    @model_validator(mode="after")
     def _none_is_all(self) -> Rule:
         if self.weights == NONE and self.activations not in (None, NONE):
             raise ValueError(
@@ -160,7 +170,7 @@ class Recipe(BaseModel):
     @property
     def layer_rules(self) -> tuple[Rule, ...]:
         """The rules for layers."""
-        return tuple(rule for rule in self.rules if rule.match != KV_CACHE)
+        return tuple(rule for rule in self.rules if rule.match not in (KV_CACHE, NORM))
 
     @property
     def attention_formats(self) -> AttentionFormats | None:
