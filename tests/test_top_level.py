@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_quantized_model_in_memory_can_be_saved_by_transformers(source: Path, 
     assert read_config(tmp_path / "theirs") == read_config(tmp_path / "ours")
 
 
+def test_what_runs_otherwise_than_asked_is_said(source: Path) -> None:
+    """The notes of the command line are warnings here; a job that runs as asked has none."""
+    with pytest.warns(errors.QuantizationNote, match="activations mxfp8 are executed as .*compressed-tensors"):
+        microscale.quantize(source, "mxfp4", activations="mxfp8", layout="auto")
+    with pytest.warns(errors.QuantizationNote, match="simulated"):
+        microscale.quantize(source, "mxfp4", attention="mxfp8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", errors.QuantizationNote)
+        microscale.quantize(source, "mxfp4", activations="mxfp8")
+
+
 def test_progress(source: Path) -> None:
     seen: list[tuple[int, int]] = []
     microscale.quantize(source, "mxfp4", progress=lambda done, total, name: seen.append((done, total)))
@@ -89,6 +101,7 @@ def test_a_model_is_the_same_after_it_was_saved(source: Path, tmp_path: Path) ->
 
 def test_every_error_is_a_microscale_error() -> None:
     classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+    classes.remove(errors.QuantizationNote)
     assert all(issubclass(value, errors.MicroscaleError) for value in classes) and len(classes) > 12
     assert issubclass(errors.CheckpointNotFoundError, FileNotFoundError)
     assert issubclass(errors.CheckpointWriteError, OSError)

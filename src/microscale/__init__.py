@@ -11,6 +11,7 @@ Whole models: :func:`quantize`, :func:`save`, :func:`load`. Formats: :mod:`micro
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,10 +124,13 @@ def quantize(
     goes on there after an interruption. A model given as a directory is then read layer by layer, so that it may be
     larger than memory; methods that work on the whole model refuse.
 
+    What runs otherwise than asked, or changes nothing, is said as warnings of
+    :class:`~microscale.errors.QuantizationNote`.
+
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
-    from microscale.errors import RecipeError
+    from microscale.errors import QuantizationNote, RecipeError
     from microscale.integrations.calibration import CalibrationOptions
     from microscale.integrations.quantization import choose_recipe, quantize_original, report_quantizing
     from microscale.recipes import Recipe, ignore_progress
@@ -172,6 +176,8 @@ def quantize(
     )
     if done.store is not None:
         done.store.clear()
+    for note in done.notes:
+        warnings.warn(note, QuantizationNote, stacklevel=2)
     return done.model
 
 

@@ -91,3 +91,10 @@ class DependencyError(MicroscaleError, ImportError):
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {library}, which is not installed; run: pip install 'microscale[{extra}]'")
+
+
+class QuantizationNote(UserWarning):
+    """What a user of :func:`microscale.quantize` should know: what runs otherwise than asked, or does nothing.
+
+    Issued as a warning; the command line prints the same texts as notes.
+    """

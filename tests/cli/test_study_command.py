@@ -101,7 +101,31 @@ def test_the_options_of_the_front_door(folder: Path) -> None:
         "window": 16,
         "effort": "max",
         "seed": 5,
+        "attention": None,
+        "kv_cache": None,
     }
+
+
+def test_attention_in_a_study(folder: Path) -> None:
+    """Formats with roundings of attention are runs of their own, scored with them, and said to be simulated."""
+    path = folder / "attention.yaml"
+    full = "{name: full, weights: mxfp4, attention: mxfp4}"
+    formats = f"[mxfp4, {{weights: mxfp4, attention: mxfp4, kv_cache: mxfp8}}, {full}]"
+    path.write_text(f"models: [tiny]\nformats: {formats}\ntasks: [{{text: book.txt, window: 32}}]\n")
+    rows = {row["format"]: row for row in succeed("study", path, "--json").json if row["method"] == "rtn"}
+    assert list(rows) == ["mxfp4", "mxfp4, attention mxfp4, kv_cache mxfp8", "full"]
+    scores = [row["tasks"]["book"]["value"] for row in rows.values()]
+    assert len(set(scores)) == 3
+    made = folder / "with_attention"
+    succeed("quantize", folder / "tiny", "-f", "mxfp4", "-a", "mxfp4", "--attention", "mxfp4", "-o", made)
+    by_hand = succeed("eval", made, "--text", folder / "book.txt", "--window", "32", "--json").json
+    assert rows["full"]["tasks"]["book"]["value"] == pytest.approx(by_hand["perplexity"], rel=1e-3)
+    assert rows["mxfp4"]["message"] == "" and "simulated" in rows["full"]["message"]
+    assert f"note: tiny full rtn: {rows['full']['message']}" in succeed("study", path, "--report-only").stdout
+    page = path.with_suffix(".html").read_text()
+    assert "<h2>Notes</h2>" in page and "<h2>Runs that failed</h2>" not in page
+    path.write_text(path.read_text().replace("kv_cache: mxfp8", "kv_cache: mxfp9"))
+    assert "mxfp9" in fail("study", path)
 
 
 def test_wrong_studies(folder: Path) -> None:

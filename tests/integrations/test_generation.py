@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import microscale
@@ -185,6 +186,13 @@ def test_files_in_bfloat16_stay_so_for_a_float32_computation(tmp_path: Path) -> 
     assert load_for_decoding(wide, torch.bfloat16).dtype == torch.bfloat16
     microscale.save(microscale.quantize(narrow, "int4/32:fp32:amax"), tmp_path / "packed")
     assert load_for_decoding(tmp_path / "packed", torch.float32).dtype == torch.bfloat16
+    tokens = torch.arange(64).reshape(2, 32) % 50
+    microscale.save(
+        microscale.quantize(narrow, "mxfp4", method="rtn+lowrank:rank=4", calibration=tokens), tmp_path / "on"
+    )
+    stored = load_file(tmp_path / "on/model.safetensors")
+    assert any("low_rank" in name and tensor.dtype == torch.float32 for name, tensor in stored.items())
+    assert load_for_decoding(tmp_path / "on", torch.float32).dtype == torch.bfloat16  # those are no weights
 
 
 def test_a_broken_model_is_refused(random_path: Path) -> None:

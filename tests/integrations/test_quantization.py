@@ -183,6 +183,9 @@ def test_rules_of_auto_have_the_inputs_that_are_asked_for() -> None:
     assert isinstance(found, AutoRecipe)
     assert {one.activations for one in found.options.candidates} == {None}
     assert [one.activations for _, one in found.options.fixed] == [None]
+    named = choose_recipe(["mxfp4/mxfp4", "nvfp4"], 4.5, method="auto", activations="none")
+    assert isinstance(named, AutoRecipe)
+    assert [one.activations for one in named.options.candidates] == ["mxfp4", None]
 
 
 @pytest.mark.parametrize("method", ["auto:bits=4.5", "rtn+auto"])

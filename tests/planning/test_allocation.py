@@ -172,6 +172,9 @@ def test_a_method_alone_starts_from_mxfp4() -> None:
     "text",
     [
         "",
+        ",",
+        ",mxfp4",
+        "mxfp4,,mxfp8",
         "mxfp5",
         "mxfp4,mxfp4",
         "none/mxfp4",

@@ -40,7 +40,6 @@ from microscale.report import size_text
 
 if TYPE_CHECKING:
     from microscale.integrations.allocating import AutoRecipe, FoundAllocation
-    from microscale.integrations.quantization import QuantizedModel
 
 
 @command
@@ -123,7 +122,7 @@ def quantize(
     `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`,
     `microscale quantize MODEL --method auto --bits 4.5 --calibration text.txt -o OUT`
     """
-    from microscale.integrations.calibration import CalibrationOptions, check_tokenizer, range_notes
+    from microscale.integrations.calibration import CalibrationOptions, check_tokenizer
     from microscale.integrations.quantization import quantize_original
     from microscale.integrations.saving import check_shard_size, save_model
 
@@ -166,11 +165,6 @@ def quantize(
         model, chosen, options, version=__version__, stages=progress_bar, tokenizer=tokenizer, offload=offload
     )
     report = done.report
-    if done.ranges is not None:
-        notes.extend(range_notes(done.ranges))
-    if done.allocation is not None:
-        notes.extend(done.allocation.notes[1:])
-    notes = [*report.plan.notes, *_coverage_notes(done), *notes]
     written = save_model(
         done.model,
         output,
@@ -183,7 +177,7 @@ def quantize(
     if done.store is not None:
         done.store.clear()
     seconds = time.perf_counter() - started
-    _tell(output, written, report, inspect_checkpoint(output), notes, seconds, done.allocation, as_json)
+    _tell(output, written, report, inspect_checkpoint(output), [*done.notes, *notes], seconds, done.allocation, as_json)
 
 
 def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Recipe | AutoRecipe:
@@ -243,22 +237,6 @@ def _tokenizer(model: str, notes: list[str]) -> Any:
     except ModelError:
         notes.append(f"{model} has no tokenizer that can be loaded, so none was copied")
         return None
-
-
-def _coverage_notes(done: QuantizedModel) -> list[str]:
-    """Say which large share of the model is neither quantized nor an embedding or a head."""
-    chosen = {layer.name for layer in done.report.plan.layers}
-    left: Counter[str] = Counter()
-    for name, parameter in done.model.named_parameters():
-        owner, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
-        is_known = owner in chosen or parameter.ndim < 2 or leaf == "weight"
-        if not is_known:
-            left[name] += parameter.numel()
-    share = sum(left.values()) / done.num_weights
-    if share < 0.01:
-        return []
-    example = left.most_common(1)[0][0]
-    return [f"{share:.0%} of the model's weights are no linear layers and stay as they are, e.g. {example}"]
 
 
 def _tell(

@@ -145,8 +145,9 @@ def _print_rows(plan: Study, rows: Sequence[StudyRow]) -> None:
     ]
     print_table(plan.name or "Study", columns, lines)
     for row in rows:
-        if row.state is RunState.FAILED:
-            console.print(f"failed: {row.model} {row.format} {row.method}: {row.message}", markup=False)
+        if row.message:
+            word = "failed" if row.state is RunState.FAILED else "note"
+            console.print(f"{word}: {row.model} {row.format} {row.method}: {row.message}", markup=False, soft_wrap=True)
     unfinished = sum(row.state in (RunState.WAITING, RunState.RUNNING) for row in rows)
     if unfinished:
         console.print(f"{unfinished} run(s) are not finished; the same command goes on")

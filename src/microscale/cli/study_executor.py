@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import platform
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 from microscale.calibration import read_text_file
 from microscale.cli.eval_command import text_windows
-from microscale.errors import TextError
+from microscale.errors import QuantizationNote, TextError
 from microscale.evaluation import perplexity
 from microscale.nn import PackedModule, cached_weights, prepare_for_inference
 from microscale.planning import PreparedModel, StudyRun, StudyScore
@@ -41,17 +43,22 @@ class QuantizeAndScore:
 
         path = self._study.place(run.model.path)
         model = load_original(path, dtype=torch.float32).to(self._device)
+        notes: list[str] = []
         if run.weights is not None and run.method is not None:
             options = self._options(run, load_tokenizer(path))
-            model = self._quantize(model, run.weights, activations=run.activations, method=run.method.method, **options)
-        prepared = _measured(model, stored_dtype(path).itemsize)  # before a layout pads anything
+            with _noted(notes):
+                model = self._quantize(
+                    model, run.weights, activations=run.activations, method=run.method.method, **options
+                )
+        prepared = _measured(model, stored_dtype(path).itemsize, notes)  # before a layout pads anything
         prepare_for_inference(model)
         return prepared
 
     def _options(self, run: StudyRun, tokenizer: Any) -> dict[str, Any]:
-        """Return the calibration keywords that the front door has."""
+        """Return the other keywords, as far as the front door has them."""
         study = self._study
         wanted: dict[str, Any] = {"seed": study.seed, "tokenizer": tokenizer}
+        wanted |= {"attention": run.attention, "kv_cache": run.kv_cache}
         wanted["effort"] = study.effort if run.method is None else run.method.effort or study.effort
         if study.calibration is not None:
             wanted["calibration"] = study.place(study.calibration.text)
@@ -119,7 +126,20 @@ def _score(
     )
 
 
-def _measured(model: Any, width: int) -> PreparedModel:
+@contextlib.contextmanager
+def _noted(notes: list[str]) -> Generator[None, None, None]:
+    """Collect what is said of a job inside the block, in place of warnings; other warnings go on."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", QuantizationNote)
+        yield
+    for one in found:
+        if isinstance(one.message, QuantizationNote):
+            notes.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def _measured(model: Any, width: int, notes: Sequence[str]) -> PreparedModel:
     """Return a model with its bits per quantized weight (all bits of the stored type where none is) and its size."""
     packed = [module for module in model.modules() if isinstance(module, PackedModule)]
     packed_bytes = sum(module.num_bytes for module in packed)
@@ -129,6 +149,7 @@ def _measured(model: Any, width: int) -> PreparedModel:
         model=model,
         bits_per_weight=8 * packed_bytes / weights if weights else 8.0 * width,
         num_bytes=packed_bytes + others * width,
+        notes=tuple(notes),
     )
 
 

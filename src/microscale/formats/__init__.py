@@ -32,7 +32,7 @@ from microscale.formats.elements import (
     power_of_two_scale,
     uint_element,
 )
-from microscale.formats.lists import list_items
+from microscale.formats.lists import list_items, split_outside
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.registry import ALIASES, NAMED_FORMATS, NamedFormat, format_name, parse_format
 from microscale.formats.rules import RuleKind, ScaleRule
@@ -80,5 +80,6 @@ __all__ = [
     "parse_format",
     "power_of_two_scale",
     "spec_text",
+    "split_outside",
     "uint_element",
 ]

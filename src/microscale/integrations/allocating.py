@@ -150,7 +150,7 @@ def make_auto_recipe(
 
 
 def _with_inputs(candidate: Candidate, inputs: str | None) -> Candidate:
-    if candidate.is_kept or candidate.activations != candidate.weights:
+    if candidate.is_kept or candidate.names_inputs:
         return candidate
     return replace(candidate, activations=inputs)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from microscale.checkpoint import CheckpointReader, read_stored_layers
+from microscale.checkpoint.native import online_infos
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.loading import check_local, is_gguf, load_model
 from microscale.kernels.cpu import native
@@ -179,6 +180,6 @@ def _plain_dtypes(path: str | Path) -> set[torch.dtype]:
     consumed: set[str] = set()
     if reader.quantization_config is not None:
         layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
-        consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
+        consumed = {name for layer in layers.values() for name in (*layout.tensor_names(layer), *online_infos(layer))}
     found = {info.dtype for name, info in reader.infos.items() if name not in consumed}
     return {dtype for dtype in found if dtype.is_floating_point}

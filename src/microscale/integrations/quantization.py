@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from microscale.integrations.calibration import (
     find_tokenizer,
     is_sequential,
     measure_ranges,
+    range_notes,
     read_windows,
 )
 from microscale.integrations.hf_quantizer import MicroscaleConfig
@@ -78,6 +80,32 @@ class QuantizedModel:
     ranges: RangeReport | None
     store: ActivationStore | None
     allocation: FoundAllocation | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of it: what runs otherwise than asked, steps that do nothing, what stays as it is."""
+        found = [*self.report.plan.notes, *_coverage_notes(self)]
+        if self.ranges is not None:
+            found.extend(range_notes(self.ranges))
+        if self.allocation is not None:
+            found.extend(self.allocation.notes[1:])
+        return tuple(found)
+
+
+def _coverage_notes(done: QuantizedModel) -> list[str]:
+    """Say which large share of the model is neither quantized nor an embedding or a head."""
+    chosen = {layer.name for layer in done.report.plan.layers}
+    left: Counter[str] = Counter()
+    for name, parameter in done.model.named_parameters():
+        owner, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
+        is_known = owner in chosen or parameter.ndim < 2 or leaf == "weight"
+        if not is_known:
+            left[name] += parameter.numel()
+    share = sum(left.values()) / done.num_weights
+    if share < 0.01:
+        return []
+    example = left.most_common(1)[0][0]
+    return [f"{share:.0%} of the model's weights are no linear layers and stay as they are, e.g. {example}"]
 
 
 def report_quantizing(progress: Progress) -> Stages:

@@ -9,11 +9,11 @@ cuts the layer into segments; ``micromix:bits=5.0`` alone starts from MXFP4.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from microscale.algorithms import METHODS, STEPS, FoldStep, ModelStep, RotationStep, parse_method
 from microscale.errors import AllocationError, FormatError
-from microscale.formats import RangeKind, list_items
+from microscale.formats import RangeKind, split_outside
 from microscale.recipes.recipe import NONE, parse_inputs, parse_weights
 
 DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp8"
@@ -27,12 +27,14 @@ _OPTION = re.compile(r"[a-z_]+=")
 class Candidate:
     """The words of one choice for a layer; ``activations`` None means that inputs are not rounded.
 
-    ``method`` is the candidate's own; None: that of the whole recipe.
+    ``method`` is the candidate's own; None: that of the whole recipe. ``names_inputs``: the words said what becomes of
+    the inputs, so that nothing else replaces it.
     """
 
     weights: str
     activations: str | None
     method: str | None = None
+    names_inputs: bool = field(default=False, compare=False)
 
     @property
     def is_kept(self) -> bool:
@@ -117,7 +119,7 @@ def _parse_formats(word: str) -> Candidate:
             )
         if not rest:
             return Candidate(weights=weights, activations=weights)
-        return Candidate(weights=weights, activations=None if rest == NONE else rest)
+        return Candidate(weights=weights, activations=None if rest == NONE else rest, names_inputs=True)
     raise AllocationError(f"candidate {word!r} must read WEIGHTS[/ACTIVATIONS][@METHOD]\n{problem}")
 
 
@@ -131,12 +133,14 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
         RecipeError: a method that cannot be read.
     """
     words: list[str] = []
-    for item in list_items(text):
+    for item in [piece.strip() for _, piece in split_outside(text.strip().removesuffix(","), ",")]:
+        if not item and text.strip():
+            raise AllocationError(f"formats {text!r} have an empty item; take one comma out")
         if words and _OPTION.match(item):
             words[-1] += f",{item}"
         else:
             words.append(item)
-    found = [parse_candidate(word) for word in words]
+    found = [parse_candidate(word) for word in words if word]
     if not found:
         raise AllocationError(f"formats {text!r} must be a list such as {DEFAULT_FORMATS}")
     for index, candidate in enumerate(found):

@@ -19,7 +19,7 @@ from microscale.formats import parse_activation
 from microscale.kernels import fake_quantize
 from microscale.planning.candidates import Candidate
 from microscale.planning.recommendation import Recommendation, qsnr, recommend
-from microscale.planning.tensor_facts import TensorFacts
+from microscale.planning.tensor_facts import TensorFacts, noise_and_power
 from microscale.recipes.recipe import parse_weights
 
 CLASS_ROWS = 12
@@ -138,8 +138,7 @@ def layer_errors(
             if candidate.activations is not None:
                 seen = fake_quantize(rows, parse_activation(candidate.activations).format)
                 input_db = qsnr(rows, seen)
-            power = float(wanted.square().sum(dtype=torch.float64))
-            noise = float((seen @ rounded.T).sub_(wanted).square().sum(dtype=torch.float64))
+            noise, power = noise_and_power(wanted, seen @ rounded.T)
             error = noise / power if power else 0.0
         found[candidate.text] = CandidateError(
             weight_qsnr_db=qsnr(weight, rounded), input_qsnr_db=input_db, output_error=error

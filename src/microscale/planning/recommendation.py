@@ -16,6 +16,7 @@ from torch import Tensor
 
 from microscale.formats import BlockFormat, FloatElement, parse_format
 from microscale.kernels import fake_quantize
+from microscale.planning.tensor_facts import noise_and_power
 
 DEFAULT_TARGET_DB = 20.0
 NORMAL_CREST = 2.3
@@ -56,8 +57,7 @@ class Recommendation:
 
 def qsnr(values: Float[Tensor, "rows cols"], rounded: Float[Tensor, "rows cols"]) -> float:
     """Return the QSNR in decibels; +Inf without an error, 0 for values that are all zero."""
-    noise = float((rounded.to(torch.float32) - values).square().sum(dtype=torch.float64))
-    power = float(values.square().sum(dtype=torch.float64))
+    noise, power = noise_and_power(values, rounded)
     if noise == 0:
         return math.inf if power else 0.0
     return 10 * math.log10(power / noise) if power else -math.inf

@@ -50,6 +50,8 @@ class StudyRun:
     weights: str | None
     activations: str | None
     method: StudyMethod | None
+    attention: str | None = None
+    kv_cache: str | None = None
 
     @property
     def method_label(self) -> str:
@@ -64,11 +66,12 @@ class StudyRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedModel:
-    """A quantized model, ready to be scored, and its size."""
+    """A quantized model, ready to be scored, its size, and what is to be said of it."""
 
     model: Any
     bits_per_weight: float
     num_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 class StudyExecutor(Protocol):
@@ -110,7 +113,8 @@ def study_runs(study: Study) -> list[StudyRun]:
             for method in study.methods:
                 if method.formats and label not in method.formats:
                     continue
-                spec = f"{format.weights} | {activations or 'none'} | {method.label}"
+                words = (format.weights, activations or "none", *format.attention_words, method.label)
+                spec = " | ".join(words)
                 runs.append(
                     StudyRun(
                         key=f"{model.label} | {spec} | {study.settings_hash(method)}",
@@ -119,6 +123,8 @@ def study_runs(study: Study) -> list[StudyRun]:
                         weights=format.weights,
                         activations=activations,
                         method=method,
+                        attention=format.attention,
+                        kv_cache=format.kv_cache,
                     )
                 )
     return runs
@@ -203,7 +209,8 @@ def _run_one(
                 store.add_scores(run.key, [_completed(score, task, seconds) for score in found])
                 counter.step()
         finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        store.update(run.key, RunState.DONE, peak_bytes=peak.bytes, finished=finished)
+        said = "; ".join(prepared.notes)
+        store.update(run.key, RunState.DONE, message=said, peak_bytes=peak.bytes, finished=finished)
     except KeyboardInterrupt:
         store.update(run.key, RunState.WAITING)
         raise

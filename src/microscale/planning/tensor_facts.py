@@ -80,6 +80,15 @@ def pieces_of(rows: Float[Tensor, "rows cols"]) -> Iterator[tuple[int, Float[Ten
         yield start, rows[start : start + step]
 
 
+def noise_and_power(values: Float[Tensor, "rows cols"], rounded: Float[Tensor, "rows cols"]) -> tuple[float, float]:
+    """Return Σ (x' - x)² and Σ x², summed in float64, without a copy of the whole in it."""
+    noise = power = 0.0
+    for (_, exact), (_, seen) in zip(pieces_of(values), pieces_of(rounded), strict=True):
+        noise += float((seen.to(torch.float32) - exact).square_().sum(dtype=torch.float64))
+        power += float(exact.square().sum(dtype=torch.float64))
+    return noise, power
+
+
 class LargestValues:
     """The values of largest magnitude seen so far, each place (row, channel) once, with how many windows have it."""
 

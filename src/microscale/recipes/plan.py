@@ -168,7 +168,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         if layer is not None:
             layers.append(layer)
     if not layers:
-        raise RecipeError("the recipe leaves every layer unquantized; check exclude and rules")
+        raise RecipeError("this leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
     obstacle = layout_obstacle(model, recipe.layout)
@@ -257,7 +257,7 @@ def _settle_layout(
         if not refusals:
             return adapted, "compressed-tensors", _rule_notes(layers, adapted)
         if word == "auto":
-            return layers, "microscale", [f"layout microscale, because {refusals[0]}"]
+            return layers, "microscale", [f"layout microscale, because compressed-tensors does not serve: {refusals[0]}"]
         raise LayoutError(_refusal_text(word, refusals))
     refusals = _refusals(word, layers)
     if refusals:

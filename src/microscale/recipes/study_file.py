@@ -3,7 +3,7 @@
 ::
 
     models: [models/llama, {name: qwen, path: models/qwen}]
-    formats: [mxfp8, mxfp4, {name: mxfp4 weights, weights: mxfp4, activations: none}]
+    formats: [mxfp8, mxfp4, {name: mxfp4 weights, weights: mxfp4, activations: none}, {weights: mxfp4, kv_cache: mxfp8}]
     activations: same           # of formats that are one word: same as the weights, none, or a format
     methods: [rtn, mr-gptq, {name: smooth, method: "smoothquant+rtn", formats: [mxfp4]}]
     calibration: {text: texts/calibration.txt, samples: 128, window: 1024}
@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError, StudyError
 from microscale.formats import parse_activation, parse_format
+from microscale.nn import parse_attention
 from microscale.recipes.recipe import NONE, UNKNOWN_KEY, first_error, key_problems, line_of, unknown_key
 
 SAME = "same"
@@ -61,10 +62,12 @@ class StudyModel(_Record):
 
 
 class StudyFormat(_Record):
-    """Formats of weights and activations, under one name."""
+    """Formats of weights, activations, the products of attention and the KV cache, under one name."""
 
     weights: str
     activations: str | None = None
+    attention: str | None = None
+    kv_cache: str | None = None
     name: str = ""
 
     @model_validator(mode="before")
@@ -84,6 +87,18 @@ class StudyFormat(_Record):
         if word is not None and word not in (NONE, SAME):
             parse_activation(word)
         return word
+
+    @field_validator("attention", "kv_cache")
+    @classmethod
+    def _attention_parses(cls, word: str | None) -> str | None:
+        parse_attention(word)
+        return word
+
+    @property
+    def attention_words(self) -> tuple[str, ...]:
+        """What is said of attention, as parts of a label and of a key; nothing where it stays as it is."""
+        said = {"attention": self.attention, "kv_cache": self.kv_cache}
+        return tuple(f"{title} {word}" for title, word in said.items() if word not in (None, NONE))
 
 
 class StudyMethod(_Record):
@@ -198,11 +213,15 @@ class Study(_Record):
         return format.weights if word == SAME else None if word == NONE else word
 
     def format_label(self, format: StudyFormat) -> str:
-        """Return the name of a format: its own, or WEIGHTS where the activations are the same, else both."""
+        """Return the name of a format: its own, or WEIGHTS where the activations are the same, else both.
+
+        What is said of attention follows.
+        """
         if format.name:
             return format.name
         activations = self.activations_of(format)
-        return format.weights if activations == format.weights else f"{format.weights} / {activations or NONE}"
+        both = format.weights if activations == format.weights else f"{format.weights} / {activations or NONE}"
+        return ", ".join((both, *format.attention_words))
 
     def settings_hash(self, method: StudyMethod) -> str:
         """Return eight digits for all that shapes a quantized model beside its format and method."""

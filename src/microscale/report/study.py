@@ -15,6 +15,9 @@ from microscale.report.page import page_template
 from microscale.report.pareto import format_colors, pareto_svg
 from microscale.report.study_rows import StudyReportRow
 
+FAILED = "failed"
+"""The state of a run whose message says why it failed."""
+
 
 def study_html(title: str, rows: Sequence[StudyReportRow], *, tasks: Sequence[str], facts: Mapping[str, str]) -> str:
     """Return the page as text; ``tasks`` are the headings of the cells.
@@ -36,8 +39,18 @@ def study_html(title: str, rows: Sequence[StudyReportRow], *, tasks: Sequence[st
         pictures=[(model, picture) for model, picture in found if picture],
         models=models,
         colors=colors,
-        failures=[(f"{row.model} {row.format} {row.method}", row.message) for row in rows if row.message],
+        messages=_messages(rows),
     )
+
+
+def _messages(rows: Sequence[StudyReportRow]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what is said of runs, under headings: what failed, and what is to be known of the others."""
+    said = [(f"{row.model} {row.format} {row.method}", row) for row in rows if row.message]
+    parts = {
+        "Runs that failed": [(label, row.message) for label, row in said if row.state == FAILED],
+        "Notes": [(label, row.message) for label, row in said if row.state != FAILED],
+    }
+    return [(heading, found) for heading, found in parts.items() if found]
 
 
 def _number(value: float | None, digits: int) -> str:
