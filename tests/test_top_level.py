@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +110,40 @@ def test_every_error_is_a_microscale_error() -> None:
         assert issubclass(value, ValueError)
     error = errors.DependencyError("jinja2", "report", "The page")
     assert str(error) == "The page needs jinja2, which is not installed; run: pip install 'microscale[report]'"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"exclude": "lm_head"}, "exclude is a list of texts"),
+        ({"rules": 3}, "rules is a list of texts"),
+        ({"samples": "8"}, "samples is a whole number from 1 on, got '8'"),
+        ({"window": 1}, "window is a whole number from 2 on, got 1"),
+        ({"seed": -1}, "seed is a whole number from 0 on, got -1"),
+    ],
+)
+def test_words_of_a_wrong_kind(source: Path, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(errors.MicroscaleError, match=problem):
+        microscale.quantize(source, "mxfp4", **options)
+
+
+@pytest.mark.parametrize("model", [5, torch.nn.Linear(64, 64), torch.nn.Sequential()])
+def test_what_is_no_model(model: Any) -> None:
+    with pytest.raises(errors.ModelError, match="a transformers model is quantized"):
+        microscale.quantize(model, "mxfp4")
+
+
+def test_dtypes_may_be_words(source: Path, tmp_path: Path) -> None:
+    microscale.save(microscale.quantize(source, "mxfp4"), tmp_path / "out")
+    for place in (source, tmp_path / "out"):
+        assert microscale.load(place, dtype="float32").dtype == torch.float32  # pyright: ignore[reportArgumentType]
+        for wrong in ("float99", "int8", 3):
+            with pytest.raises(errors.DtypeError, match="dtype is a float type of torch"):
+                microscale.load(place, dtype=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_files_can_be_read_by_others(source: Path, tmp_path: Path) -> None:
+    microscale.save(microscale.quantize(source, "mxfp4"), tmp_path / "out")
+    (tmp_path / "new").touch()
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode} and "model.safetensors" in modes

@@ -135,6 +135,10 @@ def quantize(
     from microscale.integrations.quantization import choose_recipe, quantize_original, report_quantizing
     from microscale.recipes import Recipe, ignore_progress
 
+    given: dict[str, object] = {"include": include, "exclude": exclude, "rules": rules}
+    for word, patterns in given.items():
+        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+            raise RecipeError(f"{word} is a list of texts, such as ['*.down_proj'], got {patterns!r}")
     if isinstance(format, Recipe) and bits is not None:
         raise RecipeError("bits is for a method that has a budget; write it into the recipe's method")
     recipe = (

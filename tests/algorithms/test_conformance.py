@@ -99,7 +99,7 @@ def test_every_step_is_checked_here() -> None:
 def test_best_does_not_rotate_blocks_with_fine_scales() -> None:
     coarse, fine = (parse_method("best", fmt=parse_format(name)).text for name in ("mxfp4", "nvfp4"))
     assert "hadamard" in coarse and coarse == parse_method("best").text
-    assert fine == parse_method("gptq").text
+    assert fine == parse_method("smoothquant:gain=3+gptq").text
     for effort in ("good", "max"):
         learned = parse_method("best", effort=effort, fmt=parse_format("nvfp4")).of_kind(Distill)
         assert [step.transform for step in learned] == ["none"]

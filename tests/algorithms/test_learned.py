@@ -11,9 +11,19 @@ import torch
 from torch import Tensor
 
 from method_tasks import COLS, block_problem, group_task, input_rows, layer_task, model_problem, random
-from microscale.algorithms import BlockStep, RotationProblem, RotationStep, parse_method
+from microscale.algorithms import (
+    BlockStep,
+    FoldStep,
+    GroupTask,
+    ModelProblem,
+    ModelStep,
+    RotationProblem,
+    RotationStep,
+    parse_method,
+)
 from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.block_error import block_error
+from microscale.algorithms.distill import ENOUGH_TOKENS
 from microscale.algorithms.flatquant import FlatQuant, kronecker_sizes
 from microscale.algorithms.learned import clipped_rounding
 from microscale.algorithms.macro_block import MacroBlock
@@ -169,3 +179,91 @@ def test_macro_block_factors() -> None:
     for run in scale.split(128):
         assert len(run.unique()) == 1 and float(run[0] * 16) % 1 == 0 and 1 <= float(run[0]) < 2
     assert group_error(group, scale) < group_error(group, torch.ones(320))
+
+
+def learned_from(problem: ModelProblem, options: str) -> GroupTask:
+    step = parse_method(f"distill:{options}").steps[0]
+    assert isinstance(step, ModelStep)
+    with torch.enable_grad():
+        return step.learn(problem)[0]
+
+
+def test_what_distillation_made_worse_is_taken_back() -> None:
+    """Held-out windows decide; without any (a single window) what was learned stays."""
+    told: list[str] = []
+    problem = dataclasses.replace(model_problem(), tell=told.append)
+    start = learned_from(problem, "epochs=0")
+    wild = f"epochs=2,lr={100 * ENOUGH_TOKENS / problem.windows.numel():g}"
+    back = learned_from(problem, wild)
+    assert torch.equal(back.layers[0].weight, start.layers[0].weight)
+    assert len(told) == 1 and "1 held-out window(s)" in told[0] and "the weights stay as they were" in told[0]
+    alone = dataclasses.replace(problem, windows=problem.windows[:1])
+    moved = learned_from(alone, wild)
+    assert not torch.equal(moved.layers[0].weight, start.layers[0].weight) and len(told) == 1
+
+
+def test_few_tokens_take_less_of_the_learning_rate() -> None:
+    """The first step of Adam moves a weight by its rate: twice the tokens, twice the way."""
+    small = model_problem()
+    large = dataclasses.replace(small, windows=small.windows.repeat(2, 1))
+    start = learned_from(small, "epochs=0,transform=none").layers[0].weight
+    ways: list[float] = []
+    for problem in (small, large):
+        one = 1 / (len(problem.windows) - 1)  # of an epoch: one window, one step
+        moved = learned_from(problem, f"epochs={one},transform=none,lr=0.01").layers[0].weight
+        ways.append(float((moved - start).abs().max()))
+    assert ways[0] > 0 and ways[1] == pytest.approx(2 * ways[0], rel=1e-3)
+
+
+def smoothing(options: str, group: GroupTask) -> Tensor:
+    step = parse_method(f"smoothquant{options}").steps[0]
+    assert isinstance(step, FoldStep)
+    return step.input_scale(group)
+
+
+def test_smoothing_that_gains_too_little_is_left_out() -> None:
+    """Outlier channels that meet small weights gain much; the factor that they gain is the bar."""
+    outliers = torch.ones(COLS)
+    outliers[3::32] = 40.0
+    rows = random(192, COLS, seed=3)
+    layer = layer_task(inputs=rows * outliers)
+    easy = group_task(dataclasses.replace(layer, weight=layer.weight / outliers))
+    none = torch.ones(COLS)
+    gain = group_error(easy, none) / group_error(easy, smoothing("", easy))
+    assert gain > 3
+    assert torch.equal(smoothing(f":gain={0.99 * gain}", easy), smoothing("", easy))
+    assert torch.equal(smoothing(f":gain={1.01 * gain}", easy), none)
+    flat = group_task(layer_task(inputs=rows))
+    assert torch.equal(smoothing(":gain=3", flat), none) and not torch.equal(smoothing("", flat), none)
+    with pytest.raises(RecipeError, match="gain is 0 or more"):
+        parse_method("smoothquant:gain=-1")
+
+
+def test_the_scales_of_smoothing_are_near_one() -> None:
+    """A common power of two is taken out: nothing changes but what a folded norm looks like."""
+    group = group_task(layer_task(inputs=input_rows() * 300))
+    scale = smoothing("", group)
+    assert abs(float(scale.log2().mean())) <= 0.5 + 1e-6
+    inputs, weights = group.inputs, group.layers[0].weight.abs().amax(0)
+    assert inputs is not None
+    ratio = scale / (inputs.amax / weights).sqrt()  # arXiv 2211.10438 equation 4 with alpha = 1/2
+    torch.testing.assert_close(ratio, ratio[:1].expand(COLS))
+    assert float(ratio[0].log2()) == pytest.approx(round(float(ratio[0].log2())), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["awq", "smoothquant:search=true"])
+def test_searches_judge_the_scale_that_will_be_folded(method: str) -> None:
+    """Heads that share a value share its scale: the best of what can be folded is found, not shared afterwards."""
+
+    def share(scale: Tensor) -> Tensor:
+        return scale.reshape(2, -1).log().mean(0).exp().repeat(2)
+
+    step = parse_method(method).steps[0]
+    assert isinstance(step, FoldStep)
+    group = dataclasses.replace(group_task(layer_task(inputs=input_rows() * torch.linspace(1, 30, COLS))), share=share)
+    found = step.input_scale(group)
+    torch.testing.assert_close(found, share(found))
+    alone = step.input_scale(dataclasses.replace(group, share=lambda scale: scale))
+    assert group_error(group, found) <= group_error(group, share(alone))
+    if method == "awq":
+        assert group_error(group, found) <= group_error(group, torch.ones(COLS))

@@ -97,3 +97,16 @@ def test_layers_are_grouped_by_their_numbers() -> None:
         "model.layers.3.mlp.up_proj": 1,
         "h.{0-1}.experts.{0-2}.w1": 6,
     }
+
+
+def test_what_runs_at_run_time_is_shown(checkpoint: Path, tmp_path: Path) -> None:
+    source = checkpoint.parent / "model"
+    text = tmp_path / "text.txt"
+    text.write_text("The harbour was quiet. " * 40)
+    taught = ("--calibration", text, "--samples", "2", "--window", "32", "-o", tmp_path / "out")
+    succeed("quantize", source, "-f", "mxfp4", "--method", "hadamard+rtn+lowrank:rank=4", *taught)
+    found = succeed("inspect", tmp_path / "out", "--json").json
+    assert {layer["online"] for layer in found["layers"]} == {"hadamard(32), low rank 4"}
+    shown = succeed("inspect", tmp_path / "out").stdout
+    assert f"{len(found['layers'])} layers compute at run time besides: hadamard(32), low rank 4" in shown
+    assert "at run time" not in succeed("inspect", checkpoint).stdout

@@ -122,6 +122,9 @@ def test_attention_in_a_study(folder: Path) -> None:
     assert rows["full"]["tasks"]["book"]["value"] == pytest.approx(by_hand["perplexity"], rel=1e-3)
     assert rows["mxfp4"]["message"] == "" and "simulated" in rows["full"]["message"]
     assert f"note: tiny full rtn: {rows['full']['message']}" in succeed("study", path, "--report-only").stdout
+    assert [row["gap_closure"] for row in rows.values()] == [pytest.approx(0.0)] * 3, (
+        "each beside RTN in its own formats"
+    )
     page = path.with_suffix(".html").read_text()
     assert "<h2>Notes</h2>" in page and "<h2>Runs that failed</h2>" not in page
     path.write_text(path.read_text().replace("kv_cache: mxfp8", "kv_cache: mxfp9"))
@@ -136,6 +139,13 @@ def test_wrong_studies(folder: Path) -> None:
     assert "no run matches" in fail("study", write(folder, "w4"), "--only", "zzz")
     assert "gptqq" in fail("study", write(folder, "w5", methods="[rtn, gptqq]"))
     assert "is not a file" in fail("study", write(folder, "w5"), "--import", folder / "absent.sqlite")
+    for task in ("tokens: -3", "window: 1", "tokens: 0"):
+        assert "greater than or equal to" in fail("study", write(folder, "w6", tasks=f"{{text: book.txt, {task}}}"))
+    path = write(folder, "w7")
+    path.write_text(path.read_text() + "task_data: absent\n")
+    assert "is no folder" in fail("study", path)
+    path.write_text(path.read_text().replace("task_data: absent", "batch: 0"))
+    assert "batch" in fail("study", path)
 
 
 def test_a_report_needs_results(folder: Path, tmp_path: Path) -> None:

@@ -82,3 +82,9 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DependencyError, match=r"'wikitext' \(no file .*microscale\[datasets\]"):
         list(read_calibration("wikitext"))
+
+
+@pytest.mark.parametrize("text", ["word " * 1000, "one line\nand another"])
+def test_a_text_in_place_of_a_name_is_told_apart(text: str) -> None:
+    with pytest.raises(TextError, match=r"looks like a text itself; in Python give texts as a list"):
+        list(read_calibration(text))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from method_tasks import random
-from microscale.errors import FormatError, ShapeError
+from microscale.errors import FormatError, NonFiniteError, ShapeError
 from microscale.kernels.transform import (
     apply_transforms,
     hadamard_matrix,
@@ -140,3 +140,10 @@ def test_what_does_not_fit_is_refused() -> None:
     for text in ("hadamard", "hadamard(12)", "block(a)", "kronecker(4)", "scale(3)", "turn(4)", "hadamard(16,shared)"):
         with pytest.raises(FormatError):
             parse_transform(text)
+
+
+def test_a_weight_with_nan_is_not_the_fault_of_the_transform() -> None:
+    weight = random(4, COLS)
+    weight[1, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"a weight holds NaN or Inf, which transform hadamard\(16\) would spread"):
+        transform_weight(weight, TRANSFORMS["hadamard(16)"])

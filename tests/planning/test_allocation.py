@@ -402,7 +402,7 @@ def test_what_may_stand_beside_segments_does(method: str, chain: str) -> None:
     candidate = parse_candidate("micromix:bits=5")
     assert layer_method(candidate, method, "fast").text == chain
     assert layer_method(parse_candidate("mxfp4@rtn"), method, "fast").text == "rtn"
-    is_tied = method.startswith(("smoothquant", "distill"))
+    is_tied = method.startswith(("smoothquant", "distill"))  # folds are left out of measuring
     assert measured_method(candidate, method, "fast").text == ("micromix:bits=5+rtn" if is_tied else chain)
 
 
@@ -419,3 +419,10 @@ def test_costs_are_told() -> None:
     assert measuring_cost(Sensitivity.KL, 63, 5, 9, 100).passes == pytest.approx(1 + 315 * 10 / 18)
     assert measuring_cost(Sensitivity.FISHER, 63, 5, 9, 100).passes == 8
     assert measuring_cost(Sensitivity.ERROR, 63, 5, 9, 100).tokens == 100
+
+
+def test_embeddings_in_bfloat16_can_be_allocated(path: Path) -> None:
+    """Their stand-ins give bfloat16 where the gradient is float32."""
+    layers, table = table_of(microscale.load(path), include=("embedding",), candidates=parse_candidates("mxfp4,mxfp8"))
+    name = next(layer.name for layer in layers if layer.role == "embedding")
+    assert table.sensitivity[name][0] > table.sensitivity[name][1] > 0

@@ -73,8 +73,8 @@ def test_every_method_on_a_model(method: str, family: str) -> None:
 CHAINS = [
     "smoothquant",
     "awq+hadamard+rtn",
-    "distill:transform=none,epochs=0+awq+rtn",
-    "distill:epochs=0+smoothquant+rtn",
+    "awq+distill:transform=none,epochs=0+rtn",
+    "smoothquant+distill:epochs=0+rtn",
     "permute+hadamard:signs=true+gptq",
     "quarot+hadamard:size=16,roles=down+rtn",
     "spinquant:steps=1+rtn",

@@ -20,6 +20,7 @@ from microscale.algorithms.contract import (
     SideStep,
     Step,
     TransformStep,
+    as_it_is,
 )
 from microscale.algorithms.pipeline import (
     AUTO,
@@ -56,6 +57,7 @@ __all__ = [
     "SideStep",
     "Step",
     "TransformStep",
+    "as_it_is",
     "beside_segments",
     "parse_method",
     "step_text",

@@ -45,7 +45,7 @@ class Awq(FoldStep):
         best, best_error = torch.ones_like(magnitude), group_error(group, torch.ones_like(magnitude))
         for i in range(1, self.steps + 1):
             scale = magnitude.pow(i / self.steps).clamp(1e-4, 1e4)
-            scale = scale / (scale.amax() * scale.amin()).sqrt()
+            scale = group.share(scale / (scale.amax() * scale.amin()).sqrt())
             error = group_error(group, scale)
             if error < best_error:
                 best, best_error = scale, error

@@ -6,8 +6,8 @@ input. The kinds, in the order in which a chain may hold them:
 =============  ==============================================================================================
 FormatStep     changes the formats themselves (the scale rule) before anything is measured
 RotationStep   rotates the residual stream of the whole model, folded into its weights
-ModelStep      learns from the whole model, end to end
 FoldStep       finds a scale of a group's input, folded into what comes before or kept online
+ModelStep      learns from the whole model, end to end
 TransformStep  finds a transform of a group's input that stays online, and changes the weights to match
 SegmentStep    sorts the channels of a group's input, and gives segments of them formats of their own
 BlockStep      learns from the outputs of one decoder layer
@@ -86,18 +86,30 @@ class LayerTask:
         return dataclasses.replace(self, transforms=(*self.transforms, *transforms), clip=None, offset=None)
 
 
+def forget(note: str) -> None:
+    """Tell nobody."""
+    del note
+
+
+def as_it_is(scale: Float[Tensor, "cols"]) -> Float[Tensor, "cols"]:
+    """Return a scale that every layer before can take."""
+    return scale
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupTask:
     """Linear layers that read the very same input.
 
     ``is_order_folded``: an order of the channels, where a step finds one, goes into the layers that make the input, so
-    that nothing of it is left at run time.
+    that nothing of it is left at run time. ``share`` makes of a scale [cols] the one that the layers before can take:
+    heads that share a value share its scale.
     """
 
     role: str
     layers: tuple[LayerTask, ...]
     inputs: InputStatistics | None = None
     is_order_folded: bool = False
+    share: Callable[[Float[Tensor, "cols"]], Float[Tensor, "cols"]] = as_it_is
 
     @property
     def cols(self) -> int:
@@ -261,6 +273,7 @@ class ModelProblem:
     """The whole model as a function to learn from.
 
     ``logits(stand_ins, tokens)`` runs the model with stand-ins for some linear layers (none: the unquantized model).
+    ``tell`` takes what a user should know of the outcome.
     """
 
     groups: tuple[GroupTask, ...]
@@ -269,6 +282,7 @@ class ModelProblem:
     biases: Mapping[str, Tensor | None]
     seed: int
     progress: Progress
+    tell: Callable[[str], None] = forget
 
 
 class ModelStep(Step):

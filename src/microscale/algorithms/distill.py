@@ -35,6 +35,10 @@ WARM_UP = 0.05
 """Share of the steps over which the learning rates rise."""
 FLOOR = 0.05
 """Share of the learning rates that the cosine ends at."""
+ENOUGH_TOKENS = 32_768
+"""Tokens of calibration from which on the learning rates are taken as they are; fewer take less in proportion."""
+MOST_HELD_OUT, HELD_OUT_SHARE = 4, 8
+"""Windows that nothing learns from: one in eight, and at most four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,9 @@ class Distill(ModelStep):
     """Learn weights (``lr``) and block transforms (``lr_transform``) over ``epochs`` of the calibration windows.
 
     ``transform``: ``hadamard`` (fixed), ``block`` (a learned matrix for each block), ``shared`` (one for all blocks of
-    a group) or ``none``. ``batch`` windows make one step.
+    a group) or ``none``. ``batch`` windows make one step. Rates are those for 32,768 tokens and more; of fewer every
+    step takes proportionally less. One window in eight (four at most, none of a single one) is held out: where learning
+    made the predictions on these worse, the weights stay as they were.
     """
 
     name: ClassVar[str] = "distill"
@@ -89,9 +95,12 @@ class Distill(ModelStep):
             betas=(0.9, 0.95),
             weight_decay=0.0,
         )
-        rates = [float(part["lr"]) for part in optimizer.param_groups]
+        share = min(1.0, problem.windows.numel() / ENOUGH_TOKENS)
+        rates = [share * float(part["lr"]) for part in optimizer.param_groups]
         parameters = [weight for part in optimizer.param_groups for weight in part["params"]]
-        batches = list(self._batches(problem))
+        learned, held_out = self._split(problem)
+        batches = list(self._batches(learned, problem.seed))
+        before = held_out_divergence(problem, stand_ins, held_out) if batches else 0.0
         for i, tokens in enumerate(batches):
             problem.progress(i, len(batches), "distilling")
             for part, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -103,16 +112,29 @@ class Distill(ModelStep):
             loss.backward()  # pyright: ignore[reportUnknownMemberType]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        after = held_out_divergence(problem, stand_ins, held_out) if batches else 0.0
+        if after > before:
+            problem.tell(
+                f"distill learned nothing that lasts: KL on {len(held_out)} held-out window(s) went from {before:.3g}"
+                f" to {after:.3g}, so the weights stay as they were; give more calibration text, or a lower lr"
+            )
+            groups = [_LearnedGroup(group, self) for group in problem.groups]
         return tuple(group.result() for group in groups)
 
-    def _batches(self, problem: ModelProblem) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(problem.seed)
+    def _split(self, problem: ModelProblem) -> tuple[Tensor, Tensor]:
+        """Return the windows that are learned from, and those that are held out."""
         count = len(problem.windows)
-        left = round(self.epochs * count)
+        held_out = min(MOST_HELD_OUT, max(1, count // HELD_OUT_SHARE)) if count > 1 else 0
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(problem.seed))
+        return problem.windows[order[held_out:].sort().values], problem.windows[order[:held_out].sort().values]
+
+    def _batches(self, windows: Tensor, seed: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        left = round(self.epochs * len(windows))
         while left > 0:
-            order = torch.randperm(count, generator=generator)[:left]
+            order = torch.randperm(len(windows), generator=generator)[:left]
             for start in range(0, len(order), self.batch):
-                yield problem.windows[order[start : start + self.batch]]
+                yield windows[order[start : start + self.batch]]
             left -= len(order)
 
 
@@ -128,6 +150,15 @@ def divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunction], token
         wanted = functional.log_softmax(problem.logits({}, tokens).to(torch.float32), -1)
     got = functional.log_softmax(problem.logits(stand_ins, tokens).to(torch.float32), -1)
     return functional.kl_div(got.flatten(0, -2), wanted.flatten(0, -2), log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def held_out_divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunction], windows: Tensor) -> float:
+    """Return the mean :func:`divergence` of windows, 0 of none."""
+    if not len(windows):
+        return 0.0
+    found = [float(divergence(problem, stand_ins, window)) for window in windows.split(1)]
+    return sum(found) / len(found)
 
 
 class _LearnedGroup:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def write_directory(target: str | Path, fill: Callable[[Path], None], *, overwri
         raise CheckpointWriteError(f"cannot write to {path.parent}: {error}") from None
     try:
         fill(partial)
-        partial.chmod(0o755)
+        _open_to_readers(partial)
         _sync(partial)
         _replace(partial, path)
     except CheckpointWriteError:
@@ -110,6 +111,17 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
         )
     if "config.json" not in entries:
         raise CheckpointWriteError(f"{path} holds no model (no config.json), so it is not overwritten")
+
+
+def _open_to_readers(directory: Path) -> None:
+    """Give a temporary directory and its files the modes of new ones: libraries write some for the owner alone."""
+    probe = directory / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    directory.chmod(mode | (mode & 0o444) >> 2)
+    for entry in directory.rglob("*"):
+        entry.chmod(mode | (mode & 0o444) >> 2 if entry.is_dir() else mode)
 
 
 def _sync(directory: Path) -> None:

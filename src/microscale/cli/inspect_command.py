@@ -50,6 +50,8 @@ def inspect(
     print_table(f"{path}: layout {found.layout}", _COLUMNS, rows)
     for name, count in Counter(_without_columns(layer.format) for layer in found.quantized).items():
         console.print(f"{count} layers in {name}{_rule_text(name)}", markup=False)
+    for words, count in Counter(layer.online for layer in found.quantized if layer.online).items():
+        console.print(f"{count} layers compute at run time besides: {words}", markup=False)
     others = sum(layer.num_bytes for layer in found.others)
     console.print(f"{len(found.others)} tensors not quantized, {size_text(others)}")
     if found.quantized:
@@ -68,7 +70,7 @@ def group_layers(layers: Sequence[LayerFacts]) -> dict[str, list[LayerFacts]]:
     groups: dict[tuple[object, ...], list[LayerFacts]] = {}
     for layer in layers:
         pattern = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", layer.name)
-        key = (pattern, layer.shape, layer.format, layer.activations, layer.method, layer.num_bytes)
+        key = (pattern, layer.shape, layer.format, layer.activations, layer.method, layer.online, layer.num_bytes)
         groups.setdefault(key, []).append(layer)
     return {_group_name([layer.name for layer in members]): members for members in groups.values()}
 

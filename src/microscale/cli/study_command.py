@@ -116,6 +116,8 @@ def _nothing_known(file: Path, results: Path) -> str:
 def _check(plan: Study, device: str) -> None:
     """Refuse what would fail in every run."""
     check_texts(plan)
+    if plan.task_data is not None and not Path(plan.place(plan.task_data)).is_dir():
+        raise StudyError(f"task_data {plan.folder / plan.task_data} is no folder; paths begin at the study file")
     for task in plan.tasks:
         if task.task is not None and find_task(task.task).runs_code:
             raise StudyError(f"task {task.task} runs code, which a study does not do; use `microscale eval`")

@@ -11,6 +11,8 @@ from microscale.calibration.texts import DEFAULT_FIELD, JSON_LINES_SUFFIXES, che
 from microscale.errors import DependencyError, TextError
 
 DEFAULT_SPLIT = "train"
+LONGEST_NAME = 1024
+"""Characters of a path or a name; what is longer is a text that was given in place of one."""
 _LIBRARY_ERRORS = (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, ImportError)
 
 
@@ -29,6 +31,11 @@ def read_calibration(
     """
     if not isinstance(source, str | Path):
         return _given_texts(source)
+    if len(str(source)) > LONGEST_NAME or "\n" in str(source):
+        raise TextError(
+            f"calibration names a file or a dataset, but {str(source)[:40]!r}… ({len(str(source)):,} characters) looks"
+            " like a text itself; in Python give texts as a list: calibration=[text]"
+        )
     if Path(source).exists() or looks_like_file(source):
         return read_texts(source, field=field)
     return _dataset_texts(str(source), field, split)

@@ -33,6 +33,7 @@ from microscale.errors import (
     ShapeError,
 )
 from microscale.formats import RangeKind
+from microscale.integrations.dtypes import checked_dtype
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
@@ -163,6 +164,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
         CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
     """
     register()
+    dtype = checked_dtype(dtype)
     if is_gguf(path):
         return _load_gguf(Path(path), dtype)
     local = check_local(path)

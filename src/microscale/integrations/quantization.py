@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from microscale.algorithms import parse_method, with_budget
 from microscale.calibration import ActivationStore
-from microscale.errors import CalibrationError, RecipeError
+from microscale.errors import CalibrationError, ModelError, RecipeError
 from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
 from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.calibration import (
@@ -163,6 +163,7 @@ def quantize_original(
         MicroscaleError: see :func:`microscale.quantize`.
     """
     is_path = isinstance(model, str | Path)
+    _refuse_model(model)
     calibration = dataclasses.replace(calibration, source=checked_source(calibration.source))
     is_text = calibration.source is not None and not isinstance(calibration.source, Tensor)
     if tokenizer is None and is_text:
@@ -203,11 +204,25 @@ def quantize_original(
     )
 
 
+def _refuse_model(model: Any) -> None:
+    """Refuse what is neither a model of transformers nor the place of one."""
+    if isinstance(model, str | Path) or (isinstance(model, nn.Module) and hasattr(model, "config")):
+        return
+    raise ModelError(
+        f"a transformers model is quantized, or one by its directory or hub name; got {type(model).__name__}. Single"
+        " tensors: microscale.quantize_tensor"
+    )
+
+
 def _refuse_words(calibration: CalibrationOptions, tokenizer: Any, offload: object) -> None:
     """Refuse options that say nothing that could be done, whatever the model."""
     if offload is not None and not isinstance(offload, str | Path):
         raise CalibrationError(f"offload is a directory (str or Path), got {type(offload).__name__} {offload!r}")
     is_sequential(calibration.feed)
+    for word, least in (("samples", 1), ("window", 2), ("seed", 0)):
+        value = getattr(calibration, word)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise CalibrationError(f"{word} is a whole number from {least} on, got {value!r}")
     if calibration.source is not None and not isinstance(calibration.source, Tensor):
         check_tokenizer(tokenizer)
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.errors import ShapeError
+from microscale.errors import NonFiniteError, ShapeError
 from microscale.kernels.checks import HADAMARD_SIZES
 from microscale.kernels.ops import hadamard
 from microscale.transforms import Transform, TransformKind
@@ -95,6 +95,7 @@ def transform_weight(weight: Float[Tensor, "rows cols"], transform: Transform) -
 
     Raises:
         ShapeError: a singular transform, or a weight of another width.
+        NonFiniteError: NaN or Inf in the weight.
     """
     if weight.shape[-1] != transform.cols:
         raise ShapeError(f"transform {transform.spec} is for {transform.cols} columns, got {weight.shape[-1]}")
@@ -113,6 +114,11 @@ def transform_weight(weight: Float[Tensor, "rows cols"], transform: Transform) -
             left, right = _inverse(parts["left"]), _inverse(parts["right"])
             result = (left @ wide.unflatten(-1, (transform.spec.outer, size)) @ right.T).flatten(-2)
     if not bool(torch.isfinite(result).all()):
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(
+                f"a weight holds NaN or Inf, which transform {transform.spec} would spread over the numbers that it"
+                " mixes; mend the model, or take a method without transforms"
+            )
         raise ShapeError(f"transform {transform.spec} is singular; its inverse is not finite")
     return result.to(torch.float32)
 

@@ -102,7 +102,7 @@ def _refuse_small(budget: Budget, smallest: float, dearest: float | None) -> Non
     useful = "" if dearest is None else f" (up to {amount_text(dearest, budget.unit)} is of use)"
     raise AllocationError(
         f"budget {budget.text} is below the smallest possible with these formats,"
-        f" {amount_text(smallest, budget.unit)}; raise it{useful} or allow a smaller format"
+        f" {amount_text(smallest, budget.unit)}; raise it{useful}, allow a smaller format or fix fewer layers by hand"
     )
 
 

@@ -16,7 +16,10 @@ from microscale.nn import AttentionFormats, read_attention
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFacts:
-    """One tensor or quantized layer: where it stands, what it is, what it takes."""
+    """One tensor or quantized layer: where it stands, what it is, what it takes.
+
+    ``online``: the transforms and the side path that the layer computes at run time, in words.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -25,6 +28,7 @@ class LayerFacts:
     method: str | None
     num_weights: int
     num_bytes: int
+    online: str = ""
 
     @property
     def bits_per_weight(self) -> float:
@@ -131,7 +135,13 @@ def _quantized_facts(layer: StoredLayer, num_bytes: int) -> LayerFacts:
         method=layer.method,
         num_weights=math.prod(layer.shape),
         num_bytes=num_bytes,
+        online=_online_words(layer),
     )
+
+
+def _online_words(layer: StoredLayer) -> str:
+    words = [str(spec) for spec in layer.transforms]
+    return ", ".join([*words, *([f"low rank {layer.low_rank}"] if layer.low_rank else [])])
 
 
 def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:

@@ -181,7 +181,7 @@ def _add_errors(
         if stand_in is None:
             continue
         with _float_weight(stand_in):
-            error = stand_in(inputs).sub_(wanted)
+            error = stand_in(inputs).to(wanted.dtype).sub_(wanted)
         sums.error[place] += _square_sum(error)
         if gradient is not None:
             sums.weighted[place] += _square_sum(torch.linalg.vecdot(gradient, error))

@@ -47,18 +47,20 @@ def measured_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
     """Return the chain that stand-ins are made by: the layer's own, or plain rounding where it ties layers together.
 
     A fold, a rotation across the model and learning of the whole model change what other layers give and take, so one
-    layer of their result cannot stand among unquantized ones. Changes of formats and segments stay.
+    layer of their result cannot stand among unquantized ones. Folds are left out, and with the others all but changes
+    of formats and segments.
     """
     pipeline = layer_method(candidate, method, effort)
+    alone = [step for step in pipeline.steps if not isinstance(step, FoldStep)]
     if not is_tied(pipeline):
-        return pipeline
+        return parse_method("+".join(map(step_text, alone))) if len(alone) < len(pipeline.steps) else pipeline
     kept = (*pipeline.of_kind(FormatStep), *pipeline.of_kind(SegmentStep))
     return parse_method("+".join([*map(step_text, kept), PLAIN]))
 
 
 def is_tied(pipeline: Pipeline) -> bool:
-    """Whether a chain has steps that change more layers than the one at hand."""
-    return any(pipeline.of_kind(kind) for kind in (FoldStep, RotationStep, ModelStep))
+    """Whether a chain has steps that make of all layers one problem."""
+    return any(pipeline.of_kind(kind) for kind in (RotationStep, ModelStep))
 
 
 def needs_text(candidates: Sequence[Candidate], method: str, effort: str) -> bool:

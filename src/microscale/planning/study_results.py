@@ -93,8 +93,11 @@ def _is_base(other: StudyRun, run: StudyRun) -> bool:
 
 def _is_plain(other: StudyRun, run: StudyRun) -> bool:
     """Whether a run is the RTN of another's model and formats."""
-    same = (other.model, other.weights, other.activations) == (run.model, run.weights, run.activations)
-    return same and other.method is not None and other.method.method == "rtn"
+    return _formats(other) == _formats(run) and other.method is not None and other.method.method == "rtn"
+
+
+def _formats(run: StudyRun) -> tuple[object, ...]:
+    return run.model, run.weights, run.activations, run.attention, run.kv_cache
 
 
 def _mains(study: Study, scores: Mapping[str, Sequence[StudyScore]]) -> dict[str, StudyScore]:

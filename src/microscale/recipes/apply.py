@@ -111,7 +111,7 @@ def quantize_model(
     pipelines = pipelines_of(layers)
     is_layered = source is not None or (store is not None and store.path is not None)
     structure, notes = structure_for(model, recipe.part, list(pipelines.values()), is_layered=is_layered)
-    notes += rotation_notes(layers, pipelines)
+    notes += rotation_notes(model, layers, pipelines)
 
     def check(inside: str) -> None:
         for layer in plan.layers:
@@ -124,6 +124,7 @@ def quantize_model(
     store = ActivationStore(None, "") if store is None else store
     quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress, store, loader)
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
+    notes += quantizer.notes
     loader.load_rest()
     rest = [name for name in layers if name not in done]
     for index, name in enumerate(rest):
@@ -177,16 +178,23 @@ def structure_for(
     return structure, notes
 
 
-def rotation_notes(layers: Mapping[str, PlannedLayer], pipelines: Mapping[str, Pipeline]) -> list[str]:
-    """Return a warning where a rotation across blocks meets block scales that are powers of two."""
-    for name, layer in layers.items():
-        steps = pipelines[name].of_kind(RotationStep)
-        if steps and isinstance(layer.format, BlockFormat) and layer.format.scale.is_power_of_two:
-            return [
+def rotation_notes(
+    model: nn.Module, layers: Mapping[str, PlannedLayer], pipelines: Mapping[str, Pipeline]
+) -> list[str]:
+    """Return what a rotation of the residual stream does to block scales and to a head that was tied."""
+    notes: list[str] = []
+    rotated = [(pipelines[name].of_kind(RotationStep), layer.format) for name, layer in layers.items()]
+    for steps, fmt in rotated:
+        if steps and isinstance(fmt, BlockFormat) and fmt.scale.is_power_of_two:
+            notes.append(
                 f"{steps[0].name} rotates across blocks, which makes block scales that are powers of two coarser"
                 " (arXiv 2511.04214); a rotation inside of blocks (method mr-gptq) keeps more of the model"
-            ]
-    return []
+            )
+            break
+    word = next((steps[0].name for steps, _ in rotated if steps), None)
+    if word is not None and getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        notes.append(f"{word} turns head and embedding apart: the head, which was tied, gets a weight of its own")
+    return notes
 
 
 NO_BLOCKS = ModelStructure(

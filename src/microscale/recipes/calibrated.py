@@ -68,11 +68,17 @@ class Quantizer:
         self._progress = progress
         self._store = store
         self._loader = loader
+        self._told: list[str] = []
         self._dtypes: Mapping[str, torch.dtype] = {}
         self._book = TaskBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
         is_online = calibration is not None and calibration.is_order_online
         self._preparer = Preparer(model, self._book, progress, seed, is_order_online=is_online)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of what was done."""
+        return self._told + (self._preparer.notes if self._structure.is_known else [])
 
     def run(self, replace: Replace) -> list[str]:
         """Quantize every planned layer that lies in a decoder layer; returns their names.
@@ -105,7 +111,10 @@ class Quantizer:
         return self._calibration
 
     def _find_ahead(self) -> None:
-        """Fold scales and cut segments by what the unquantized model gives, for chains that then learn end to end."""
+        """Fold scales and cut segments by what the unquantized model gives, for chains that then learn end to end.
+
+        Each layer is measured once the scales of those before it are folded: they change nothing of what it gives.
+        """
         pipelines = [pipeline for pipeline in self._book.distinct if pipeline.is_found_ahead]
         if not pipelines:
             return
@@ -158,6 +167,7 @@ class Quantizer:
             biases=self._book.biases(groups),
             seed=settings.seed,
             progress=self._progress,
+            tell=self._told.append,
         )
 
     def _stream(self, replace: Replace) -> None:

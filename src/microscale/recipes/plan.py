@@ -257,7 +257,8 @@ def _settle_layout(
         if not refusals:
             return adapted, "compressed-tensors", _rule_notes(layers, adapted)
         if word == "auto":
-            return layers, "microscale", [f"layout microscale, because compressed-tensors does not serve: {refusals[0]}"]
+            why = f"layout microscale, because compressed-tensors does not serve: {refusals[0]}"
+            return layers, "microscale", [why]
         raise LayoutError(_refusal_text(word, refusals))
     refusals = _refusals(word, layers)
     if refusals:

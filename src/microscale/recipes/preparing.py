@@ -4,6 +4,7 @@ and what is learned from the layer's outputs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections import Counter
@@ -23,6 +24,7 @@ from microscale.algorithms import (
     Progress,
     SegmentStep,
     TransformStep,
+    as_it_is,
 )
 from microscale.calibration import InputStatistics, Wanted
 from microscale.families import BlockStructure, LinearGroup
@@ -59,6 +61,16 @@ class Preparer:
         self._progress = progress
         self._seed = seed
         self._is_order_online = is_order_online
+        self._online: dict[str, list[str]] = {}
+        self._unscaled: dict[str, list[str]] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of scales that found no place before a layer, or that were left out."""
+        online = "{} keeps its scales online for {} layer(s), e.g. {}: nothing before them takes these exactly"
+        left = "{} leaves {} layer(s) as they are, e.g. {}: experts read one norm, and no scale suits all of them"
+        found = [online.format(step, len(names), names[0]) for step, names in self._online.items()]
+        return found + [left.format(step, len(names), names[0]) for step, names in self._unscaled.items()]
 
     def find(self, block: Block, pipeline: Pipeline) -> None:
         """Fold scales, find transforms, cut segments: all that follows from a layer's inputs alone."""
@@ -104,11 +116,19 @@ class Preparer:
         """Scale the inputs of every group: folded where that is exact, else kept online."""
         shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
         for group, task in self._measured(block, pipeline, step.wanted):
-            fold = group.fold
-            if not is_seen(task, step) or (fold is not None and shared[fold.name] > 1):
-                continue  # no token came by, or experts behind one norm: no scale suits the tokens of all
-            scale = step.input_scale(task)
-            if fold is None or task.layers[0].transforms or len(task.layers) < len(group.linears):
+            fold, names = group.fold, [layer.name for layer in task.layers]
+            if not is_seen(task, step):
+                continue  # no token came by
+            if fold is not None and shared[fold.name] > 1:
+                self._unscaled.setdefault(step.name, []).extend(names)
+                continue
+            is_online = fold is None or bool(task.layers[0].transforms) or len(task.layers) < len(group.linears)
+            share = as_it_is if fold is None or is_online else functools.partial(shared_scale, fold)
+            scale = step.input_scale(dataclasses.replace(task, share=share))
+            if bool((scale == 1).all()):
+                continue  # nothing to fold, nothing to keep
+            if fold is None or is_online:
+                self._online.setdefault(step.name, []).extend(names)
                 self._book.keep(transformed(task, [scale_transform(1.0 / scale)]))
                 continue
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))

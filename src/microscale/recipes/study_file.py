@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError, StudyError
@@ -130,19 +130,19 @@ class StudyCalibration(_Record):
     """What methods that need it are calibrated on."""
 
     text: str
-    samples: int = 128
-    window: int = 1024
+    samples: int = Field(default=128, ge=1)
+    window: int = Field(default=1024, ge=2)
 
 
 class StudyTask(_Record):
     """A text whose perplexity is taken, or a task of lm-eval."""
 
     text: str | None = None
-    tokens: int | None = None
-    window: int = 1024
+    tokens: int | None = Field(default=None, ge=1)
+    window: int = Field(default=1024, ge=2)
     task: str | None = None
-    limit: int | None = None
-    num_fewshot: int | None = None
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
     name: str = ""
 
     @model_validator(mode="after")
@@ -176,7 +176,7 @@ class Study(_Record):
     effort: str = "fast"
     seed: int = 0
     task_data: str | None = None
-    batch: int = 4
+    batch: int = Field(default=4, ge=1)
     name: str = ""
     folder: Path = Path()
 
