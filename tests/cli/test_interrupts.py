@@ -19,6 +19,7 @@ SENDS = """
 import os, signal, sys
 from {module} import {owner}
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what shells start in the background has it ignored
 real = {owner}.{name}
 
 def sending(*arguments, **options):
