@@ -122,9 +122,7 @@ def test_attention_in_a_study(folder: Path) -> None:
     assert rows["full"]["tasks"]["book"]["value"] == pytest.approx(by_hand["perplexity"], rel=1e-3)
     assert rows["mxfp4"]["message"] == "" and "simulated" in rows["full"]["message"]
     assert f"note: tiny full rtn: {rows['full']['message']}" in succeed("study", path, "--report-only").stdout
-    assert [row["gap_closure"] for row in rows.values()] == [pytest.approx(0.0)] * 3, (
-        "each beside RTN in its own formats"
-    )
+    assert [row["gap_closure"] for row in rows.values()] == [pytest.approx(0.0)] * 3, "each beside its own RTN"
     page = path.with_suffix(".html").read_text()
     assert "<h2>Notes</h2>" in page and "<h2>Runs that failed</h2>" not in page
     path.write_text(path.read_text().replace("kv_cache: mxfp8", "kv_cache: mxfp9"))

@@ -91,9 +91,9 @@ def forget(note: str) -> None:
     del note
 
 
-def as_it_is(scale: Float[Tensor, "cols"]) -> Float[Tensor, "cols"]:
-    """Return a scale that every layer before can take."""
-    return scale
+def as_it_is(found: Tensor) -> Tensor:
+    """Return what was found: any scale, or any rotation, can be taken."""
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -113,7 +113,7 @@ class Distill(ModelStep):
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         after = held_out_divergence(problem, stand_ins, held_out) if batches else 0.0
-        if after > before:
+        if not after <= before:  # NaN is no better
             problem.tell(
                 f"distill learned nothing that lasts: KL on {len(held_out)} held-out window(s) went from {before:.3g}"
                 f" to {after:.3g}, so the weights stay as they were; give more calibration text, or a lower lr"

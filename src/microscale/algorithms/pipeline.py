@@ -101,21 +101,24 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 """Named chains."""
 
+_SMOOTHED = "smoothquant:gain=3"
+"""How ``best`` begins. Outlier channels that a scale takes care of are rare in models as they are trained (of two small
+ones no group gains three times), but where they are, no rotation of blocks makes up for it."""
+
 EFFORTS: Mapping[str, str] = MappingProxyType(
     {
-        "fast": "rule+smoothquant:gain=3+hadamard+gptq",
-        "good": "rule+smoothquant:gain=3+distill+rtn",
-        "max": "rule+smoothquant:gain=3+distill:epochs=8+rtn",
+        "fast": f"rule+{_SMOOTHED}+hadamard+gptq",
+        "good": f"rule+{_SMOOTHED}+distill+rtn",
+        "max": f"rule+{_SMOOTHED}+distill:epochs=8+rtn",
     }
 )
-"""The chain of ``best`` at each effort. Outlier channels that a scale takes care of are rare in models as they are
-trained (of two small ones no group gains three times), but where they are, no rotation of blocks makes up for it."""
+"""The chain of ``best`` at each effort."""
 
 FINE_EFFORTS: Mapping[str, str] = MappingProxyType(
     {
-        "fast": "smoothquant:gain=3+gptq",
-        "good": "smoothquant:gain=3+distill:transform=none+rtn",
-        "max": "smoothquant:gain=3+distill:transform=none,epochs=8+rtn",
+        "fast": f"{_SMOOTHED}+gptq",
+        "good": f"{_SMOOTHED}+distill:transform=none+rtn",
+        "max": f"{_SMOOTHED}+distill:transform=none,epochs=8+rtn",
     }
 )
 """Where ``best`` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""

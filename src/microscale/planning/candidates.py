@@ -132,17 +132,16 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
         AllocationError: none, one twice, or one that cannot be read.
         RecipeError: a method that cannot be read.
     """
+    items = [piece.strip() for _, piece in split_outside(text.strip().removesuffix(","), ",")]
+    if not all(items):
+        raise AllocationError(f"formats {text!r} must be a list without empty items, such as {DEFAULT_FORMATS}")
     words: list[str] = []
-    for item in [piece.strip() for _, piece in split_outside(text.strip().removesuffix(","), ",")]:
-        if not item and text.strip():
-            raise AllocationError(f"formats {text!r} have an empty item; take one comma out")
+    for item in items:
         if words and _OPTION.match(item):
             words[-1] += f",{item}"
         else:
             words.append(item)
-    found = [parse_candidate(word) for word in words if word]
-    if not found:
-        raise AllocationError(f"formats {text!r} must be a list such as {DEFAULT_FORMATS}")
+    found = [parse_candidate(word) for word in words]
     for index, candidate in enumerate(found):
         if candidate in found[:index]:
             raise AllocationError(f"candidate {candidate.text!r} stands in the list twice")

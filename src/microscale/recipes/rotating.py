@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from microscale.algorithms import ModelProblem, RotationProblem, RotationStep
+from microscale.algorithms import ModelProblem, RotationProblem, RotationStep, as_it_is
 from microscale.families import FoldKind, ModelStructure, NormKind
 from microscale.recipes.folding import check_rotation, keep_mean, rotate_residual, rotate_value
 from microscale.recipes.matrices import matrix
@@ -32,7 +32,7 @@ def rotate_model(model: nn.Module, structure: ModelStructure, step: RotationStep
                 readers=_layers(readers),
                 writers=_layers(writers),
                 keeps_mean=keeps_mean,
-                admissible=keep_mean if keeps_mean else _as_it_is,
+                admissible=keep_mean if keeps_mean else as_it_is,
                 model=problem,
             )
         )
@@ -48,7 +48,3 @@ def rotate_model(model: nn.Module, structure: ModelStructure, step: RotationStep
 def _layers(matrices: Iterable[str]) -> frozenset[str]:
     """Return the linear layers that matrices belong to."""
     return frozenset(name.removesuffix(".weight") for name in matrices)
-
-
-def _as_it_is(rotation: Tensor) -> Tensor:
-    return rotation
