@@ -26,7 +26,10 @@ venv: $(STAMP) ## create .venv with the pinned requirements and microscale itsel
 
 KERNELS := CMakeLists.txt $(shell find csrc -type f)
 
-$(STAMP): requirements.txt pyproject.toml $(KERNELS)
+# An editable installation knows the packages that were there when it was made.
+PACKAGES := $(shell find src -name __init__.py)
+
+$(STAMP): requirements.txt pyproject.toml $(KERNELS) $(PACKAGES)
 	@echo "venv: installing requirements.txt into $(VENV) (minutes the first time)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "microscale needs Python 3.10 or newer, but $(PYTHON) is %d.%d; name another one: make venv PYTHON=python3.11" % v[:2])'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

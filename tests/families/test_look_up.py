@@ -19,7 +19,7 @@ from microscale.families import (
     is_linear,
     linear_names,
 )
-from microscale.recipes import unstack_experts
+from microscale.nn import unstack_experts
 
 NAMES = list(CONFIGS)
 

@@ -18,7 +18,7 @@ from microscale.integrations.saving import mark_quantized
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.kernels.transform import apply_transforms, transform_weight
 from microscale.nn import QuantizedLinear
-from microscale.recipes.modules import replace_module
+from microscale.nn.modules import replace_module
 from microscale.transforms import (
     Transform,
     block_transform,

@@ -14,10 +14,11 @@ import microscale
 from microscale.calibration import ActivationStore
 from microscale.errors import ModelError
 from microscale.kernels import fake_quantize
+from microscale.nn import unstack_experts
 from microscale.planning import ModelAnalysis, analyze_model, parse_candidates
 from microscale.planning.recommendation import qsnr, recommend
 from microscale.planning.tensor_facts import LargestValues, weight_facts
-from microscale.recipes import Calibration, unstack_experts
+from microscale.recipes import Calibration
 from small_models import logits, save_random_model
 
 WINDOWS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(3))

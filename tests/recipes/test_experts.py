@@ -9,18 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from family_models import family_model, run
 from microscale.families import FoldKind, describe
-from microscale.nn import Experts, QuantizedLinear
-from microscale.recipes import (
-    Recipe,
-    fold_scale,
-    fuse_norms,
-    make_plan,
-    quantize_model,
-    rotate_residual,
-    shared_scale,
-    stacked_experts,
-    unstack_experts,
-)
+from microscale.nn import Experts, QuantizedLinear, stacked_experts, unstack_experts
+from microscale.recipes import Recipe, fold_scale, fuse_norms, make_plan, quantize_model, rotate_residual, shared_scale
 
 FAMILIES = {"mixtral": 2, "qwen2_moe": 1, "qwen3_moe": 1}
 """Number of layers with experts."""

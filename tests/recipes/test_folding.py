@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from family_models import CONFIGS, family_model, run
 from microscale.errors import ModelError, NonFiniteError, ShapeError
 from microscale.families import BlockStructure, FoldKind, LinearGroup, NormKind, Signs, describe
+from microscale.nn.experts import unstack_experts
 from microscale.recipes import Recipe, quantize_model
-from microscale.recipes.experts import unstack_experts
 from microscale.recipes.folding import (
     centre_residual,
     fold_order,

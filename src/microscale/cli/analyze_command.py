@@ -29,14 +29,9 @@ from microscale.cli.output import (
     tell_missing_kernels,
 )
 from microscale.errors import CalibrationError, ModelError
-from microscale.planning import (
-    DEFAULT_TARGET_DB,
-    Candidate,
-    ModelAnalysis,
-    analyze_model,
-    parse_candidates,
-)
-from microscale.recipes import LayerSource, unstack_experts
+from microscale.layerwise import LayerSource
+from microscale.nn import unstack_experts
+from microscale.planning import DEFAULT_TARGET_DB, Candidate, ModelAnalysis, analyze_model, parse_candidates
 
 DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp6_e3m2,mxfp8,mxint8"
 DEFAULT_SAMPLES, DEFAULT_WINDOW = 8, 512

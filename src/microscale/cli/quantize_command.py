@@ -29,13 +29,7 @@ from microscale.cli.output import (
 from microscale.errors import CalibrationError, CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import RangeKind
 from microscale.planning import Inspection, inspect_checkpoint
-from microscale.recipes import (
-    QuantizationReport,
-    Recipe,
-    load_recipe,
-    parse_inputs,
-    recipe_text,
-)
+from microscale.recipes import QuantizationReport, Recipe, load_recipe, parse_inputs, recipe_text
 from microscale.report import size_text
 
 if TYPE_CHECKING:

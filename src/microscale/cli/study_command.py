@@ -27,19 +27,20 @@ from microscale.cli.output import (
 from microscale.cli.study_executor import QuantizeAndScore, check_texts
 from microscale.errors import StudyError
 from microscale.evaluation import find_task
-from microscale.planning import (
+from microscale.report import StudyCell, StudyReportRow, study_html
+from microscale.study import (
     RunState,
+    Study,
     StudyRow,
     StudyStep,
     StudyStore,
+    load_study,
     pareto_front,
     run_study,
     select_runs,
     study_rows,
     study_runs,
 )
-from microscale.recipes import Study, load_study
-from microscale.report import StudyCell, StudyReportRow, study_html
 
 
 @command

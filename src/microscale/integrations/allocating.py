@@ -17,7 +17,7 @@ from microscale.errors import AllocationError, CalibrationError, RecipeError, Te
 from microscale.families import describe
 from microscale.integrations.attention import attention_modules
 from microscale.integrations.calibration import CalibrationOptions, read_windows
-from microscale.nn import parse_attention
+from microscale.nn import parse_attention, unstack_experts
 from microscale.planning import (
     DEFAULT_FORMATS,
     AllocatedLayer,
@@ -42,7 +42,7 @@ from microscale.planning import (
     parse_fixed,
     solve,
 )
-from microscale.recipes import Calibration, Recipe, Rule, parse_inputs, unstack_experts
+from microscale.recipes import Calibration, Recipe, Rule, parse_inputs
 from microscale.recipes.recipe import KV_CACHE, NONE
 
 ALLOCATION_SAMPLES, ALLOCATION_WINDOW = 8, 512

@@ -30,8 +30,8 @@ from microscale.families import is_transposed
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.pending import PendingTensor
 from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear, read_attention
-from microscale.recipes.experts import unstack_experts
-from microscale.recipes.modules import replace_module, untie
+from microscale.nn.experts import unstack_experts
+from microscale.nn.modules import replace_module, untie
 
 ONLINE_PART = re.compile(r"\.(transforms\.\d+_(scale|order|matrix|left|right)|low_rank\.(down|up))$")
 """The tensors of what a layer does online."""

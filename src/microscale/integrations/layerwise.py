@@ -28,7 +28,7 @@ from microscale.integrations.pending import AbsentTensor, PendingTensor
 
 
 class LayerFile:
-    """The checkpoint of a model whose decoder layers are read one at a time (recipes' ``LayerSource``).
+    """The checkpoint of a model whose decoder layers are read singly (:class:`~microscale.layerwise.LayerSource`).
 
     ``part`` chooses the layers as :func:`microscale.families.describe` does; all other weights belong to :meth:`model`.
 

@@ -17,7 +17,7 @@ from microscale.errors import ShapeError
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels import quantize
 from microscale.nn import QuantizedLinear
-from microscale.recipes.modules import replace_module
+from microscale.nn.modules import replace_module
 from microscale.tensor import QuantizedTensor
 
 DISTINCT_ROWS = 256

@@ -12,9 +12,17 @@ from microscale.nn.attention_setting import (
     set_attention_formats,
 )
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
-from microscale.nn.experts import Expert, Experts, has_stacked_experts, why_not_unstacked
+from microscale.nn.experts import (
+    Expert,
+    Experts,
+    has_stacked_experts,
+    stacked_experts,
+    unstack_experts,
+    why_not_unstacked,
+)
 from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
+from microscale.nn.modules import float_weight, replace_module, untie
 from microscale.nn.online import InputTransforms, LowRank
 from microscale.nn.packed import PackedModule
 
@@ -32,6 +40,7 @@ __all__ = [
     "attention_entry",
     "attention_formats",
     "cached_weights",
+    "float_weight",
     "has_stacked_experts",
     "lay_out",
     "model_attention",
@@ -39,8 +48,12 @@ __all__ = [
     "parse_attention",
     "prepare_for_inference",
     "read_attention",
+    "replace_module",
     "rounded_attention",
     "row_major_weights",
     "set_attention_formats",
+    "stacked_experts",
+    "unstack_experts",
+    "untie",
     "why_not_unstacked",
 ]

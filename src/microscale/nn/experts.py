@@ -9,11 +9,14 @@ Source: ``transformers.integrations.moe`` and the experts' classes of transforme
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from microscale.nn.modules import replace_module
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 _EXPECTED = {
@@ -115,3 +118,26 @@ class Experts(nn.Module):
             outputs = outputs * top_k_weights[tokens, places, None]
             result.index_add_(0, tokens, outputs.to(result.dtype))
         return result
+
+
+def stacked_experts(model: nn.Module) -> dict[str, str | None]:
+    """Return the modules with stacked experts, each with the reason why it cannot be taken apart (None: it can)."""
+    return {name: why_not_unstacked(module) for name, module in model.named_modules() if has_stacked_experts(module)}
+
+
+def every_module(name: str) -> bool:
+    """Choose all modules."""
+    del name
+    return True
+
+
+def unstack_experts(model: nn.Module, chosen: Callable[[str], bool] = every_module) -> tuple[str, ...]:
+    """Replace modules with stacked experts by :class:`Experts`; returns the names of those that were replaced.
+
+    What the model computes stays the same, up to the order of sums. Routers are left alone. Experts that cannot be
+    taken apart stay as they are: :func:`stacked_experts` says why. ``chosen`` picks modules by name.
+    """
+    names = tuple(name for name, reason in stacked_experts(model).items() if reason is None and chosen(name))
+    for name in names:
+        replace_module(model, name, Experts.from_stacked(model.get_submodule(name)))
+    return names

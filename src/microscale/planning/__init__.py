@@ -27,17 +27,6 @@ from microscale.planning.sensitivity import (
     parse_sensitivity,
 )
 from microscale.planning.stand_ins import check_candidates, is_tied, layer_method, needs_text
-from microscale.planning.study import (
-    PreparedModel,
-    StudyExecutor,
-    StudyRun,
-    StudyStep,
-    run_study,
-    select_runs,
-    study_runs,
-)
-from microscale.planning.study_results import StudyRow, TaskCell, pareto_front, study_rows
-from microscale.planning.study_store import RunState, StoredRun, StudyScore, StudyStore
 from microscale.planning.tensor_facts import MassiveValue, TensorFacts
 
 __all__ = [
@@ -65,22 +54,12 @@ __all__ = [
     "MassiveValue",
     "MeasuringCost",
     "ModelAnalysis",
-    "PreparedModel",
     "Recommendation",
-    "RunState",
     "Sensitivity",
     "Side",
     "Solution",
     "Speed",
     "Step",
-    "StoredRun",
-    "StudyExecutor",
-    "StudyRow",
-    "StudyRun",
-    "StudyScore",
-    "StudyStep",
-    "StudyStore",
-    "TaskCell",
     "TensorFacts",
     "allocated_layers",
     "allocation_recipe",
@@ -98,16 +77,11 @@ __all__ = [
     "measure_table",
     "measuring_cost",
     "needs_text",
-    "pareto_front",
     "parse_budget",
     "parse_candidate",
     "parse_candidates",
     "parse_fixed",
     "parse_sensitivity",
     "resident_bytes",
-    "run_study",
-    "select_runs",
     "solve",
-    "study_rows",
-    "study_runs",
 ]

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from microscale.calibration import ActivationStore
 from microscale.errors import CalibrationError, ModelError
 from microscale.families import BlockStructure, LinearGroup, describe, is_inside, is_transposed
+from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
+from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn import PackedModule
-from microscale.planning.at_hand import LayersAtHand
+from microscale.nn.modules import float_weight
 from microscale.planning.candidates import Candidate
 from microscale.planning.gradients import measure_gradients
 from microscale.planning.layer_facts import (
@@ -36,9 +38,7 @@ from microscale.planning.layer_facts import (
 )
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
 from microscale.planning.tensor_facts import TensorObserver, weight_facts
-from microscale.recipes import Calibration, LayerSource, quantizable_modules
-from microscale.recipes.blocks import BlockRunner, FoundError, removed_after, replaced_forward
-from microscale.recipes.tasks import float_weight
+from microscale.recipes import Calibration, quantizable_modules
 
 MAX_ROWS = 1024
 """Rows of an embedding or a head on which errors are measured: a vocabulary would be the largest tensor of the job."""
@@ -103,17 +103,17 @@ def analyze_model(
         raise CalibrationError("gradients need windows of at least two tokens; raise --window")
     blocks = describe(model).blocks
     names = [block.name for block in blocks]
-    at_hand = LayersAtHand(model, source)
+    loader = LayerLoader(model, source)
     job = _Job(model=model, candidates=candidates)
     steps = _Steps(progress, len(names) + 1 + (0 if gradients is None else len(names) + 2))
-    with at_hand.stored(names[0]):
+    with loader.stored(names[0]):
         runner = BlockRunner(model, names, calibration.windows, batch=1)
     hidden = list(runner.embedded())
     for index, block in enumerate(blocks):
         steps.advance(block.name)
         if gradients is not None:
             _keep(gradients, index, hidden)
-        with at_hand.layer(block.name) as module:
+        with loader.layer(block.name) as module:
             observed = _run_block(runner, index, module, block, hidden)
             for group in block.groups:
                 _describe_group(job, block.name, module, group, observed[group.linears[0]])
@@ -126,7 +126,7 @@ def analyze_model(
     _describe_rest(job, "", model, outside, apart=names)
     if gradients is not None:
         visit = _gradient_visitor(job, names)
-        measure_gradients(at_hand, blocks, calibration.windows, runner, gradients, visit, steps.advance)
+        measure_gradients(loader, blocks, calibration.windows, runner, gradients, visit, steps.advance)
     return _summary(job, calibration.windows.numel(), target_db, progress)
 
 

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import Format, parse_activation, parse_format
-from microscale.nn import PackedModule, cached_weights, parse_attention, prepare_for_inference
-from microscale.recipes import (
-    PlannedLayer,
-    make_plan,
-    make_recipe,
-    quantize_module,
+from microscale.nn import (
+    PackedModule,
+    cached_weights,
+    parse_attention,
+    prepare_for_inference,
     replace_module,
-    set_activations,
     unstack_experts,
 )
+from microscale.recipes import PlannedLayer, make_plan, make_recipe, quantize_module, set_activations
 from microscale.recipes.apply import check_weight, pipelines_of
 
 MODES = ("w", "w+a")

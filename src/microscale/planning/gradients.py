@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from microscale.calibration import ActivationStore
 from microscale.families import BlockStructure, is_inside, vision_roots
-from microscale.planning.at_hand import LayersAtHand, float32_parameters
+from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
+from microscale.layerwise.loader import LayerLoader, float32_parameters
 from microscale.planning.tensor_facts import TensorObserver
-from microscale.recipes.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 
 Visitor = Callable[[str, nn.Module, Mapping[str, TensorObserver]], None]
 """Gets a part's name ("": all outside of the decoder layers), the part with its weights' gradients in ``grad``, and
@@ -32,7 +32,7 @@ what the gradients of its linear layers' outputs were like, by name inside the p
 
 
 def measure_gradients(
-    at_hand: LayersAtHand,
+    loader: LayerLoader,
     blocks: Sequence[BlockStructure],
     windows: Int[Tensor, "samples tokens"],
     runner: BlockRunner,
@@ -48,7 +48,7 @@ def measure_gradients(
     Raises:
         NonFiniteError: NaN or Inf in a gradient, with the layer's name.
     """
-    model, names = at_hand.model, [block.name for block in blocks]
+    model, names = loader.model, [block.name for block in blocks]
     ends = _ends(model, names)
     advance("gradients of the head")
     with float32_parameters(ends), torch.enable_grad():
@@ -63,7 +63,7 @@ def measure_gradients(
     store.drop(len(names))
     for index in reversed(range(len(names))):
         advance(f"gradients of {names[index]}")
-        with at_hand.layer(names[index]) as module:
+        with loader.layer(names[index]) as module:
             outputs = _through_block(runner, index, module, blocks[index], store, flowing)
             visit(names[index], module, outputs)
         store.drop(index)

@@ -11,6 +11,7 @@ from torch import nn
 from microscale.algorithms.micromix import ORDER_BITS
 from microscale.families import ModelStructure, describe
 from microscale.formats import SegmentedFormat
+from microscale.layerwise.blocks import float32_model
 from microscale.nn import PackedModule, QuantizedLinear
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.candidates import Candidate
@@ -18,7 +19,6 @@ from microscale.planning.latency import measure_latencies
 from microscale.planning.sensitivity import Sensitivity, measure_sensitivity
 from microscale.planning.stand_ins import make_stand_ins, repeating_method
 from microscale.recipes import Calibration
-from microscale.recipes.blocks import float32_model
 from microscale.transforms import TransformKind
 
 Progress = Callable[[int, int, str], None]

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
+from microscale.layerwise.blocks import removed_after, replaced_forward
 from microscale.nn import PackedModule
-from microscale.recipes.blocks import removed_after, replaced_forward
 
 Progress = Callable[[int, int, str], None]
 Layers = Mapping[str, Sequence[nn.Module | None]]

@@ -10,7 +10,6 @@ from microscale.recipes.apply import (
     set_activations,
 )
 from microscale.recipes.calibration import Calibration
-from microscale.recipes.experts import stacked_experts, unstack_experts
 from microscale.recipes.folding import (
     centre_residual,
     fold_scale,
@@ -20,18 +19,15 @@ from microscale.recipes.folding import (
     shared_scale,
     untie_head,
 )
-from microscale.recipes.modules import replace_module
-from microscale.recipes.offload import LayerSource, open_store
+from microscale.recipes.offload import open_store
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_inputs, parse_rule
-from microscale.recipes.study_file import Study, StudyFormat, StudyMethod, StudyModel, StudyTask, load_study
 from microscale.recipes.writing import recipe_text
 
 __all__ = [
     "DEFAULT_OBSERVER",
     "Calibration",
-    "LayerSource",
     "Plan",
     "PlannedLayer",
     "Progress",
@@ -39,11 +35,6 @@ __all__ = [
     "RangeReport",
     "Recipe",
     "Rule",
-    "Study",
-    "StudyFormat",
-    "StudyMethod",
-    "StudyModel",
-    "StudyTask",
     "calibrate_ranges",
     "centre_residual",
     "check_job",
@@ -52,7 +43,6 @@ __all__ = [
     "has_static_ranges",
     "ignore_progress",
     "load_recipe",
-    "load_study",
     "make_plan",
     "make_recipe",
     "matches",
@@ -63,12 +53,9 @@ __all__ = [
     "quantize_model",
     "quantize_module",
     "recipe_text",
-    "replace_module",
     "rotate_residual",
     "rotate_value",
     "set_activations",
     "shared_scale",
-    "stacked_experts",
-    "unstack_experts",
     "untie_head",
 ]

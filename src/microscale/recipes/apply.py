@@ -25,19 +25,18 @@ from microscale.calibration import ActivationStore
 from microscale.errors import NonFiniteError
 from microscale.families import ModelStructure, describe
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
+from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.nn.experts import unstack_experts
+from microscale.nn.modules import float_weight, replace_module, untie
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration
-from microscale.recipes.experts import unstack_experts
 from microscale.recipes.folding import check_rotation
 from microscale.recipes.matrices import parameter_of
-from microscale.recipes.modules import replace_module, untie
-from microscale.recipes.offload import LayerLoader, LayerSource
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.ranges import check_observer
 from microscale.recipes.recipe import Recipe
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
-from microscale.recipes.tasks import float_weight
 
 
 def ignore_progress(done: int, total: int, name: str) -> None:
@@ -92,7 +91,7 @@ def quantize_model(
 ) -> QuantizationReport:
     """Replace the model's modules as the recipe says; the model is changed in place.
 
-    Stacked experts are taken apart first (:func:`~microscale.recipes.experts.unstack_experts`). ``calibration`` is what
+    Stacked experts are taken apart first (:func:`~microscale.nn.experts.unstack_experts`). ``calibration`` is what
     methods other than the plainest learn from. A ``store`` on disk (:func:`~microscale.recipes.offload.open_store`)
     keeps the inputs of the decoder layers and every finished one, so that the same job started again goes on behind
     it; it is cleared by who opened it. ``source`` gives the weights of the decoder layers that the model was built

@@ -28,17 +28,18 @@ from microscale.algorithms import (
 )
 from microscale.calibration import ActivationStore, Wanted
 from microscale.families import LinearGroup, ModelStructure
+from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
+from microscale.layerwise.loader import LayerLoader
+from microscale.layerwise.stream import Flow, LayerStream
 from microscale.nn import QuantizedLinear
-from microscale.recipes.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.folding import fuse_norms
 from microscale.recipes.matrices import parameter_of
-from microscale.recipes.offload import LayerLoader, layer_state, restore_layer
+from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
 from microscale.recipes.preparing import Block, Preparer
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 from microscale.recipes.rotating import rotate_model
-from microscale.recipes.stream import Flow, LayerStream
 from microscale.recipes.task_book import TaskBook
 
 Replace = Callable[[str, QuantizedLinear], None]

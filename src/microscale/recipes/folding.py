@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from microscale.errors import ModelError, NonFiniteError, ShapeError
 from microscale.families import BlockStructure, Fold, FoldKind, LinearGroup, ModelStructure, NormKind, Signs
+from microscale.nn.modules import untie
 from microscale.recipes.matrices import (
     bias_of,
     centre_outputs,
@@ -27,7 +28,6 @@ from microscale.recipes.matrices import (
     parameter_of,
     scale_inputs,
 )
-from microscale.recipes.modules import untie
 
 ORTHOGONAL_TOLERANCE = 1e-4
 """Largest entry of QᵀQ - I; a float32 matrix of thousands of columns stays below it."""

@@ -1,4 +1,4 @@
-"""What a long job keeps outside of memory: finished decoder layers, and weights that are still in their file.
+"""What a long job keeps outside of memory: its finished decoder layers.
 
 A job that is started again with the same model, recipe and text finds what an earlier run finished, and nothing else.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,68 +16,14 @@ from torch import Tensor, nn
 from microscale.calibration import ActivationStore
 from microscale.formats import parse_activation, parse_format, spec_text
 from microscale.nn import QuantizedLinear
+from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration
-from microscale.recipes.experts import unstack_experts
-from microscale.recipes.modules import replace_module
 from microscale.recipes.plan import PlannedLayer
 from microscale.recipes.recipe import Recipe
 from microscale.transforms import parse_transform
 
 ONLINE = "__online__"
 """In the state of a layer: which formats and transforms its modules have, as JSON in bytes."""
-
-
-class LayerSource(Protocol):
-    """A checkpoint that gives the float weights of one decoder layer at a time."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The decoder layers whose weights a model of this source lacks (they lie on ``meta``)."""
-        ...
-
-    def read(self, name: str) -> nn.Module:
-        """Return a decoder layer with its weights, built as transformers builds it."""
-        ...
-
-
-class LayerLoader:
-    """Brings decoder layers into a model that was built without them; each is read once."""
-
-    def __init__(self, model: nn.Module, source: LayerSource | None, check: Callable[[str], None]) -> None:
-        """Take a model and its source; ``check`` is called with the name of every layer that came."""
-        self._model = model
-        self._source = source
-        self._check = check
-        self._pending = set(source.names) if source is not None else set[str]()
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether the model was built without its decoder layers."""
-        return self._source is not None
-
-    def load(self, name: str) -> None:
-        """Bring a layer; one that is there already is left alone.
-
-        Raises:
-            CheckpointError: it cannot be read.
-            NonFiniteError: a weight that is to be quantized holds NaN or Inf.
-        """
-        if self._source is None or name not in self._pending:
-            return
-        layer = self._source.read(name)
-        unstack_experts(layer)
-        self._model.get_submodule(name).load_state_dict(layer.state_dict(), assign=True)
-        self._pending.discard(name)
-        self._check(name)
-
-    def load_rest(self) -> None:
-        """Bring all layers that nothing has asked for."""
-        for name in sorted(self._pending):
-            self.load(name)
-
-    def restored(self, name: str) -> None:
-        """Note that a layer came from somewhere else."""
-        self._pending.discard(name)
 
 
 def open_store(

@@ -16,7 +16,7 @@ from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families import is_inside, is_transposed, vision_roots
 from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
 from microscale.nn import Experts, PackedModule, model_attention
-from microscale.recipes.experts import stacked_experts
+from microscale.nn.experts import stacked_experts
 from microscale.recipes.recipe import NONE, Recipe, parse_inputs, parse_weights
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
 

@@ -28,9 +28,9 @@ from microscale.algorithms import (
 )
 from microscale.calibration import InputStatistics, Wanted
 from microscale.families import BlockStructure, LinearGroup
-from microscale.recipes.blocks import BlockRunner, replaced_forward
+from microscale.layerwise.blocks import BlockRunner, replaced_forward
+from microscale.layerwise.measuring import measure_inputs
 from microscale.recipes.folding import fold_scale, shared_scale
-from microscale.recipes.measuring import measure_inputs
 from microscale.recipes.task_book import TaskBook
 from microscale.recipes.tasks import fold_first_scale, fold_segment_order, is_seen, transformed, with_inputs
 from microscale.transforms import scale_transform

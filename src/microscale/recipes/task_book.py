@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from microscale.algorithms import GroupTask, LayerTask, Pipeline
 from microscale.families import BlockStructure, LinearGroup
+from microscale.nn.modules import float_weight
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import PlannedLayer
-from microscale.recipes.tasks import float_weight, is_scaled_at_most
+from microscale.recipes.tasks import is_scaled_at_most
 
 
 class TaskBook:

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from microscale.algorithms import GroupTask, LayerTask, Step
 from microscale.calibration import InputStatistics
-from microscale.families import BlockStructure, FoldKind, LinearGroup, is_transposed
+from microscale.families import BlockStructure, FoldKind, LinearGroup
+from microscale.nn.modules import float_weight
 from microscale.recipes.folding import fold_order, fold_scale
 from microscale.transforms import Transform, TransformKind, scale_transform
 
@@ -34,12 +35,6 @@ def is_seen(task: GroupTask, step: Step) -> bool:
 def is_scaled_at_most(layer: LayerTask) -> bool:
     """Whether the transforms of a layer keep every channel to itself and in its place."""
     return all(transform.spec.kind is TransformKind.SCALE for transform in layer.transforms)
-
-
-def float_weight(module: nn.Module) -> Tensor:
-    """Return a layer's weight [out, in] in float32; it may share memory with the model."""
-    weight = module.get_parameter("weight").detach()
-    return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
 
 
 def fold_first_scale(model: nn.Module, block: BlockStructure, group: LinearGroup, task: GroupTask) -> GroupTask:

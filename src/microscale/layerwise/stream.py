@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.calibration import ActivationStore
-from microscale.recipes.blocks import BlockRunner
+from microscale.layerwise.blocks import BlockRunner
 
 
 class Flow(Enum):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
-from microscale.recipes.blocks import BlockRunner, FoundError, removed_after
-from microscale.recipes.tasks import float_weight
+from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after
+from microscale.nn.modules import float_weight
 
 
 def measure_inputs(

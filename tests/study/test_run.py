@@ -13,20 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscale.errors import FormatError, StudyError
-from microscale.planning import (
+from microscale.study import (
     PreparedModel,
     RunState,
+    Study,
     StudyRun,
     StudyScore,
     StudyStep,
     StudyStore,
+    StudyTask,
+    load_study,
     pareto_front,
     run_study,
     select_runs,
     study_rows,
     study_runs,
 )
-from microscale.recipes import Study, StudyTask, load_study
 
 TEXT = """\
 models: [a, {path: b/c, name: second}]

@@ -1,10 +1,13 @@
-"""Put modules in the place of others, and keep what transformers knows about tied weights true."""
+"""The modules of a model: read a weight, put a module in the place of another, keep tied weights true."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from microscale.families import is_transposed
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -26,3 +29,9 @@ def untie(model: Any, quantized: set[str]) -> None:
     if len(kept) != len(tied):  # pyright: ignore[reportUnknownArgumentType]
         model.all_tied_weights_keys = kept
         model.config.tie_word_embeddings = False
+
+
+def float_weight(module: nn.Module) -> Tensor:
+    """Return a layer's weight [out, in] in float32; it may share memory with the model."""
+    weight = module.get_parameter("weight").detach()
+    return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)

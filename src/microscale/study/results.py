@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from microscale.planning.study import StudyRun, study_runs
-from microscale.planning.study_store import RunState, StoredRun, StudyScore, StudyStore
-from microscale.recipes.study_file import Study
+from microscale.study.file import Study
+from microscale.study.run import StudyRun, study_runs
+from microscale.study.store import RunState, StoredRun, StudyScore, StudyStore
 
 SMALLEST_GAP = 0.002
 
