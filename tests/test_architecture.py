@@ -39,7 +39,7 @@ ROWS = {
     "training": 7,
     "planning": 8,
     "report": 8,
-    "study": 9,
+    "studies": 9,
     "integrations": 10,
     "jobs": 11,
     "cli": 12,
@@ -58,7 +58,7 @@ ROOMS_OF_THIRD_PARTY = {
     "jinja2": "report",
     "lm_eval": "integrations",
     "matplotlib": "report",
-    "pydantic": "recipes study",
+    "pydantic": "recipes studies",
     "rich": "cli",
     "safetensors": "checkpoint",
     "scipy": "planning",
@@ -68,7 +68,7 @@ ROOMS_OF_THIRD_PARTY = {
     "triton": "kernels",
     "typer": "cli",
     "vllm": "integrations",
-    "yaml": "recipes study",
+    "yaml": "recipes studies",
 }
 
 

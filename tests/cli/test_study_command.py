@@ -9,7 +9,7 @@ import pytest
 
 from command_line import fail, microscale_command, succeed
 from microscale.cli.study_executor import QuantizeAndScore
-from microscale.study import load_study, study_runs
+from microscale.studies import load_study, study_runs
 from small_models import save_random_model
 from task_data import write_task_data
 

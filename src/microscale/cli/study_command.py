@@ -28,7 +28,7 @@ from microscale.cli.study_executor import QuantizeAndScore, check_texts
 from microscale.errors import StudyError
 from microscale.evaluation import find_task
 from microscale.report import StudyCell, StudyReportRow, study_html
-from microscale.study import (
+from microscale.studies import (
     RunState,
     Study,
     StudyRow,

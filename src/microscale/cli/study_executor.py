@@ -17,7 +17,7 @@ from microscale.cli.eval_command import text_windows
 from microscale.errors import QuantizationNote, TextError
 from microscale.evaluation import perplexity
 from microscale.nn import PackedModule, cached_weights, prepare_for_inference
-from microscale.study import PreparedModel, Study, StudyRun, StudyScore, StudyTask
+from microscale.studies import PreparedModel, Study, StudyRun, StudyScore, StudyTask
 
 
 class QuantizeAndScore:

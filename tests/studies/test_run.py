@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscale.errors import FormatError, StudyError
-from microscale.study import (
+from microscale.studies import (
     PreparedModel,
     RunState,
     Study,

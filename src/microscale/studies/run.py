@@ -20,8 +20,8 @@ import torch
 
 from microscale.errors import MicroscaleError, StudyError
 from microscale.planning.bench import resident_bytes
-from microscale.study.file import Study, StudyMethod, StudyModel, StudyTask
-from microscale.study.store import RunState, StudyScore, StudyStore
+from microscale.studies.file import Study, StudyMethod, StudyModel, StudyTask
+from microscale.studies.store import RunState, StudyScore, StudyStore
 
 UNQUANTIZED = "unquantized"
 FAILURES = (

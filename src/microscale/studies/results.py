@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from microscale.study.file import Study
-from microscale.study.run import StudyRun, study_runs
-from microscale.study.store import RunState, StoredRun, StudyScore, StudyStore
+from microscale.studies.file import Study
+from microscale.studies.run import StudyRun, study_runs
+from microscale.studies.store import RunState, StoredRun, StudyScore, StudyStore
 
 SMALLEST_GAP = 0.002
 
