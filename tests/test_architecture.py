@@ -240,7 +240,7 @@ def test_checker_accepts(path: str, source: str) -> None:
             "microscale.nn is imported inside a function",
         ),
         ("nn/linear.py", "importlib.import_module('microscale.kernels.ops')", "is imported by string"),
-        ("nn/linear.py", "import_module('microscale.recipes')", "nn (row 5) imports recipes (row 6)"),
+        ("nn/linear.py", "import_module('microscale.recipes')", "nn (row 5) imports recipes (row 7)"),
         ("nn/linear.py", "from microscale.extras import x", "microscale.extras lies in no room"),
         ("extras/x.py", "import math", "lies in no room"),
         ("nn/linear.py", "import transformers", "'transformers' may be imported in integrations only, not in nn"),
