@@ -14,9 +14,10 @@ from kernel_levels import LEVELS
 from microscale.errors import DtypeError, FormatError, KernelError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import cpu, dequantize, fake_quantize, quantize, reference
+from microscale.kernels.backend import Operation, Request
+from microscale.kernels.cpu import BACKEND as CPU
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import FormatStruct
-from microscale.kernels.dispatch import CPU, Operation, Request
 from microscale.tensor import QuantizedTensor
 from vectors.inputs import SUBNORMAL, matrices, same_bits
 

@@ -10,7 +10,9 @@ import torch
 from microscale.errors import KernelError, LayoutError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import Operation, Request, dequantize, dispatch, fake_quantize, linear, quantize, why_not
-from microscale.kernels.dispatch import BACKENDS, REFERENCE, Backend, choose
+from microscale.kernels.backend import Backend
+from microscale.kernels.dispatch import BACKENDS, choose
+from microscale.kernels.reference import BACKEND as REFERENCE
 from microscale.tensor import QuantizedTensor
 
 
@@ -34,8 +36,14 @@ def test_the_reference_backend_stands_last_and_takes_every_operation_and_format(
 
 
 def test_why_not_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    partial = Backend(name="partial", implementations={}, why_not=lambda _: None)
-    picky = Backend(name="picky", implementations=REFERENCE.implementations, why_not=lambda r: f"not for {r.dtype}")
+    partial = Backend(name="partial", title="partial", rank=1, implementations={}, why_not=lambda _: None)
+    picky = Backend(
+        name="picky",
+        title="picky",
+        rank=1,
+        implementations=REFERENCE.implementations,
+        why_not=lambda r: f"not for {r.dtype}",
+    )
     monkeypatch.setattr(dispatch, "BACKENDS", [partial, picky, REFERENCE])
     assert why_not(request(Operation.LINEAR)) == {
         "partial": "does not implement linear",
@@ -46,7 +54,7 @@ def test_why_not_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_layout_is_refused_with_all_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    partial = Backend(name="partial", implementations={}, why_not=lambda _: None)
+    partial = Backend(name="partial", title="partial", rank=1, implementations={}, why_not=lambda _: None)
     monkeypatch.setattr(dispatch, "BACKENDS", [partial, REFERENCE])
     with pytest.raises(KernelError) as caught:
         choose(request(Operation.DEQUANTIZE, layout="swizzled"))
@@ -72,7 +80,9 @@ def test_every_operation_goes_through_the_first_willing_backend(monkeypatch: pyt
 
         return run
 
-    spy = Backend(name="spy", implementations={op: recorder(op) for op in Operation}, why_not=lambda _: None)
+    spy = Backend(
+        name="spy", title="spy", rank=1, implementations={op: recorder(op) for op in Operation}, why_not=lambda _: None
+    )
     packed = quantize(torch.ones(2, 32), "mxfp4")
     monkeypatch.setattr(dispatch, "BACKENDS", [spy, REFERENCE])
     values = torch.ones(2, 32)

@@ -13,9 +13,11 @@ from kernel_levels import LEVELS
 from microscale.errors import FormatError, KernelError, NonFiniteError, ShapeError
 from microscale.formats import SegmentedFormat, parse_format
 from microscale.kernels import dequantize, fake_quantize, gather_quantize, linear, quantize, reference, to_layout
+from microscale.kernels.backend import Operation, Request
+from microscale.kernels.cpu import BACKEND as CPU
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.linear import prepare_segments, segment_activations
-from microscale.kernels.dispatch import CPU, Operation, Request, choose
+from microscale.kernels.dispatch import choose
 from microscale.kernels.grid import make_grid
 from microscale.kernels.layout import preferred_layout
 from microscale.tensor import QuantizedTensor, join_segments

@@ -14,7 +14,8 @@ import microscale
 from bounds import exact_linear, linear_bound
 from microscale.errors import LayoutError
 from microscale.kernels import dispatch, preferred_layout, quantize
-from microscale.kernels.dispatch import REFERENCE, Backend, Operation, Request
+from microscale.kernels.backend import Backend, Operation, Request
+from microscale.kernels.reference import BACKEND as REFERENCE
 from microscale.nn import (
     PackedModule,
     QuantizedEmbedding,
@@ -62,7 +63,12 @@ def cpu_backend(why_not: str | None = None) -> Backend:
         return why_not if request.layout == "rows16" else "reads rows16"
 
     return Backend(
-        name="fast", implementations={Operation.LINEAR: REFERENCE.implementations[Operation.LINEAR]}, why_not=refuse
+        name="fast",
+        title="a fast one",
+        rank=1,
+        implementations={Operation.LINEAR: REFERENCE.implementations[Operation.LINEAR]},
+        why_not=refuse,
+        wanted_layout=lambda fmt, shape, dtype, device: "rows16",
     )
 
 

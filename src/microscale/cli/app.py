@@ -20,7 +20,7 @@ from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
 from microscale.cli.study_command import study
 from microscale.cli.task_scores import tasks
-from microscale.kernels.cpu import native
+from microscale.kernels import BACKENDS
 
 app = typer.Typer(
     name="microscale",
@@ -45,8 +45,13 @@ app.command("allocate")(allocate)
 
 def _show_version(value: bool) -> None:
     if value:
-        level = "none, the slow reference path is in use" if native.NATIVE is None else native.level_name()
-        console.print(f"microscale {__version__} (CPU kernels: {level})")
+        missing = "none, the slow reference path is in use"
+        compiled = [
+            f"{backend.title}: {missing if backend.unavailable() else backend.level()}"
+            for backend in BACKENDS
+            if backend.level() is not None
+        ]
+        console.print(f"microscale {__version__} ({', '.join(compiled)})")
         tell_missing_kernels()
         raise typer.Exit
 

@@ -1,6 +1,7 @@
 """How numbers are computed: one contract for each operation, several backends, a dispatcher that explains itself."""
 
-from microscale.kernels.dispatch import Operation, Request, why_not
+from microscale.kernels.backend import Backend, Operation, Request
+from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, note_execution, why_not
 from microscale.kernels.layout import preferred_layout, to_layout
 from microscale.kernels.ops import (
     dequantize,
@@ -18,8 +19,12 @@ from microscale.kernels.ops import (
 )
 
 __all__ = [
+    "BACKENDS",
+    "Backend",
     "Operation",
     "Request",
+    "add_backend",
+    "count_executions",
     "dequantize",
     "fake_quantize",
     "gather_quantize",
@@ -27,6 +32,7 @@ __all__ = [
     "hadamard_quantize",
     "linear",
     "linear_mixed",
+    "note_execution",
     "preferred_layout",
     "quantize",
     "rms_norm",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from microscale.formats import SegmentedFormat
-from microscale.kernels import reference
-from microscale.kernels.cpu import native
-from microscale.kernels.cpu.layout import pack_rows16
-from microscale.kernels.dispatch import REFERENCE, Operation, Request, choose
-from microscale.layouts import LAYOUTS
+from microscale.errors import LayoutError
+from microscale.formats import Format, SegmentedFormat, format_name
+from microscale.kernels import dispatch
+from microscale.kernels.backend import Operation, Request
+from microscale.kernels.dispatch import execute
+from microscale.layouts import find_layout
 from microscale.layouts.row_major import NAME as ROW_MAJOR
-from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.tensor import QuantizedTensor, join_segments
 
 
@@ -24,26 +23,43 @@ def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
     Raises:
         LayoutError: there is no such layout, or it has no place for the tensor's format.
     """
+    target = find_layout(name)
+    if tensor.layout == name:
+        return tensor
     if isinstance(tensor.format, SegmentedFormat):
         return join_segments([to_layout(segment, name) for segment in tensor.segments], tensor.format)
-    from_to = (tensor.layout, name)
-    if from_to == (ROW_MAJOR, ROWS16) and native.NATIVE is not None and tensor.device.type == "cpu":
-        return pack_rows16(tensor)
-    return reference.to_layout(tensor, name)
+    reason = target.refusal(tensor.format, tensor.shape)
+    if reason is not None:
+        raise LayoutError(f"{format_name(tensor.format)} cannot be laid out as {name}: {reason}")
+    request = Request(
+        operation=Operation.TO_LAYOUT,
+        format=tensor.format,
+        device=tensor.device,
+        dtype=tensor.dtype,
+        layout=tensor.layout,
+        target=name,
+    )
+    return execute(request, tensor, name)
 
 
-def preferred_layout(tensor: QuantizedTensor, dtype: torch.dtype) -> str:
-    """Return the layout in which ``linear`` on inputs of ``dtype`` runs on a compiled backend; row_major if in none.
+def preferred_layout(tensor: QuantizedTensor, dtype: torch.dtype, *, activations: Format | None = None) -> str:
+    """Return the layout in which ``linear`` on inputs of ``dtype`` runs fastest; row_major if in none.
 
-    The backends say it themselves: one that reads a layout does not refuse a request for it.
+    The backends say it themselves, the preferred one first; a layout that the format has no place in is passed over.
     """
-    others = [name for name in LAYOUTS if name != ROW_MAJOR]
-    for name in others:
-        if LAYOUTS[name].refusal(tensor.format, tensor.shape) is not None:
+    fmt, shape = tensor.format, tensor.shape
+    for backend in dispatch.BACKENDS:
+        name = None if backend.unavailable() else backend.wanted_layout(fmt, shape, dtype, tensor.device)
+        if name is None or find_layout(name).refusal(fmt, shape) is not None:
             continue
         request = Request(
-            operation=Operation.LINEAR, format=tensor.format, device=tensor.device, dtype=dtype, layout=name
+            operation=Operation.LINEAR,
+            format=fmt,
+            device=tensor.device,
+            dtype=dtype,
+            layout=name,
+            activations=activations,
         )
-        if choose(request) is not REFERENCE:
+        if backend.refusal(request) is None:
             return name
     return ROW_MAJOR

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
 from microscale.formats import Format, parse_format
-from microscale.kernels.cpu import torch_ops
-from microscale.kernels.dispatch import Operation, Request, choose, choose_for_all
+from microscale.kernels import torch_ops
+from microscale.kernels.backend import Operation, Request
+from microscale.kernels.dispatch import execute
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
@@ -57,7 +58,7 @@ def quantize(
     request = Request(
         operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
-    return choose(request).implementations[Operation.QUANTIZE](values, record, amax=amax, name=name)
+    return execute(request, values, record, amax=amax, name=name)
 
 
 def dequantize(
@@ -80,8 +81,10 @@ def dequantize(
     if torch.compiler.is_compiling():
         values = torch_ops.traced_dequantize(tensor, wanted)
         return values if out is None else out.copy_(values)
-    request = _tensor_request(Operation.DEQUANTIZE, tensor, wanted)
-    return choose(request).implementations[Operation.DEQUANTIZE](tensor, wanted, out)
+    request = Request(
+        operation=Operation.DEQUANTIZE, format=tensor.format, device=tensor.device, dtype=wanted, layout=tensor.layout
+    )
+    return execute(request, tensor, wanted, out)
 
 
 def _check_out(out: Tensor, tensor: QuantizedTensor, dtype: torch.dtype) -> None:
@@ -111,7 +114,7 @@ def fake_quantize(
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
-    return choose(request).implementations[Operation.FAKE_QUANTIZE](values, record, amax=amax, name=name)
+    return execute(request, values, record, amax=amax, name=name)
 
 
 def linear(
@@ -164,7 +167,7 @@ def linear(
         activations=record,
         records_gradient=_records_gradient(inputs, bias),
     )
-    return choose(request).implementations[Operation.LINEAR](inputs, weight, bias, record)
+    return execute(request, inputs, weight, bias, record)
 
 
 def rms_norm(values: Float[Tensor, "... cols"], weight: Float[Tensor, "cols"], eps: float) -> Float[Tensor, "... cols"]:
@@ -255,7 +258,7 @@ def _run(operation: Operation, values: Tensor, fmt: Format | None, *arguments: o
     """Run an operation on a float tensor with the arguments that follow it."""
     _check_tensor(values, f"the input of {operation.value}")
     request = Request(operation=operation, format=fmt, device=values.device, dtype=values.dtype, layout=ROW_MAJOR)
-    return choose(request).implementations[operation](values, *arguments)
+    return execute(request, values, *arguments)
 
 
 def linear_mixed(
@@ -300,8 +303,7 @@ def linear_mixed(
         )
         for weight, record in zip(weights, records, strict=True)
     ]
-    backend = choose_for_all(requests)
-    return backend.implementations[Operation.LINEAR_MIXED](inputs, weights, records, bias)
+    return execute(requests, inputs, weights, records, bias)
 
 
 def _check_inputs(inputs: object) -> None:
@@ -329,7 +331,3 @@ def _records_gradient(inputs: Tensor, bias: Tensor | None) -> bool:
 def _check_tensor(values: object, name: str) -> None:
     if not isinstance(values, Tensor):
         raise DtypeError(f"{name} must be a torch tensor, got {type(values).__name__}; wrap it in torch.tensor(…)")
-
-
-def _tensor_request(operation: Operation, tensor: QuantizedTensor, dtype: torch.dtype) -> Request:
-    return Request(operation=operation, format=tensor.format, device=tensor.device, dtype=dtype, layout=tensor.layout)

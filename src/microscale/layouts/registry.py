@@ -10,7 +10,7 @@ from torch import Tensor
 
 from microscale.errors import LayoutError
 from microscale.formats import Format
-from microscale.layouts import row_major, rows16
+from microscale.layouts import row_major
 from microscale.layouts.row_major import PartSpec
 
 Relayout = Callable[[Mapping[str, Tensor], Format, tuple[int, ...]], dict[str, Tensor]]
@@ -41,25 +41,28 @@ def _same_parts(parts: Mapping[str, Tensor], fmt: Format, shape: tuple[int, ...]
     return dict(parts)
 
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {
-        row_major.NAME: Layout(
-            name=row_major.NAME,
-            part_specs=row_major.part_specs,
-            refusal=_no_refusal,
-            pack=_same_parts,
-            unpack=_same_parts,
-        ),
-        rows16.NAME: Layout(
-            name=rows16.NAME,
-            part_specs=rows16.part_specs,
-            refusal=rows16.refusal,
-            pack=rows16.pack,
-            unpack=rows16.unpack,
-        ),
-    }
-)
-"""Every layout; files always hold row_major."""
+_LAYOUTS: dict[str, Layout] = {
+    row_major.NAME: Layout(
+        name=row_major.NAME,
+        part_specs=row_major.part_specs,
+        refusal=_no_refusal,
+        pack=_same_parts,
+        unpack=_same_parts,
+    )
+}
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(_LAYOUTS)
+"""Every layout: row_major, which files hold, and those that the backends of :mod:`microscale.kernels` own."""
+
+
+def add_layout(layout: Layout) -> None:
+    """Add a memory layout; its owner is the backend whose kernels read it.
+
+    Raises:
+        LayoutError: there is another one of this name.
+    """
+    if _LAYOUTS.setdefault(layout.name, layout) is not layout:
+        raise LayoutError(f"there is a layout {layout.name!r} already; give this one a name of its own")
 
 
 def find_layout(name: str) -> Layout:

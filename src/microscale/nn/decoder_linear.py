@@ -21,7 +21,7 @@ from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rou
 from microscale.kernels.cpu.activations import activation_refusal
 from microscale.kernels.cpu.decoder import Gate, Step, StepKind, prepare_dense_linear, prepare_gate
 from microscale.kernels.cpu.linear import Combine, LinearCall, prepare_linear, prepare_segments
-from microscale.layouts.rows16 import NAME as ROWS16
+from microscale.kernels.cpu.rows16 import NAME as ROWS16
 from microscale.nn.linear import QuantizedLinear
 
 FEW_ROWS = 8

@@ -1,4 +1,4 @@
-"""Packing into the layout rows16 by the compiled kernels; bitwise what :mod:`microscale.layouts.rows16` packs."""
+"""Packing into the layout rows16 by the compiled kernels; bitwise what :mod:`microscale.kernels.cpu.rows16` packs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from torch import Tensor
 
 from microscale.errors import KernelError
 from microscale.formats import BlockFormat, Extension, FloatElement, VectorBlock
-from microscale.kernels.cpu import native
-from microscale.layouts import matrix_shape, part_specs, rows16
-from microscale.layouts.largest import INDEX_BITS, compact_largest, read_index
+from microscale.kernels.cpu import native, rows16
+from microscale.kernels.cpu.largest import INDEX_BITS, compact_largest, read_index
+from microscale.layouts import matrix_shape, part_specs
 from microscale.tensor import QuantizedTensor
 
 NO_PLACE = 255
 """A block without a largest element apart."""
 ZERO_BLOCK = 254
 """A block whose codes are cleared, because its scale says zero."""
+
+
+def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
+    """Return a row_major tensor in the layout ``name``, which can only be rows16."""
+    assert name == rows16.NAME
+    return pack_rows16(tensor)
 
 
 def pack_rows16(tensor: QuantizedTensor) -> QuantizedTensor:

@@ -21,8 +21,8 @@ from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import BlockFormat, Format, SegmentedFormat, VectorBlock, format_name
 from microscale.kernels.cpu.activations import activation_refusal, plan_activations
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
+from microscale.kernels.cpu.rows16 import NAME as ROWS16
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
-from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.tensor import QuantizedTensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

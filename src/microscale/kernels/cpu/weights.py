@@ -30,10 +30,10 @@ from microscale.formats import (
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.formats.codec import decode, decode_zero_point, value_table
 from microscale.formats.elements import BF16, E4M3, E8M0, FP16
+from microscale.kernels.cpu.largest import compact_largest, low_values
 from microscale.kernels.cpu.native import NATIVE
+from microscale.kernels.cpu.rows16 import NAME as ROWS16
 from microscale.kernels.reference.scales import scale_factor
-from microscale.layouts.largest import compact_largest, low_values
-from microscale.layouts.rows16 import NAME as ROWS16
 from microscale.tensor import QuantizedTensor
 
 

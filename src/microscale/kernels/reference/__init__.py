@@ -1,5 +1,6 @@
 """The reference backend: plain vectorised torch on any device; slow, exact, the definition of every operation."""
 
+from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.reference.fused import (
     gather_quantize,
     hadamard,
@@ -11,8 +12,38 @@ from microscale.kernels.reference.fused import (
 )
 from microscale.kernels.reference.layout import to_layout
 from microscale.kernels.reference.quantize import dequantize, fake_quantize, linear, linear_mixed, quantize
+from microscale.layouts import LAYOUTS
+
+
+def _why_not(request: Request) -> str | None:
+    unknown = [name for name in (request.layout, request.target) if name is not None and name not in LAYOUTS]
+    return f"knows the layouts {', '.join(LAYOUTS)}, not {unknown[0]}" if unknown else None
+
+
+BACKEND = Backend(
+    name="reference",
+    title="reference path in torch",
+    rank=1000,
+    implementations={
+        Operation.QUANTIZE: quantize,
+        Operation.DEQUANTIZE: dequantize,
+        Operation.FAKE_QUANTIZE: fake_quantize,
+        Operation.TO_LAYOUT: to_layout,
+        Operation.LINEAR: linear,
+        Operation.LINEAR_MIXED: linear_mixed,
+        Operation.RMS_NORM: rms_norm,
+        Operation.SILU_MUL: silu_mul,
+        Operation.HADAMARD: hadamard,
+        Operation.RMS_NORM_QUANTIZE: rms_norm_quantize,
+        Operation.SILU_MUL_QUANTIZE: silu_mul_quantize,
+        Operation.GATHER_QUANTIZE: gather_quantize,
+        Operation.HADAMARD_QUANTIZE: hadamard_quantize,
+    },
+    why_not=_why_not,
+)
 
 __all__ = [
+    "BACKEND",
     "dequantize",
     "fake_quantize",
     "gather_quantize",

@@ -21,10 +21,10 @@ so that every plane is cut out of a dword with one shift and one mask. A plane o
 of a chunk, a dword of 16 rows beside each other. Value k of a chunk, with o = k >> 3, b = (k & 7) >> 1, f = k & 1 and
 q = 2 o + f, stands in dword q // (8 / p) at bit 8 b + p (q % (8 / p)).
 
-*The largest element.* In a compact MX+ (:func:`~microscale.layouts.largest.compact_largest`) its code is split into
+*The largest element.* In a compact MX+ (:func:`~microscale.kernels.cpu.largest.compact_largest`) its code is split into
 the ordinary element code of its leading bits, which stands in its place, and its last bits with the sign above them,
 which go into bits 5 and up of the index: value = decode(code in place) + LOW[index >> 5], with LOW from
-:func:`~microscale.layouts.largest.low_values`. In all others its raw code is in ``largest``, code 0 stands in its
+:func:`~microscale.kernels.cpu.largest.low_values`. In all others its raw code is in ``largest``, code 0 stands in its
 place, and the index byte is that of row_major (MX++ has its exponent difference in bits 5-7). A block that is zero by
 its scale code 0 has code 0 everywhere; one that is plain by it (MX+ over a float scale) keeps its codes; index and
 largest are 0 in both.
@@ -57,9 +57,9 @@ from microscale.formats import (
     format_name,
 )
 from microscale.formats.codec import decode_zero_point
-from microscale.layouts import row_major, segments
+from microscale.kernels.cpu.largest import compact_largest, join_largest, split_largest
+from microscale.layouts import Layout, row_major, segments
 from microscale.layouts.bits import pack_bits, unpack_bits
-from microscale.layouts.largest import compact_largest, join_largest, split_largest
 from microscale.layouts.row_major import PartSpec, grid_shape, matrix_shape, padded_cols, scale_dtype
 
 NAME = "rows16"
@@ -352,3 +352,7 @@ def _find_subnormals(codes: UInt8[Tensor, "groups chunks 512"], fmt: BlockFormat
 
 def _any_of_tile(flags: Bool[Tensor, "groups chunks 512"]) -> UInt8[Tensor, "groups chunks"]:
     return (flags.view(torch.int64).sum(-1) != 0).to(torch.uint8)  # 64 words of eight times 0 or 1
+
+
+LAYOUT = Layout(name=NAME, part_specs=part_specs, refusal=refusal, pack=pack, unpack=unpack)
+"""This layout as all others know it."""

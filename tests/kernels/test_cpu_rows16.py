@@ -13,8 +13,9 @@ from microscale.errors import LayoutError, ShapeError
 from microscale.formats import NAMED_FORMATS, BlockFormat, Extension, FloatElement, parse_format
 from microscale.formats.codec import decode
 from microscale.kernels import dequantize, quantize, to_layout
+from microscale.kernels.cpu import largest, rows16
 from microscale.kernels.reference.scales import scale_factor
-from microscale.layouts import LAYOUTS, find_layout, largest, rows16, unpack_bits
+from microscale.layouts import LAYOUTS, find_layout, unpack_bits
 from microscale.layouts.row_major import padded_cols
 from microscale.tensor import QuantizedTensor
 from vectors.inputs import matrices, same_bits

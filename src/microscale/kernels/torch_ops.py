@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.formats import Format, format_name, parse_format
-from microscale.kernels.dispatch import Operation, Request, choose
+from microscale.kernels.backend import Operation, Request
+from microscale.kernels.dispatch import execute
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
@@ -30,7 +31,7 @@ def fake_quantize_operator(values: Tensor, format: str, amax: Tensor | None, nam
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
-    return choose(request).implementations[Operation.FAKE_QUANTIZE](values, record, amax=amax, name=name)
+    return execute(request, values, record, amax=amax, name=name)
 
 
 @fake_quantize_operator.register_fake
@@ -54,7 +55,7 @@ def dequantize_operator(
     request = Request(
         operation=Operation.DEQUANTIZE, format=record, device=tensor.device, dtype=dtype, layout=tensor.layout
     )
-    return choose(request).implementations[Operation.DEQUANTIZE](tensor, dtype)
+    return execute(request, tensor, dtype)
 
 
 @dequantize_operator.register_fake
@@ -98,7 +99,7 @@ def linear_operator(
         layout=layout,
         activations=rounding,
     )
-    return choose(request).implementations[Operation.LINEAR](inputs, weight, bias, rounding)
+    return execute(request, inputs, weight, bias, rounding)
 
 
 @linear_operator.register_fake

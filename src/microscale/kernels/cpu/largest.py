@@ -1,4 +1,4 @@
-"""The largest element of MX+ and MX++ taken out of its block, for the layout :mod:`~microscale.layouts.rows16`.
+"""The largest element of MX+ and MX++ taken out of its block, for the layout :mod:`~microscale.kernels.cpu.rows16`.
 
 A kernel decodes all elements of a block alike; what the largest has beyond them is a correction, found through the
 index byte of the block.
