@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from microscale.checkpoint.schema import StoredLayer, TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
+from microscale.tensor import join_rows
 from small_models import same_bits
 
 LAYOUT = NativeLayout()
@@ -214,3 +216,14 @@ def test_the_object_says_everything_that_decided_the_bits() -> None:
     assert (first["activations"], first["method"]) == ("mxfp8_e4m3", "rtn")
     assert parse_format(first["format"]) == layers[0].format
     assert second["low"]["scale_rule"] == second["high"]["scale_rule"] == "minmax"
+
+
+def test_a_piece_of_a_table_is_not_written() -> None:
+    """A file holds the share that the format names; a piece has what lies in it."""
+    layer = stored(UP, "mxfp4+sparse10%:fp16", shape=(4, 64))
+    whole = quantize(weight(layer), layer.format)
+    pieces = [whole.slice_rows(0, 1), whole.slice_rows(1, 4)]
+    assert LAYOUT.pack(layer, join_rows(pieces)).keys() == LAYOUT.pack(layer, whole).keys()
+    piece = next(piece for piece in pieces if piece.parts["sparse_values"].numel() != round(0.1 * piece.rows * 64))
+    with pytest.raises(LayoutError, match=r"sparse_values.*piece of a tensor; join"):
+        LAYOUT.pack(dataclasses.replace(layer, shape=piece.shape), piece)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microscale.checkpoint.schema import StoredLayer, TensorInfo
 from microscale.checkpoint.validation import check_parts
-from microscale.errors import CheckpointError, FormatError
+from microscale.errors import CheckpointError, FormatError, LayoutError
 from microscale.formats import RangeKind, format_name, parse_activation, parse_format, spec_text
 from microscale.layouts import part_specs
 from microscale.tensor import QuantizedTensor
@@ -38,7 +38,18 @@ class NativeLayout:
         return None
 
     def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
-        """Name the parts."""
+        """Name the parts.
+
+        Raises:
+            LayoutError: a piece of a tensor whose sparse table or pair has another share than its format names.
+        """
+        for part, spec in part_specs(layer.format, layer.shape).items():
+            if tuple(tensor.parts[part].shape) != spec.shape:
+                raise LayoutError(
+                    f"{layer.name}: {part!r} of a {format_name(layer.format)} tensor in a file has the shape"
+                    f" {list(spec.shape)}, got {list(tensor.parts[part].shape)},"
+                    " a piece of a tensor; join all pieces first"
+                )
         return {f"{layer.name}.weight_{part}": value for part, value in tensor.parts.items()}
 
     def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:

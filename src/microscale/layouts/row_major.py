@@ -13,7 +13,7 @@ tensor_inv_scale    [1]                                float32; a block's scale 
 sub_scale           [rows, bytes]                      sub-group codes, dense bits
 zero_point          [rows, bytes] or [rows, blocks]    integers and fp8 as dense bits, fp16 as float16
 index               [rows, bytes]                      largest element's place (and exponent difference), dense bits
-sparse_values       [count]                            uint8 (E4M3) or float16
+sparse_values       [count]                            uint8 (E4M3) or float16; the format's share of the tensor
 sparse_columns      [count]                            int16 or int32, ascending inside a row
 sparse_offsets      [rows + 1]                         int32; row r owns the values from offset r to r + 1
 sparse_scale        [1]                                float32, only for fp8
@@ -26,9 +26,11 @@ s<i>_*              parts of the i-th segment          segments: as those of a t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from microscale.errors import ShapeError
 from microscale.formats import (
@@ -125,10 +127,33 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
     rows, cols = matrix_shape(shape)
     if isinstance(fmt, SegmentedFormat):
         return segments.join_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
-    specs = _pair_specs(fmt, rows, cols) if isinstance(fmt, PairFormat) else _block_specs(fmt, rows, cols)
+    if isinstance(fmt, PairFormat):
+        num_blocks = math.prod(grid_shape(fmt.block, rows, cols))
+        specs = _pair_specs(fmt, rows, cols, high_count(fmt, num_blocks))
+    else:
+        specs = _block_specs(fmt, rows, cols)
     if fmt.sparse is not None:
-        specs.update(_sparse_specs(fmt.sparse, rows, cols))
+        specs.update(_sparse_specs(fmt.sparse, rows, cols, sparse_count(fmt.sparse, rows * cols)))
     return specs
+
+
+def own_lengths(fmt: Format, shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> dict[str, PartSpec]:
+    """Return the specs of a sparse table and of the streams of a pair by the lengths that they have in ``parts``.
+
+    A tensor from ``quantize`` or a file has the share that its format names; a piece of one has what lies in it.
+    """
+    rows, cols = matrix_shape(shape)
+    specs: dict[str, PartSpec] = {}
+    if isinstance(fmt, PairFormat):
+        num_high = min(_length(parts.get("high_scale"), 1), math.prod(grid_shape(fmt.block, rows, cols)))
+        specs.update(_pair_specs(fmt, rows, cols, num_high))
+    if fmt.sparse is not None:
+        specs.update(_sparse_specs(fmt.sparse, rows, cols, _length(parts.get("sparse_values"), 0)))
+    return specs
+
+
+def _length(part: Tensor | None, axis: int) -> int:
+    return 0 if part is None or part.dim() <= axis else part.shape[axis]
 
 
 def _block_specs(fmt: BlockFormat, rows: int, cols: int) -> dict[str, PartSpec]:
@@ -151,8 +176,7 @@ def _block_specs(fmt: BlockFormat, rows: int, cols: int) -> dict[str, PartSpec]:
     return specs
 
 
-def _sparse_specs(sparse: SparseTable, rows: int, cols: int) -> dict[str, PartSpec]:
-    count = sparse_count(sparse, rows * cols)
+def _sparse_specs(sparse: SparseTable, rows: int, cols: int, count: int) -> dict[str, PartSpec]:
     is_fp8 = sparse.element is SparseElement.FP8
     specs = {
         "sparse_values": PartSpec(torch.uint8 if is_fp8 else torch.float16, (count,)),
@@ -164,9 +188,8 @@ def _sparse_specs(sparse: SparseTable, rows: int, cols: int) -> dict[str, PartSp
     return specs
 
 
-def _pair_specs(fmt: PairFormat, rows: int, cols: int) -> dict[str, PartSpec]:
+def _pair_specs(fmt: PairFormat, rows: int, cols: int, num_high: int) -> dict[str, PartSpec]:
     grid = grid_shape(fmt.block, rows, cols)
-    num_high = high_count(fmt, grid[0] * grid[1])
     specs = {"bitmap": PartSpec(torch.uint8, (rows, row_bytes(grid[1], 1)))}
     for prefix, part, count in (("low", fmt.low, grid[0] * grid[1] - num_high), ("high", fmt.high, num_high)):
         for name, spec in _block_specs(part, 1, count * fmt.block.size).items():
