@@ -5,7 +5,8 @@
 >>> microscale.dequantize_tensor(packed).tolist()
 [[1.0, 2.0, -0.5, 6.0]]
 
-Whole models: :func:`quantize`, :func:`save`, :func:`load`. Formats: :mod:`microscale.formats`.
+Whole models: :func:`quantize`, :func:`save`, :func:`load`. Jobs, with the words of the command line: ``generate``,
+``bench``. Formats: :mod:`microscale.formats`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     import torch
 
     from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
+    from microscale.jobs.bench import BenchResult
+    from microscale.jobs.generate import GenerateResult
     from microscale.kernels import dequantize as dequantize_tensor
     from microscale.kernels import fake_quantize
     from microscale.kernels import quantize as quantize_tensor
     from microscale.recipes import Recipe
     from microscale.tensor import QuantizedTensor
+
+    bench: Callable[..., BenchResult]
+    generate: Callable[..., GenerateResult]
 
 __version__ = "0.1.0"
 
@@ -33,9 +39,11 @@ __all__ = [
     "Format",
     "QuantizedTensor",
     "__version__",
+    "bench",
     "dequantize_tensor",
     "fake_quantize",
     "format_name",
+    "generate",
     "load",
     "load_tokenizer",
     "parse_format",
@@ -57,13 +65,20 @@ _LAZY = {
     "QuantizedTensor": ("microscale.tensor", "QuantizedTensor"),
 }
 
+_JOBS = frozenset({"bench", "generate"})
+"""Jobs whose Python front is made of their options alone, see :mod:`microscale.jobs.front`."""
+
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first used, so that the command line starts at once."""
-    if name not in _LAZY:
+    if name in _JOBS:
+        job = getattr(importlib.import_module(f"microscale.jobs.{name}"), name)
+        value = importlib.import_module("microscale.jobs.front").front(job)
+    elif name in _LAZY:
+        module, attribute = _LAZY[name]
+        value = getattr(importlib.import_module(module), attribute)
+    else:
         raise AttributeError(f"module 'microscale' has no attribute {name!r}")
-    module, attribute = _LAZY[name]
-    value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
     return value
 

@@ -58,6 +58,10 @@ class CheckpointWriteError(CheckpointError, OSError):
     """Writing failed (full disk, no permission); nothing half-written was left at the target."""
 
 
+class OptionError(MicroscaleError, ValueError, TypeError):
+    """An option of a job that does not exist, is missing, is of another kind, or lies outside its limits."""
+
+
 class RecipeError(MicroscaleError, ValueError):
     """A recipe or rule that is not valid; the message names the line where there is one."""
 

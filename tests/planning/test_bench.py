@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from microscale.planning import BenchResult, Speed, measure_speed, resident_bytes
+from microscale.planning import Speed, Speeds, measure_speed, resident_bytes
 
 
 class Recorder:
@@ -28,7 +28,7 @@ class Recorder:
         self.calls.append(("step", token))
 
 
-def run(recorder: Recorder, seed: int = 0) -> BenchResult:
+def run(recorder: Recorder, seed: int = 0) -> Speeds:
     return measure_speed(recorder, vocabulary=50, prompt_tokens=5, new_tokens=3, repeat=2, seed=seed)
 
 
@@ -51,7 +51,7 @@ def test_the_figures() -> None:
     assert 0 < result.prefill.lowest <= result.prefill.median <= result.prefill.highest <= 5 / 0.02
     speed = Speed(values=(4.0, 1.0, 3.0))
     assert (speed.median, speed.lowest, speed.highest) == (3.0, 1.0, 4.0)
-    whole = BenchResult(prompt_tokens=1, new_tokens=1, prefill=speed, decode=speed)
+    whole = Speeds(prompt_tokens=1, new_tokens=1, prefill=speed, decode=speed)
     assert whole.bytes_per_second(100) == 300.0
 
 

@@ -20,7 +20,6 @@ from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
 from microscale.cli.study_command import study
 from microscale.cli.task_scores import tasks
-from microscale.kernels import BACKENDS
 
 app = typer.Typer(
     name="microscale",
@@ -45,6 +44,8 @@ app.command("allocate")(allocate)
 
 def _show_version(value: bool) -> None:
     if value:
+        from microscale.kernels import BACKENDS
+
         missing = "none, the slow reference path is in use"
         compiled = [
             f"{backend.title}: {missing if backend.unavailable() else backend.level()}"

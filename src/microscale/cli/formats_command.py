@@ -9,7 +9,6 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, SeedOption, command, console, print_json, print_table
 from microscale.formats import ALIASES, format_name, parse_format, spec_text
-from microscale.report import explain_format, formats_table_rows, value_grid_text
 
 _DROP = {"summary": 4, "title": 5, "block": 1, "scale": 2}
 
@@ -32,6 +31,8 @@ def formats(
 
 
 def _list_formats(as_json: bool) -> None:
+    from microscale.report import formats_table_rows
+
     rows = formats_table_rows()
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
@@ -44,6 +45,8 @@ def _list_formats(as_json: bool) -> None:
 
 
 def _explain(name: str, as_json: bool) -> None:
+    from microscale.report import explain_format, value_grid_text
+
     fmt = parse_format(name)
     facts = explain_format(fmt)
     if as_json:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from microscale.algorithms import EFFORTS, METHODS, STEPS, parse_method
 from microscale.cli.output import JsonOption, SeedOption, command, print_json, print_wrapped_table
 
 
@@ -21,6 +20,8 @@ def methods(
 
     Examples: `microscale methods`, `microscale methods hadamard:size=64+gptq`
     """
+    from microscale.algorithms import EFFORTS, METHODS, STEPS, parse_method
+
     del seed
     chains = {word: parse_method(word).text for word in METHODS}
     chains |= {f"best --effort {effort}": parse_method("best", effort=effort).text for effort in EFFORTS}

@@ -21,7 +21,6 @@ from rich.text import Text
 from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
 from microscale.errors import MicroscaleError
 from microscale.formats import ActivationSpec, Format, SegmentedFormat, format_name
-from microscale.kernels import BACKENDS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +50,8 @@ def _strict(value: Any) -> Any:
 
 def tell_missing_kernels() -> None:
     """Say on standard error, in a line for each, how to get compiled kernels that this machine could run but lacks."""
+    from microscale.kernels import BACKENDS
+
     for advice in filter(None, (backend.advice() for backend in BACKENDS)):
         error_console.print(f"note: {advice}", style="yellow", markup=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ from microscale.planning.allocator import (
     solve,
 )
 from microscale.planning.analysis import CurvePoint, ModelAnalysis, analyze_model
-from microscale.planning.bench import BenchResult, Speed, measure_speed, resident_bytes
+from microscale.planning.bench import Speed, Speeds, measure_speed, resident_bytes
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import DEFAULT_FORMATS, Candidate, parse_candidate, parse_candidates
 from microscale.planning.comparison import EVERYTHING, MODES, ComparisonResult, Step, compare_formats
@@ -36,7 +36,6 @@ __all__ = [
     "MODES",
     "AllocatedLayer",
     "Allocation",
-    "BenchResult",
     "Budget",
     "BudgetUnit",
     "Candidate",
@@ -59,6 +58,7 @@ __all__ = [
     "Side",
     "Solution",
     "Speed",
+    "Speeds",
     "Step",
     "TensorFacts",
     "allocated_layers",

@@ -56,7 +56,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchResult:
+class Speeds:
     """Speeds of prompts (prefill) and of single tokens (decode)."""
 
     prompt_tokens: int
@@ -78,7 +78,7 @@ def measure_speed(
     repeat: int,
     seed: int,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
-) -> BenchResult:
+) -> Speeds:
     """Time a model on random tokens of its vocabulary; all counts are at least 1."""
     generator = torch.Generator().manual_seed(seed)
     tokens: list[int] = torch.randint(0, vocabulary, (prompt_tokens + new_tokens,), generator=generator).tolist()
@@ -99,7 +99,7 @@ def measure_speed(
             prefill.append(prompt_tokens / (middle - started))
             decode.append(new_tokens / (ended - middle))
     progress(repeat, repeat, "")
-    return BenchResult(
+    return Speeds(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         prefill=Speed(values=tuple(prefill)),

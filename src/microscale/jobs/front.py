@@ -1,0 +1,79 @@
+"""The Python front of a job: keywords in, the record of the result out.
+
+``microscale.generate("OUT", "The sea was", max_new_tokens=40)`` is the job ``generate`` with the options of
+:class:`~microscale.jobs.generate_options.GenerateOptions`, under the same words as on the command line.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
+
+from microscale.errors import OptionError, QuantizationNote
+from microscale.jobs.option import Options, Place, options_of, record_from
+from microscale.jobs.reporting import ProgressReporter, Reporter
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+R = TypeVar("R")
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A result that has something to say; Python warns of it, the command line prints it."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """The texts."""
+        ...
+
+
+def front(job: Callable[[O, Reporter], R]) -> Callable[..., R]:
+    """Return a job as a function of keywords; ``progress`` is called with (done, total, what is at hand).
+
+    The record of options is the one that the job's annotation names. Notes of the result become warnings of
+    :class:`~microscale.errors.QuantizationNote`.
+
+    Raises:
+        OptionError: the function that is returned: an unknown word, or a value that its option refuses.
+    """
+    record: type[O] = get_type_hints(job)["options"]
+    placed = [one.word for one in options_of(record) if one.option.place is Place.ARGUMENT]
+
+    @functools.wraps(job)
+    def call(*arguments: Any, **words: Any) -> R:
+        if len(arguments) > len(placed):
+            raise OptionError(f"{job.__name__} takes {', '.join(placed)} without a word, all else by its word")
+        progress = words.pop("progress", None)
+        reporter = ProgressReporter() if progress is None else ProgressReporter(progress)
+        result = job(record_from(record, dict(zip(placed, arguments, strict=False)) | words), reporter)
+        if isinstance(result, HasNotes):
+            for note in result.notes:
+                warnings.warn(note, QuantizationNote, stacklevel=2)
+        return result
+
+    call.__signature__ = signature_of(record)  # type: ignore[attr-defined]
+    call.__doc__ = f"{inspect.getdoc(job)}\n\n{_options_text(record)}"
+    return call
+
+
+def signature_of(record: type[Options]) -> inspect.Signature:
+    """Return the signature of a function that takes the options of a record by word."""
+    kinds = {Place.ARGUMENT: inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    parameters = [
+        inspect.Parameter(
+            one.word,
+            kinds.get(one.option.place, inspect.Parameter.KEYWORD_ONLY),
+            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+            annotation=one.type,
+        )
+        for one in sorted(options_of(record), key=lambda one: one.option.place is not Place.ARGUMENT)
+    ]
+    return inspect.Signature([*parameters, inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None)])
+
+
+def _options_text(record: type[Options]) -> str:
+    return "Options:\n" + "\n".join(f"    {one.word}: {one.option.help}" for one in options_of(record))

@@ -1,0 +1,69 @@
+"""Options that several jobs share, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from microscale.jobs.option import Option, Options, Place
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Source = str | Path | Sequence[str] | Tensor
+    """What is calibrated on: a text file, JSON lines or a dataset by name; texts; token ids [samples, tokens]."""
+else:
+    Source = Any
+
+Seed = Annotated[int, Option(help="Seed of everything random.", minimum=0, maximum=2**63 - 1)]
+Dtype = Annotated[str, Option(help="Float type of the computation.")]
+CHECKPOINT_HELP = "Checkpoint directory (quantized or not), or hub name."
+CheckpointModel = Annotated[Any, Option(help=CHECKPOINT_HELP, place=Place.ARGUMENT, command_type=str)]
+"""A model as it is scored or generates, quantized or not: where it lies, in Python also the model itself."""
+OriginalModel = Annotated[
+    Any,
+    Option(
+        help="Directory or hub name of a transformers causal language model.", place=Place.ARGUMENT, command_type=str
+    ),
+]
+"""An unquantized model: where it lies, in Python also the model itself."""
+Tokenizer = Annotated[
+    Any, Option(help="What reads the text (default: the tokenizer beside the model).", place=Place.PYTHON)
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextOptions(Options):
+    """What a model is measured on (``source``; None: nothing), and how much of it."""
+
+    source: Annotated[
+        Source | None,
+        Option(
+            help="Text file, JSON lines or dataset name to calibrate on.",
+            word="calibration",
+            command_type=str | None,
+        ),
+    ] = None
+    field: Annotated[
+        str, Option(help="Field of JSON lines or of a dataset that holds the text.", word="calibration_field")
+    ] = "text"
+    samples: Annotated[int, Option(help="Windows of calibration text.", minimum=1)] = 128
+    window: Annotated[int, Option(help="Tokens in a window, BOS included.", minimum=2)] = 2048
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CalibrationOptions(TextOptions):
+    """What a quantized model is calibrated on, and how.
+
+    ``observer`` is what a user named for static ranges; None: the default, where there are any.
+    """
+
+    feed: Annotated[
+        str, Option(help="What a layer is measured on: quantized (layers before it, default) or original.")
+    ] = "quantized"
+    observer: Annotated[
+        str | None, Option(help="Of static activation ranges: minmax, percentile(99.9), mse (default), kl …")
+    ] = None
