@@ -25,11 +25,11 @@ from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.block_error import block_error
 from microscale.algorithms.distill import ENOUGH_TOKENS
 from microscale.algorithms.flatquant import FlatQuant, kronecker_sizes
-from microscale.algorithms.learned import clipped_rounding
 from microscale.algorithms.macro_block import MacroBlock
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.rotation import start_rotation
 from microscale.algorithms.spinquant import SpinQuant, cayley_step, token_loss
+from microscale.algorithms.straight_through import clipped_rounding
 from microscale.errors import CalibrationError, RecipeError
 from microscale.formats import parse_format
 from microscale.kernels import fake_quantize

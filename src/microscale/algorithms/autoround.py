@@ -14,22 +14,22 @@ Source: arXiv 2309.05516, algorithm 1 and equation 3.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask, LayerFunction, LayerTask, clipped
-from microscale.algorithms.learned import clip_gradient, is_seen, learn_groups
+from microscale.algorithms.fit import line
+from microscale.algorithms.learned import is_seen, learn_groups
 from microscale.algorithms.rtn import block_amax, block_width
-from microscale.algorithms.straight_through import straight_through_inputs
+from microscale.algorithms.straight_through import StandIn
 from microscale.calibration import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels.grid import grid_refusal, make_grid
-from microscale.kernels.transform import apply_transforms
 
 SMALLEST_CLIP = 0.1
 
@@ -85,29 +85,12 @@ class AutoRound(BlockStep):
         rate = self.lr or 1.0 / max(self.steps, 1)
 
         @torch.no_grad()
-        def update(done: float) -> None:
+        def update(step: int, steps: int) -> None:
             for layer in layers:
-                layer.move(rate * (1.0 - done))
+                layer.move(rate * line(step, steps))
 
         parameters = [parameter for layer in layers for parameter in layer.parameters]
         return learn_groups(problem, learners, parameters, update, steps=self.steps, what=self.name)
-
-
-class _TunedRounding(torch.autograd.Function):
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, offset: Tensor, limit: Tensor, weight: Tensor, fmt: Format
-    ) -> Tensor:
-        grid = make_grid(torch.clamp(weight, -limit, limit), fmt)
-        gap = grid.gap(weight)
-        rounded = grid.round(weight + offset * gap, slice(None))
-        ctx.save_for_backward(gap, limit, weight, rounded)
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gap, limit, weight, rounded = ctx.saved_tensors
-        return gradients[0] * gap, clip_gradient(gradients[0], weight, limit, rounded), None, None
 
 
 class _TunedLayer:
@@ -144,15 +127,15 @@ class _TunedLayer:
         if self.factor.grad is not None:
             self.factor.sub_(step * self.factor.grad.sign()).clamp_(SMALLEST_CLIP, 1.0)
 
-    def stand_in(self, bias: Tensor | None) -> LayerFunction:
+    def stand_in(self, bias: Tensor | None) -> StandIn:
         """Return what the layer computes while it learns."""
-
-        def run(inputs: Tensor) -> Tensor:
-            turned = straight_through_inputs(apply_transforms(inputs, self.layer.transforms), self.layer.activations)
-            rounded = _TunedRounding.apply(self.offset, self.limit, self.weight, self.layer.format)
-            return functional.linear(turned, rounded, bias)
-
-        return run
+        return StandIn(
+            layer=self.layer,
+            bias=bias,
+            operands=lambda inputs: (inputs, self.weight),
+            limit=lambda weight: self.limit,
+            offset=self.offset,
+        )
 
     @torch.no_grad()
     def result(self) -> LayerTask:
@@ -168,9 +151,9 @@ class _TunedGroup:
         self.group = group
         self.layers = [_TunedLayer(layer, has_clip=has_clip) for layer in group.layers]
 
-    def stand_ins(self, problem: BlockProblem) -> dict[str, LayerFunction]:
+    def stand_ins(self, biases: Mapping[str, Tensor | None]) -> Mapping[str, LayerFunction]:
         """Return what the layers compute while they learn."""
-        return {layer.layer.name: layer.stand_in(problem.biases[layer.layer.name]) for layer in self.layers}
+        return {layer.layer.name: layer.stand_in(biases[layer.layer.name]) for layer in self.layers}
 
     def result(self) -> GroupTask:
         """Return the group with the offsets."""

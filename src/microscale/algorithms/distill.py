@@ -13,32 +13,26 @@ transforms aligned with MX blocks); their combination, the start and the schedul
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from microscale.algorithms.contract import GroupTask, LayerFunction, LayerTask, ModelProblem, ModelStep
+from microscale.algorithms.fit import Judged, adam, epoch_batches, fit, hold_out, warm_cosine
 from microscale.algorithms.hadamard import fitting_size
-from microscale.algorithms.straight_through import straight_through, straight_through_inputs
-from microscale.errors import CalibrationError, RecipeError
-from microscale.kernels.transform import apply_transforms, block_product, hadamard_matrix, restore_weight
-from microscale.transforms import block_transform, hadamard_transform
+from microscale.algorithms.learned import LearnedTransform, all_stand_ins
+from microscale.errors import RecipeError
+from microscale.kernels.transform import block_product, hadamard_matrix, restore_weight
+from microscale.transforms import Transform, block_transform, hadamard_transform
 
 TRANSFORMS = ("block", "shared", "hadamard", "none")
-WARM_UP = 0.05
-"""Share of the steps over which the learning rates rise."""
-FLOOR = 0.05
-"""Share of the learning rates that the cosine ends at."""
 ENOUGH_TOKENS = 32_768
 """Tokens of calibration from which on the learning rates are taken as they are; fewer take less in proportion."""
-MOST_HELD_OUT, HELD_OUT_SHARE = 4, 8
-"""Windows that nothing learns from: one in eight, and at most four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,65 +80,41 @@ class Distill(ModelStep):
             CalibrationError: the loss left the finite numbers.
         """
         groups = [_LearnedGroup(group, self) for group in problem.groups]
-        stand_ins = {name: function for group in groups for name, function in group.stand_ins(problem).items()}
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [weight for group in groups for weight in group.weights], "lr": self.lr},
-                {"params": [group.matrix for group in groups if group.is_learned], "lr": self.lr_transform},
-            ],
-            betas=(0.9, 0.95),
-            weight_decay=0.0,
-        )
+        stand_ins = all_stand_ins(groups, problem.biases)
         share = min(1.0, problem.windows.numel() / ENOUGH_TOKENS)
-        rates = [share * float(part["lr"]) for part in optimizer.param_groups]
-        parameters = [weight for part in optimizer.param_groups for weight in part["params"]]
-        learned, held_out = self._split(problem)
-        batches = list(self._batches(learned, problem.seed))
-        before = held_out_divergence(problem, stand_ins, held_out) if batches else 0.0
-        for i, tokens in enumerate(batches):
-            problem.progress(i, len(batches), "distilling")
-            for part, rate in zip(optimizer.param_groups, rates, strict=True):
-                part["lr"] = rate * schedule(i, len(batches))
-            loss = divergence(problem, stand_ins, tokens)
-            if not bool(torch.isfinite(loss)):
-                raise CalibrationError(f"distill: the loss became {float(loss)} at step {i}; lower lr or lr_transform")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # pyright: ignore[reportUnknownMemberType]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()  # pyright: ignore[reportUnknownMemberType]
-        after = held_out_divergence(problem, stand_ins, held_out) if batches else 0.0
-        if not after <= before:  # NaN is no better
+        weights = [weight for group in groups for weight in group.weights]
+        matrices = [group.matrix for group in groups if group.is_learned]
+        parts = [(weights, share * self.lr), (matrices, share * self.lr_transform)]
+        learned, held_out = (problem.windows[samples] for samples in hold_out(len(problem.windows), problem.seed))
+        batches = epoch_batches(len(learned), self.epochs, batch=self.batch, seed=problem.seed)
+        judges = held_out if batches else held_out[:0]
+
+        def judge(state: Sequence[_LearnedGroup] | None = groups) -> Judged[Sequence[_LearnedGroup] | None]:
+            return Judged(state=state, error=held_out_divergence(problem, stand_ins, judges))
+
+        start = judge(None)
+        found = fit(
+            batches,
+            lambda batch: divergence(problem, stand_ins, learned[batch]),
+            adam(parts, schedule=warm_cosine, betas=(0.9, 0.95), max_norm=1.0),
+            parameters=[*weights, *matrices],
+            start=start,
+            judge=judge,
+            name=self.name,
+            remedy="lower lr or lr_transform",
+            progress=lambda step, steps: problem.progress(step, steps, "distilling"),
+        )
+        if found.best.state is None:
             problem.tell(
-                f"distill learned nothing that lasts: KL on {len(held_out)} held-out window(s) went from {before:.3g}"
-                f" to {after:.3g}, so the weights stay as they were; give more calibration text, or a lower lr"
+                f"distill learned nothing that lasts: KL on {len(held_out)} held-out window(s) went from"
+                f" {start.error:.3g} to {found.last.error:.3g}, so the weights stay as they were; give more calibration"
+                " text, or a lower lr"
             )
-            groups = [_LearnedGroup(group, self) for group in problem.groups]
-        return tuple(group.result() for group in groups)
-
-    def _split(self, problem: ModelProblem) -> tuple[Tensor, Tensor]:
-        """Return the windows that are learned from, and those that are held out."""
-        count = len(problem.windows)
-        held_out = min(MOST_HELD_OUT, max(1, count // HELD_OUT_SHARE)) if count > 1 else 0
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(problem.seed))
-        return problem.windows[order[held_out:].sort().values], problem.windows[order[:held_out].sort().values]
-
-    def _batches(self, windows: Tensor, seed: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        left = round(self.epochs * len(windows))
-        while left > 0:
-            order = torch.randperm(len(windows), generator=generator)[:left]
-            for start in range(0, len(order), self.batch):
-                yield windows[order[start : start + self.batch]]
-            left -= len(order)
+        best = found.best.state or [_LearnedGroup(group, self) for group in problem.groups]
+        return tuple(group.result() for group in best)
 
 
-def schedule(step: int, steps: int) -> float:
-    """Return the share of the learning rate at a step: a short rise, then half a cosine down to :data:`FLOOR`."""
-    rise = min(1.0, (step + 1) / (WARM_UP * steps + 1))
-    return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunction], tokens: Tensor) -> Float[Tensor, ""]:
+def divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Float[Tensor, ""]:
     """Return the mean over tokens of KL(unquantized || quantized) in nats."""
     with torch.no_grad():
         wanted = functional.log_softmax(problem.logits({}, tokens).to(torch.float32), -1)
@@ -153,7 +123,7 @@ def divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunction], token
 
 
 @torch.no_grad()
-def held_out_divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunction], windows: Tensor) -> float:
+def held_out_divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], windows: Tensor) -> float:
     """Return the mean :func:`divergence` of windows, 0 of none."""
     if not len(windows):
         return 0.0
@@ -161,54 +131,43 @@ def held_out_divergence(problem: ModelProblem, stand_ins: dict[str, LayerFunctio
     return sum(found) / len(found)
 
 
-class _LearnedGroup:
+class _LearnedGroup(LearnedTransform):
     """The weights of a group and the matrix of its input, as parameters.
 
     The weights are those of the inputs behind the transforms that the layers have already (the order of segments).
     """
 
     def __init__(self, group: GroupTask, options: Distill) -> None:
-        self.group = group
-        self.weights = [layer.target.detach().clone().requires_grad_() for layer in group.layers]
+        super().__init__(group, has_clip=False)
+        self.weights = [weight.detach().clone().requires_grad_() for weight in self.weights]
         self.size = fitting_size(group.cols, options.size) if options.transform != "none" else 1
         self.is_learned = options.transform in ("block", "shared") and self.size > 1
         like = group.layers[0].weight
         count = group.cols // self.size if options.transform == "block" else 1
         self.matrix = hadamard_matrix(self.size, like.detach()).repeat(count, 1, 1).requires_grad_(self.is_learned)
 
-    def stand_ins(self, problem: ModelProblem) -> dict[str, LayerFunction]:
-        """Return what each layer computes while it learns."""
-        return {
-            layer.name: self._stand_in(layer, weight, problem.biases[layer.name])
-            for layer, weight in zip(self.group.layers, self.weights, strict=True)
-        }
+    def turn(self, inputs: Tensor) -> Tensor:
+        """Return every block times its matrix."""
+        return inputs if self.size == 1 else block_product(inputs, self.matrix)
 
-    def _stand_in(self, layer: LayerTask, weight: Tensor, bias: Tensor | None) -> LayerFunction:
-        def run(inputs: Tensor) -> Tensor:
-            inputs = self._turned(apply_transforms(inputs, layer.transforms), self.matrix)
-            rounded = straight_through_inputs(inputs, layer.activations)
-            return functional.linear(rounded, straight_through(self._turned_weight(weight), layer.format), bias)
-
-        return run
-
-    def _turned(self, inputs: Tensor, matrix: Tensor) -> Tensor:
-        return inputs if self.size == 1 else block_product(inputs, matrix)
-
-    def _turned_weight(self, weight: Tensor) -> Tensor:
+    def turn_weight(self, weight: Tensor) -> Tensor:
+        """Return every block times the inverse, transposed."""
         if self.size == 1:
             return weight
         matrix = torch.linalg.inv(self.matrix).transpose(1, 2) if self.is_learned else self.matrix
         return block_product(weight, matrix)
 
-    def result(self) -> GroupTask:
-        """Return the group with what was learned."""
-        layers = tuple(
-            dataclasses.replace(layer, weight=restore_weight(weight.detach(), layer.transforms), clip=None)
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return the transform, learned or fixed."""
+        if self.size == 1:
+            return ()
+        cols = self.group.cols
+        learned = block_transform(self.matrix.detach(), cols) if self.is_learned else None
+        return (learned or hadamard_transform(cols, self.size),)
+
+    def layers(self) -> tuple[LayerTask, ...]:
+        """Return the layers with the weights that were learned."""
+        return tuple(
+            dataclasses.replace(layer, weight=restore_weight(weight.detach(), layer.transforms))
             for layer, weight in zip(self.group.layers, self.weights, strict=True)
         )
-        if self.size > 1:
-            cols = self.group.cols
-            learned = block_transform(self.matrix.detach(), cols) if self.is_learned else None
-            transform = learned or hadamard_transform(cols, self.size)
-            layers = tuple(layer.with_transforms([transform]) for layer in layers)
-        return dataclasses.replace(self.group, layers=layers)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
-from microscale.algorithms.learned import LearnedTransform, adam, is_seen, learn_groups
+from microscale.algorithms.fit import adam
+from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.rotation import start_rotation
 from microscale.calibration import Wanted
 from microscale.errors import RecipeError

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
-from microscale.algorithms.learned import LearnedTransform, adam, is_seen, learn_groups
+from microscale.algorithms.fit import adam
+from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.smoothquant import SmoothQuant
 from microscale.calibration import Wanted

@@ -12,7 +12,6 @@ Source: arXiv 2405.16406, sections 3 and 4; the bound of the step is that of arX
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms.contract import LayerFunction, LayerTask, ModelProblem, RotationProblem, RotationStep
+from microscale.algorithms.contract import LayerTask, ModelProblem, RotationProblem, RotationStep
+from microscale.algorithms.fit import Judged, fit, line, step_batches
 from microscale.algorithms.rotation import start_rotation
-from microscale.algorithms.straight_through import straight_through, straight_through_inputs
-from microscale.errors import CalibrationError, RecipeError
+from microscale.algorithms.straight_through import StandIn
+from microscale.errors import RecipeError
 
 JUDGES = 4
 """Batches that the learned rotation and its start are compared on."""
@@ -56,40 +56,36 @@ class SpinQuant(RotationStep):
         """
         model = problem.model
         assert model is not None
-        turn = start_rotation(problem.size, self.seed)
-        start = problem.admissible(turn.to(model.windows.device))
-        current = start
-        for i, tokens in enumerate(self._batches(model)):
-            model.progress(i, self.steps, self.name)
-            leaf = current.to(torch.float32).requires_grad_()
-            loss = token_loss(problem, model, leaf, tokens)
-            if not bool(torch.isfinite(loss)):
-                raise CalibrationError(f"spinquant: the loss became {loss.item()} at step {i}; lower lr")
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            current = cayley_step(current, gradient, self.lr * (1 - i / self.steps), keeps_mean=problem.keeps_mean)
+        current = problem.admissible(start_rotation(problem.size, self.seed).to(model.windows.device))
+        leaf = current.to(torch.float32, copy=True).requires_grad_()
         judges = model.windows[: JUDGES * self.batch].split(self.batch)
-        loss_of = _judge(problem, model, judges)
-        return current if loss_of(current) <= loss_of(start) else start
+
+        def update(step: int, steps: int) -> None:
+            nonlocal current
+            assert leaf.grad is not None
+            rate = self.lr * line(step, steps)
+            current = cayley_step(current, leaf.grad, rate, keeps_mean=problem.keeps_mean)
+            leaf.data.copy_(current)
+
+        @torch.no_grad()
+        def judge() -> Judged[Tensor]:
+            return Judged(state=current, error=sum(float(token_loss(problem, model, leaf, part)) for part in judges))
+
+        return fit(
+            step_batches(len(model.windows), self.steps, batch=self.batch, seed=model.seed),
+            lambda batch: token_loss(problem, model, leaf, model.windows[batch]),
+            update,
+            parameters=[leaf],
+            start=judge(),
+            judge=judge,
+            name=self.name,
+            remedy="lower lr",
+            progress=lambda step, steps: model.progress(step, steps, self.name),
+        ).best.state
 
     def head_rotation(self, size: int, index: int) -> Float[Tensor, "size size"] | None:
         """Return the rotation of the values of block ``index``."""
         return start_rotation(size, self.seed + 1 + index) if self.values else None
-
-    def _batches(self, model: ModelProblem) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(model.seed)
-        left: list[Tensor] = []
-        for _ in range(self.steps):
-            left = left or list(torch.randperm(len(model.windows), generator=generator).split(self.batch))
-            yield model.windows[left.pop()]
-
-
-def _judge(problem: RotationProblem, model: ModelProblem, batches: tuple[Tensor, ...]) -> Callable[[Tensor], float]:
-    def judge(rotation: Tensor) -> float:
-        with torch.no_grad():
-            turn = rotation.to(torch.float32)
-            return sum(float(token_loss(problem, model, turn, tokens)) for tokens in batches)
-
-    return judge
 
 
 def token_loss(
@@ -105,18 +101,18 @@ def token_loss(
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def _stand_in(problem: RotationProblem, layer: LayerTask, rotation: Tensor, bias: Tensor | None) -> LayerFunction:
+def _stand_in(problem: RotationProblem, layer: LayerTask, rotation: Tensor, bias: Tensor | None) -> StandIn:
     reads, writes = layer.name in problem.readers, layer.name in problem.writers
 
-    def run(inputs: Tensor) -> Tensor:
+    def operands(inputs: Tensor) -> tuple[Tensor, Tensor]:
         weight = layer.weight @ rotation if reads else layer.weight
         weight = rotation.T @ weight if writes else weight
-        turned = straight_through_inputs(inputs @ rotation if reads else inputs, layer.activations)
-        outputs = functional.linear(turned, straight_through(weight, layer.format))
-        outputs = outputs @ rotation.T if writes else outputs
-        return outputs if bias is None else outputs + bias
+        return inputs @ rotation if reads else inputs, weight
 
-    return run
+    def outputs(products: Tensor) -> Tensor:
+        return products @ rotation.T if writes else products
+
+    return StandIn(layer=layer, bias=bias, operands=operands, outputs=outputs)
 
 
 def cayley_step(
