@@ -16,6 +16,7 @@ import torch
 
 from microscale.formats import (
     NAMED_ELEMENTS,
+    Draw,
     Element,
     FloatElement,
     IntElement,
@@ -361,7 +362,7 @@ def test_stochastic_probability(word: str, value: float, lower: float, upper: fl
     """The share of numbers that go up lies within 5 standard deviations of a binomial around the probability."""
     element, count = element_of(word), 200_000
     for seed in (0, 1, 123456789):
-        noise = random_bits(torch.arange(count), seed)
+        noise = random_bits(torch.arange(count), Draw(seed=seed))
         got = decode(encode(torch.full((count,), value), element, rounding=Rounding.STOCHASTIC, noise=noise), element)
         assert set(got.tolist()) <= {lower, upper}
         share = float((got == upper).double().mean())
@@ -378,19 +379,19 @@ def test_stochastic_thresholds_are_exact() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1, 2**40 + 3, 2**63 - 1, 2**70])
 def test_random_bits_follow_their_formula(seed: int) -> None:
     indices = [*range(64), 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**40]
-    got = random_bits(torch.tensor(indices), seed).tolist()
+    got = random_bits(torch.tensor(indices), Draw(seed=seed)).tolist()
     assert got == [exact.random_bits(index, seed) for index in indices]
     assert all(0 <= bits < 2**RANDOM_BITS for bits in got)
 
 
 def test_random_bits_are_even_and_independent_of_order_and_seed() -> None:
     indices = torch.arange(1 << 17)
-    first = random_bits(indices, 5)
-    assert torch.equal(random_bits(indices.flip(0), 5).flip(0), first)
+    first = random_bits(indices, Draw(seed=5))
+    assert torch.equal(random_bits(indices.flip(0), Draw(seed=5)).flip(0), first)
     counts = torch.bincount(first >> 16, minlength=256).double()
     chi_square = float(((counts - 512) ** 2 / 512).sum())
     assert 128 < chi_square < 400, "256 bins of 512: mean 255, standard deviation 22.6"
-    other = random_bits(indices, 6)
+    other = random_bits(indices, Draw(seed=6))
     correlation = float(torch.corrcoef(torch.stack([first.double(), other.double()]))[0, 1])
     assert abs(correlation) < 5 / math.sqrt(len(indices))
 

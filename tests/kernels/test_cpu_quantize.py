@@ -394,7 +394,9 @@ def test_export_keeps_the_bits(strict: bool) -> None:
 
 def test_the_operators_pass_the_checks_of_torch() -> None:
     packed = quantize(torch.randn(4, 32), "mxfp8")
-    torch.library.opcheck(torch.ops.microscale.fake_quantize.default, (torch.randn(2, 32), "mxfp4", None, "inputs"))
+    torch.library.opcheck(
+        torch.ops.microscale.fake_quantize.default, (torch.randn(2, 32), "mxfp4", None, None, "inputs")
+    )
     arguments = (list(packed.parts.values()), list(packed.parts), "mxfp8", [4, 32], torch.bfloat16, "row_major")
     torch.library.opcheck(torch.ops.microscale.dequantize.default, arguments)
 

@@ -305,8 +305,8 @@ def f32_inverse_scale(amax: float, numerator: float) -> np.float32:
     return min(ratio, np.float32(float(FLOAT32_MAX)))
 
 
-def random_bits(index: int, seed: int) -> int:
-    """The 24 random bits of a place, in plain integers."""
+def random_bits(index: int, seed: int, step: int = 0, place: int = 0) -> int:
+    """The 24 random bits of an element, in plain integers."""
     mask = 2**32 - 1
 
     def mix(h: int) -> int:
@@ -316,8 +316,10 @@ def random_bits(index: int, seed: int) -> int:
             h = (h * factor) & mask
         return h
 
-    h = mix(mix(index) ^ mix(seed + 0x9E3779B9))
-    return h >> 8
+    key = mix(seed + 0x9E3779B9)
+    if (step, place) != (0, 0):
+        key = mix(mix(key ^ mix(step + 0x85EBCA6B)) ^ mix(place + 0xC2B2AE35))
+    return mix(mix(index) ^ key) >> 8
 
 
 def f32_product(number: float, factor: np.float32) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from microscale.formats import NAMED_FORMATS
+from microscale.formats import NAMED_FORMATS, Draw
 from microscale.formats.codec import random_bits
 from microscale.kernels import dequantize, quantize
 from microscale.tensor import QuantizedTensor
@@ -56,7 +56,7 @@ def described(tensor: torch.Tensor) -> dict[str, Any]:
 
 def bell(rows: int, cols: int, seed: int) -> torch.Tensor:
     """Roughly Gaussian numbers, the same on every machine: sums of four uniform 24-bit integers."""
-    uniform = random_bits(torch.arange(rows * cols * 4), seed).reshape(rows, cols, 4)
+    uniform = random_bits(torch.arange(rows * cols * 4), Draw(seed=seed)).reshape(rows, cols, 4)
     return (uniform.sum(-1) - 2**25).to(torch.float32) * 2.0**-23
 
 

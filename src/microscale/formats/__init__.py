@@ -21,6 +21,7 @@ from microscale.formats.block import (
     VectorBlock,
     ZeroPoint,
 )
+from microscale.formats.draw import Draw, tensor_place
 from microscale.formats.elements import (
     NAMED_ELEMENTS,
     Element,
@@ -47,6 +48,7 @@ __all__ = [
     "Block",
     "BlockFormat",
     "ChannelBlock",
+    "Draw",
     "Element",
     "Extension",
     "FloatElement",
@@ -81,5 +83,6 @@ __all__ = [
     "power_of_two_scale",
     "spec_text",
     "split_outside",
+    "tensor_place",
     "uint_element",
 ]

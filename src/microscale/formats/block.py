@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from microscale.errors import FormatError
+from microscale.formats.draw import Draw
 from microscale.formats.elements import FP32, Element, FloatElement, IntElement
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import (
@@ -141,6 +142,8 @@ class SparseTable:
 class BlockFormat:
     """An element type, a block shape and a scale, with every policy that decides the bits.
 
+    ``seed`` is that of the default draw of stochastic rounding, for who gives no other with the numbers.
+
     Raises:
         FormatError: parts that contradict each other; the message says which and why.
     """
@@ -260,6 +263,11 @@ class BlockFormat:
         if not self.scale.is_power_of_two and rule.arguments[0] <= 0:
             return f"rule {rule} over a float scale searches factors: the window is two positive numbers"
         return None
+
+    @property
+    def default_draw(self) -> Draw:
+        """What stochastic rounding draws from where no draw is given."""
+        return Draw(seed=self.seed)
 
     @property
     def index_bits(self) -> int:

@@ -5,51 +5,32 @@ This is the definition of every rounding mode. All arithmetic is exact: a float 
 business of ``kernels``.
 
 Stochastic rounding draws 24 bits for each element from a counter-based generator (:func:`random_bits`), so that
-a number depends on the seed and on the element's place only, on every device.
+a number depends on the draw and on the element's place only, on every device.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from microscale.formats.block import BlockFormat, ZeroPoint
+from microscale.formats.draw import Draw, mix
 from microscale.formats.elements import E4M3, FP16, FP32, Element, FloatElement, IntElement
 from microscale.formats.policies import Overflow, Rounding
 
 RANDOM_BITS = 24
-_MASK32 = 0xFFFFFFFF
 
 
-def random_bits(indices: Int[Tensor, "..."], seed: int) -> Int[Tensor, "..."]:
+def random_bits(indices: Int[Tensor, "..."], draw: Draw) -> Int[Tensor, "..."]:
     """Return 24 pseudo-random bits for each index, the same on every device and in every order.
 
-    Formula: mix(mix(index) ^ mix(seed + 0x9E3779B9)), the top 24 of its 32 bits, where mix(h) is three rounds of
-    h ^= h >> s; h = h * c mod 2^32 with (s, c) = (16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1). Indices and seeds
-    from 2^32 on are first folded: i ^ (i >> 32) * 0x85EBCA6B.
-
-    Source: the integer mixing function with these constants is public (lowest known bias for two rounds).
+    Formula: mix(mix(index) ^ key), the top 24 of its 32 bits, with :func:`~microscale.formats.draw.mix` and the key of
+    the draw (:attr:`~microscale.formats.draw.Draw.key`).
     """
-    return _mix(_mix(indices.to(torch.int64)) ^ noise_key(seed)) >> (32 - RANDOM_BITS)
-
-
-def noise_key(seed: int) -> int:
-    """Return the 32 bits that a seed contributes to :func:`random_bits`."""
-    return _mix(seed + 0x9E3779B9)
-
-
-_Word = TypeVar("_Word", int, Tensor)
-
-
-def _mix(h: _Word) -> _Word:
-    h = (h ^ ((h >> 32) * 0x85EBCA6B)) & _MASK32
-    h = ((h ^ (h >> 16)) * 0x21F0AAAD) & _MASK32
-    h = ((h ^ (h >> 15)) * 0x735A2D97) & _MASK32
-    return h ^ (h >> 15)
+    return mix(mix(indices.to(torch.int64)) ^ draw.key) >> (32 - RANDOM_BITS)
 
 
 def round_to_int(

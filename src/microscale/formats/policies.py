@@ -18,7 +18,7 @@ class Rounding(Enum):
     TOWARD_ZERO = "toward_zero"
     """To the next value toward zero."""
     STOCHASTIC = "stochastic"
-    """Up with a probability equal to the position between the two neighbours; reproducible by the format's seed."""
+    """Up with a probability equal to the position between the two neighbours; repeatable by its draw (see ``Draw``)."""
 
 
 class Overflow(Enum):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError
-from microscale.formats import Format, PairFormat, RuleKind, SegmentedFormat, format_name
+from microscale.formats import Draw, Format, PairFormat, RuleKind, SegmentedFormat, format_name
 from microscale.layouts import matrix_shape
 from microscale.layouts.row_major import grid_shape
 
@@ -28,6 +28,16 @@ def check_values(values: Tensor, name: str) -> tuple[int, int]:
     if rows * cols == 0:
         raise ShapeError(f"{name} has shape {list(values.shape)}: an empty tensor cannot be quantized")
     return rows, cols
+
+
+def check_draw(draw: object) -> None:
+    """Refuse what is no draw.
+
+    Raises:
+        FormatError: something else than a Draw or None.
+    """
+    if draw is not None and not isinstance(draw, Draw):
+        raise FormatError(f"a draw is a microscale.formats.Draw(seed=, step=, place=) or None, got {draw!r}")
 
 
 def uses_amax(fmt: Format) -> bool:

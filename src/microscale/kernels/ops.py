@@ -19,9 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.errors import DtypeError, ShapeError
-from microscale.formats import Format, parse_format
+from microscale.formats import Draw, Format, parse_format
 from microscale.kernels import torch_ops
 from microscale.kernels.backend import Operation, Request
+from microscale.kernels.checks import check_draw
 from microscale.kernels.dispatch import execute
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
@@ -32,13 +33,17 @@ def quantize(
     fmt: Format | str,
     *,
     amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
     name: str = "the tensor",
 ) -> QuantizedTensor:
     """Quantize a float32, bfloat16 or float16 tensor along its last axis.
 
     Formula: for every block, factor = rule(block); code = round(x / factor), all in float32.
     ``amax`` replaces the measured maximum (a calibrated statistic): the tensor's where the format has a scale per
-    tensor, else each block's, broadcast to the grid of blocks. ``name`` appears in error messages.
+    tensor, else each block's, broadcast to the grid of blocks. ``draw`` is what stochastic rounding draws from
+    (other roundings do not look at it): element i, counted as row * padded columns + column, goes up in magnitude by
+    ``random_bits(i, draw)`` of :mod:`microscale.formats.codec`. None: a draw of the format's seed at step 0, place 0.
+    Stream or segment number p of a compound format draws at place + p. ``name`` appears in error messages.
 
     Special values: a block with NaN (or Inf, by policy) becomes all NaN or raises; a zero block gets the smallest
     scale and zero codes; -0 keeps its sign in float elements; float32 subnormals are exact; a magnitude past the
@@ -49,16 +54,18 @@ def quantize(
         NonFiniteError: NaN or Inf under the policy ``nan_raise``; an ``amax`` that is not finite or negative.
         DtypeError: not one of the three float types.
         ShapeError: a scalar or an empty tensor; an ``amax`` that does not fit the grid of blocks.
-        FormatError: an ``amax`` for a format that cannot use one (zero point, pair, std and percentile of a block).
+        FormatError: an ``amax`` for a format that cannot use one (zero point, pair, std and percentile of a block);
+            a ``draw`` that is none.
 
     Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); docs/formats.md for all others.
     """
     record = parse_format(fmt)
     _check_tensor(values, name)
+    check_draw(draw)
     request = Request(
         operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
-    return execute(request, values, record, amax=amax, name=name)
+    return execute(request, values, record, amax=amax, draw=draw, name=name)
 
 
 def dequantize(
@@ -101,6 +108,7 @@ def fake_quantize(
     fmt: Format | str,
     *,
     amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
     name: str = "the tensor",
 ) -> Float[Tensor, "..."]:
     """Return dequantize(quantize(values)) in the dtype of the input, without storing the codes.
@@ -108,13 +116,14 @@ def fake_quantize(
     Special values and errors: as :func:`quantize`.
     """
     if torch.compiler.is_compiling():
-        return torch_ops.traced_fake_quantize(values, fmt, amax, name)
+        return torch_ops.traced_fake_quantize(values, fmt, amax, draw, name)
     record = parse_format(fmt)
     _check_tensor(values, name)
+    check_draw(draw)
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
-    return execute(request, values, record, amax=amax, name=name)
+    return execute(request, values, record, amax=amax, draw=draw, name=name)
 
 
 def linear(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.formats import Format, format_name, parse_format
+from microscale.formats import Draw, Format, format_name, parse_format
 from microscale.kernels.backend import Operation, Request
 from microscale.kernels.dispatch import execute
 from microscale.layouts.row_major import NAME as ROW_MAJOR
@@ -23,19 +23,22 @@ from microscale.tensor import QuantizedTensor
 @torch.library.custom_op(
     "microscale::fake_quantize",
     mutates_args=(),
-    schema="(Tensor values, str format, Tensor? amax, str name) -> Tensor",
+    schema="(Tensor values, str format, Tensor? amax, SymInt[]? draw, str name) -> Tensor",
 )
-def fake_quantize_operator(values: Tensor, format: str, amax: Tensor | None, name: str) -> Tensor:
+def fake_quantize_operator(
+    values: Tensor, format: str, amax: Tensor | None, draw: Sequence[int] | None, name: str
+) -> Tensor:
     """Run fake_quantize; the result never shares memory with an argument."""
     record = parse_format(format)
+    drawn = None if draw is None else Draw(seed=draw[0], step=draw[1], place=draw[2])
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
-    return execute(request, values, record, amax=amax, name=name)
+    return execute(request, values, record, amax=amax, draw=drawn, name=name)
 
 
 @fake_quantize_operator.register_fake
-def _(values: Tensor, format: str, amax: Tensor | None, name: str) -> Tensor:
+def _(values: Tensor, format: str, amax: Tensor | None, draw: Sequence[int] | None, name: str) -> Tensor:
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
@@ -124,10 +127,11 @@ def spec_of(fmt: Format | str) -> str:
 
 
 def traced_fake_quantize(
-    values: Float[Tensor, "..."], fmt: Format | str, amax: Tensor | None, name: str
+    values: Float[Tensor, "..."], fmt: Format | str, amax: Tensor | None, draw: Draw | None, name: str
 ) -> Float[Tensor, "..."]:
     """Put fake_quantize into the graph that is being traced."""
-    return torch.ops.microscale.fake_quantize(values, spec_of(fmt), amax, name)
+    numbers = None if draw is None else [draw.seed, draw.step, draw.place]
+    return torch.ops.microscale.fake_quantize(values, spec_of(fmt), amax, numbers, name)
 
 
 def traced_dequantize(tensor: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "..."]:

@@ -17,6 +17,7 @@ from fractions import Fraction
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
+    Draw,
     Element,
     Extension,
     FloatElement,
@@ -31,7 +32,7 @@ from microscale.formats import (
     ZeroPoint,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
-from microscale.formats.codec import PLAIN_SCALE_CODES, noise_key, zero_point_element
+from microscale.formats.codec import PLAIN_SCALE_CODES, zero_point_element
 from microscale.formats.rules import MSE_FLOAT_STEPS, mse_factors
 
 MAX_BLOCK = 1 << 20
@@ -166,7 +167,7 @@ def descriptor(fmt: BlockFormat) -> FormatStruct:
         element=_number(fmt.element, fmt.overflow, is_code=True),
         scale=_number(fmt.scale, Overflow.SATURATE, is_code=False),
         rounding=_ROUNDINGS[fmt.rounding],
-        noise_key=noise_key(fmt.seed),
+        noise_key=fmt.default_draw.key,
         inf_saturates=fmt.inf_policy is InfPolicy.SATURATE,
         storage=_STORAGES.get(fmt.scale.name, 0) if fmt.scale.bits > 8 else 0,
         nan_scale=fmt.scale.nan_code or 0,
@@ -187,6 +188,13 @@ def descriptor(fmt: BlockFormat) -> FormatStruct:
         result.plain_limit = 0 if fmt.scale.is_power_of_two else fmt.scale.value(PLAIN_SCALE_CODES)
     if fmt.zero_point is not None:
         _fill_zero_point(result, fmt)
+    return result
+
+
+def drawn_descriptor(fmt: BlockFormat, draw: Draw) -> FormatStruct:
+    """Return the data of a format whose stochastic rounding draws from ``draw``; a new object, to be kept meanwhile."""
+    result = FormatStruct.from_buffer_copy(descriptor(fmt))
+    result.noise_key = draw.key
     return result
 
 

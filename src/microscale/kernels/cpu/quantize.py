@@ -17,11 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.errors import KernelError, NonFiniteError
-from microscale.formats import BlockFormat, Format, InfPolicy, NaNPolicy, PairFormat, SegmentedFormat
+from microscale.formats import BlockFormat, Draw, Format, InfPolicy, NaNPolicy, PairFormat, SegmentedFormat
+from microscale.formats.draw import part_draw
 from microscale.kernels import reference
 from microscale.kernels.checks import check_amax, check_values
 from microscale.kernels.cpu import native
-from microscale.kernels.cpu.descriptors import descriptor, encode_refusal, storage_refusal
+from microscale.kernels.cpu.descriptors import descriptor, drawn_descriptor, encode_refusal, storage_refusal
 from microscale.kernels.cpu.memory import new_tensor
 from microscale.kernels.reference.encode import nonfinite_message, refuse_nonfinite, to_float32
 from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
@@ -55,40 +56,58 @@ def _block_formats(fmt: Format) -> tuple[BlockFormat, ...]:
 
 
 def quantize(
-    values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
+    values: Float[Tensor, "..."],
+    fmt: Format,
+    *,
+    amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
+    name: str = "the tensor",
 ) -> QuantizedTensor:
     """Quantize a tensor along its last axis; see :func:`microscale.kernels.ops.quantize` for the contract."""
     rows, cols = check_values(values, name)
     check_amax(amax, fmt, rows, cols, name)
     check_device(values, name)
     if isinstance(fmt, SegmentedFormat):
-        return join_segments([quantize(values[..., at], part, name=name) for part, at in fmt.places()], fmt)
+        pieces = [
+            quantize(values[..., at], part, draw=part_draw(draw, index), name=name)
+            for index, (part, at) in enumerate(fmt.places())
+        ]
+        return join_segments(pieces, fmt)
     matrix = values.detach()
     try:
         if isinstance(fmt, PairFormat) or fmt.sparse is not None:
-            parts = _quantize_compound(matrix.reshape(rows, cols), fmt, amax, name)
+            parts = _quantize_compound(matrix.reshape(rows, cols), fmt, amax, draw, name)
         else:
-            parts = _quantize_blocks(matrix, fmt, rows, cols, amax, name)
+            parts = _quantize_blocks(matrix, fmt, rows, cols, amax, draw, name)
     except _UndecidedError:
-        return reference.quantize(values, fmt, amax=amax, name=name)
+        return reference.quantize(values, fmt, amax=amax, draw=draw, name=name)
     return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
 
 
 def fake_quantize(
-    values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
+    values: Float[Tensor, "..."],
+    fmt: Format,
+    *,
+    amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
+    name: str = "the tensor",
 ) -> Float[Tensor, "..."]:
     """Return dequantize(quantize(values)) without packing; the same numbers bit for bit."""
     if isinstance(fmt, PairFormat) or fmt.sparse is not None:
-        return dequantize(quantize(values, fmt, amax=amax, name=name))
+        return dequantize(quantize(values, fmt, amax=amax, draw=draw, name=name))
     rows, cols = check_values(values, name)
     check_amax(amax, fmt, rows, cols, name)
     check_device(values, name)
     if isinstance(fmt, SegmentedFormat):
-        return torch.cat([fake_quantize(values[..., at], part, name=name) for part, at in fmt.places()], dim=-1)
+        pieces = [
+            fake_quantize(values[..., at], part, draw=part_draw(draw, index), name=name)
+            for index, (part, at) in enumerate(fmt.places())
+        ]
+        return torch.cat(pieces, dim=-1)
     try:
-        return _restore_blocks(values.detach(), fmt, rows, cols, amax, name)
+        return _restore_blocks(values.detach(), fmt, rows, cols, amax, draw, name)
     except _UndecidedError:
-        return reference.fake_quantize(values, fmt, amax=amax, name=name)
+        return reference.fake_quantize(values, fmt, amax=amax, draw=draw, name=name)
 
 
 def dequantize(
@@ -133,7 +152,7 @@ def _native_module() -> native.ModuleType:
 
 
 def _quantize_compound(
-    matrix: Tensor, fmt: BlockFormat | PairFormat, amax: Tensor | None, name: str
+    matrix: Tensor, fmt: BlockFormat | PairFormat, amax: Tensor | None, draw: Draw | None, name: str
 ) -> dict[str, Tensor]:
     """Sparse tables and pairs: torch selects, the kernels encode the blocks."""
     refuse_nonfinite(matrix, fmt, name)
@@ -142,24 +161,24 @@ def _quantize_compound(
     if fmt.sparse is not None:
         dense, sparse = split_sparse(dense, fmt.sparse, part_specs(fmt, (rows, cols))["sparse_columns"].dtype)
     if isinstance(fmt, PairFormat):
-        return {**quantize_pair(dense, fmt, _PAIR_CODEC), **sparse}
-    return {**_quantize_blocks(dense, fmt, rows, cols, amax, name), **sparse}
+        return {**quantize_pair(dense, fmt, _PAIR_CODEC, draw), **sparse}
+    return {**_quantize_blocks(dense, fmt, rows, cols, amax, draw, name), **sparse}
 
 
 def _quantize_blocks(
-    values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
+    values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, draw: Draw | None, name: str
 ) -> dict[str, Tensor]:
     specs = part_specs(fmt, (rows, cols))
     parts = {part: new_tensor(spec.shape, spec.dtype) for part, spec in specs.items() if not part.startswith("sparse_")}
-    _encode(values, fmt, rows, cols, amax, name, parts, None)
+    _encode(values, fmt, rows, cols, amax, draw, name, parts, None)
     return parts
 
 
 def _restore_blocks(
-    values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, name: str
+    values: Tensor, fmt: BlockFormat, rows: int, cols: int, amax: Tensor | None, draw: Draw | None, name: str
 ) -> Float[Tensor, "..."]:
     result = new_tensor(values.shape, values.dtype)
-    _encode(values, fmt, rows, cols, amax, name, {}, result)
+    _encode(values, fmt, rows, cols, amax, draw, name, {}, result)
     return result
 
 
@@ -169,6 +188,7 @@ def _encode(
     rows: int,
     cols: int,
     amax: Tensor | None,
+    draw: Draw | None,
     name: str,
     parts: Mapping[str, Tensor],
     restored: Tensor | None,
@@ -178,9 +198,10 @@ def _encode(
         return
     values = values.resolve_neg().contiguous()
     blocks_amax, tensor_amax = _given_amax(fmt, rows, cols, amax)
+    description = descriptor(fmt) if draw is None else drawn_descriptor(fmt, draw)
     num_nan, num_inf, num_undecided = _native_module().quantize(
         native.level(),
-        ctypes.addressof(descriptor(fmt)),
+        ctypes.addressof(description),
         DTYPES[values.dtype],
         values.data_ptr(),
         rows,
@@ -251,12 +272,12 @@ def _decode(
     return result
 
 
-def _encode_stream(stream: Tensor, fmt: BlockFormat) -> dict[str, Tensor]:
-    return _quantize_blocks(stream, fmt, stream.shape[0], stream.shape[1], None, "the tensor")
+def _encode_stream(stream: Tensor, fmt: BlockFormat, draw: Draw | None) -> dict[str, Tensor]:
+    return _quantize_blocks(stream, fmt, stream.shape[0], stream.shape[1], None, draw, "the tensor")
 
 
-def _restore_lines(lines: Tensor, fmt: BlockFormat) -> Float[Tensor, "lines size"]:
-    return _restore_blocks(lines, fmt, lines.shape[0], lines.shape[1], None, "the tensor")
+def _restore_lines(lines: Tensor, fmt: BlockFormat, draw: Draw | None) -> Float[Tensor, "lines size"]:
+    return _restore_blocks(lines, fmt, lines.shape[0], lines.shape[1], None, draw, "the tensor")
 
 
 def _decode_stream(parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int) -> Float[Tensor, "rows cols"]:

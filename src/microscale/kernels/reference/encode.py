@@ -16,6 +16,7 @@ from torch import Tensor
 from microscale.errors import NonFiniteError
 from microscale.formats import (
     BlockFormat,
+    Draw,
     Extension,
     Format,
     InfPolicy,
@@ -79,7 +80,10 @@ def to_float32(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."
 
 
 def encode_matrix(
-    matrix: Float[Tensor, "rows cols"], fmt: BlockFormat, amax: Float[Tensor, "..."] | None = None
+    matrix: Float[Tensor, "rows cols"],
+    fmt: BlockFormat,
+    amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
 ) -> EncodedBlocks:
     """Quantize a float32 matrix whose policies have been applied; NaN and Inf poison their block."""
     blocks = to_blocks(matrix, fmt.block)
@@ -87,7 +91,7 @@ def encode_matrix(
     poisoned = is_bad.any(-1)
     if bool(poisoned.any()):
         blocks = torch.where(poisoned.unsqueeze(-1), 0.0, blocks)
-    noise = _noise(matrix, fmt) if fmt.rounding is Rounding.STOCHASTIC else None
+    noise = _noise(matrix, fmt, draw or fmt.default_draw) if fmt.rounding is Rounding.STOCHASTIC else None
     if fmt.zero_point is not None:
         encoded = _encode_asymmetric(blocks, fmt, noise)
     else:
@@ -95,12 +99,12 @@ def encode_matrix(
     return _poison(encoded, poisoned, fmt)
 
 
-def _noise(matrix: Tensor, fmt: BlockFormat) -> Int[Tensor, "grid_rows grid_cols size"]:
+def _noise(matrix: Tensor, fmt: BlockFormat, draw: Draw) -> Int[Tensor, "grid_rows grid_cols size"]:
     """Random bits of each element by its place row * padded_cols + col."""
     rows, cols = matrix.shape
     width = padded_cols(fmt.block, cols)
     places = torch.arange(rows * width, device=matrix.device).reshape(rows, width)
-    return random_bits(to_blocks(places, fmt.block), fmt.seed)
+    return random_bits(to_blocks(places, fmt.block), draw)
 
 
 def _encode_asymmetric(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None) -> EncodedBlocks:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
+    Draw,
     Extension,
     Format,
     PairFormat,
@@ -22,6 +23,7 @@ from microscale.formats import (
     ZeroPoint,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
+from microscale.formats.draw import part_draw
 from microscale.kernels.checks import check_amax, check_values, uses_amax
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.decode import decode_blocks
@@ -36,14 +38,23 @@ from microscale.tensor import QuantizedTensor, join_segments
 
 
 def quantize(
-    values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
+    values: Float[Tensor, "..."],
+    fmt: Format,
+    *,
+    amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
+    name: str = "the tensor",
 ) -> QuantizedTensor:
     """Quantize a tensor along its last axis; see :func:`microscale.kernels.ops.quantize` for the contract."""
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
     check_amax(amax, fmt, rows, cols, name)
     if isinstance(fmt, SegmentedFormat):
-        return join_segments([quantize(values[..., at], part, name=name) for part, at in fmt.places()], fmt)
+        pieces = [
+            quantize(values[..., at], part, draw=part_draw(draw, index), name=name)
+            for index, (part, at) in enumerate(fmt.places())
+        ]
+        return join_segments(pieces, fmt)
     parts: dict[str, Tensor] = {}
     if isinstance(fmt, PairFormat) or fmt.sparse is not None:
         dense = to_float32(matrix, fmt)
@@ -51,12 +62,13 @@ def quantize(
             specs = part_specs(fmt, (rows, cols))
             dense, parts = split_sparse(dense, fmt.sparse, specs["sparse_columns"].dtype)
         if isinstance(fmt, PairFormat):
-            parts = {**quantize_pair(dense, fmt, PAIR_CODEC), **parts}
+            parts = {**quantize_pair(dense, fmt, PAIR_CODEC, draw), **parts}
         else:
-            parts = {**pack_encoded(encode_matrix(dense, fmt, amax), fmt, rows, cols), **parts}
+            parts = {**pack_encoded(encode_matrix(dense, fmt, amax, draw), fmt, rows, cols), **parts}
     else:
         pieces = [
-            pack_encoded(encoded, fmt, piece.shape[0], cols) for piece, encoded in _encode_pieces(matrix, fmt, amax)
+            pack_encoded(encoded, fmt, piece.shape[0], cols)
+            for piece, encoded in _encode_pieces(matrix, fmt, amax, draw)
         ]
         parts = join_rows(pieces)
     return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
@@ -89,19 +101,28 @@ def dequantize(
 
 
 def fake_quantize(
-    values: Float[Tensor, "..."], fmt: Format, *, amax: Float[Tensor, "..."] | None = None, name: str = "the tensor"
+    values: Float[Tensor, "..."],
+    fmt: Format,
+    *,
+    amax: Float[Tensor, "..."] | None = None,
+    draw: Draw | None = None,
+    name: str = "the tensor",
 ) -> Float[Tensor, "..."]:
     """Return dequantize(quantize(values)) without packing; the same numbers bit for bit."""
     if isinstance(fmt, PairFormat) or fmt.sparse is not None:
-        return dequantize(quantize(values, fmt, amax=amax, name=name))
+        return dequantize(quantize(values, fmt, amax=amax, draw=draw, name=name))
     matrix = _as_matrix(values, fmt, name)
     rows, cols = matrix.shape
     check_amax(amax, fmt, rows, cols, name)
     if isinstance(fmt, SegmentedFormat):
-        return torch.cat([fake_quantize(values[..., at], part, name=name) for part, at in fmt.places()], dim=-1)
+        pieces = [
+            fake_quantize(values[..., at], part, draw=part_draw(draw, index), name=name)
+            for index, (part, at) in enumerate(fmt.places())
+        ]
+        return torch.cat(pieces, dim=-1)
     result = torch.empty_like(matrix)
     done = 0
-    for piece, encoded in _encode_pieces(matrix, fmt, amax):
+    for piece, encoded in _encode_pieces(matrix, fmt, amax, draw):
         count = piece.shape[0]
         result[done : done + count] = from_blocks(decode_blocks(encoded, fmt), fmt.block, count, cols)
         done += count
@@ -125,14 +146,16 @@ def _row_pieces(rows: int, cols: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, rows)
 
 
-def _encode_pieces(matrix: Tensor, fmt: BlockFormat, amax: Tensor | None) -> Iterator[tuple[Tensor, EncodedBlocks]]:
+def _encode_pieces(
+    matrix: Tensor, fmt: BlockFormat, amax: Tensor | None, draw: Draw | None
+) -> Iterator[tuple[Tensor, EncodedBlocks]]:
     """Encode piece by piece where that changes nothing, else all at once."""
     rows, cols = matrix.shape
     has_two_levels = fmt.tensor_scale is not None
     can_split = rows_stand_alone(fmt) and fmt.rounding is not Rounding.STOCHASTIC
     if matrix.numel() <= PIECE_ELEMENTS or not can_split or (has_two_levels and not uses_amax(fmt)):
         piece = to_float32(matrix, fmt)
-        yield piece, encode_matrix(piece, fmt, amax)
+        yield piece, encode_matrix(piece, fmt, amax, draw)
         return
     if has_two_levels and amax is None:
         amax = torch.stack([_finite_amax(matrix[a:b], fmt) for a, b in _row_pieces(rows, cols)]).amax().reshape(1)
@@ -245,12 +268,12 @@ def _with_index(encoded: EncodedBlocks, index: Tensor, fmt: BlockFormat) -> Enco
     return dataclasses.replace(encoded, max_idx=max_idx)
 
 
-def _encode_stream(stream: Tensor, fmt: BlockFormat) -> dict[str, Tensor]:
-    return pack_encoded(encode_matrix(stream, fmt), fmt, stream.shape[0], stream.shape[1])
+def _encode_stream(stream: Tensor, fmt: BlockFormat, draw: Draw | None) -> dict[str, Tensor]:
+    return pack_encoded(encode_matrix(stream, fmt, draw=draw), fmt, stream.shape[0], stream.shape[1])
 
 
-def _restore_lines(lines: Tensor, fmt: BlockFormat) -> Float[Tensor, "lines size"]:
-    return decode_blocks(encode_matrix(lines, fmt), fmt).flatten(1)
+def _restore_lines(lines: Tensor, fmt: BlockFormat, draw: Draw | None) -> Float[Tensor, "lines size"]:
+    return decode_blocks(encode_matrix(lines, fmt, draw=draw), fmt).flatten(1)
 
 
 PAIR_CODEC = PairCodec(encode=_encode_stream, restore=_restore_lines, decode=_decode_parts)
