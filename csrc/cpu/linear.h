@@ -4,8 +4,6 @@
 #pragma once
 
 #include <cstdint>
-
-#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -73,15 +71,16 @@ enum class ActKind : int32_t { f32 = 0, integer = 1, bf16 = 2 };
 struct Act {
   ActKind kind;
   int64_t rows, chunks;
-  int32_t row_block;  // rows that `packed` interleaves
-  int32_t parts;      // integer: scales in a chunk (1 or 2); bf16: terms of the sum that an activation was split into
-  int32_t sub;        // scales in a chunk (1 or 2); 0: none
-  const float* plain;      // [rows][chunks * 32] in natural order: values, or the integers
-  const float* scaled;     // bf16: plain times 1 / unit
-  const uint32_t* packed;  // integer: [row blocks][chunks][8][row_block]; bf16: [parts][chunks][16]; f32: [row blocks][k][row_block]
-  const float* scale;      // [row blocks][chunks * sub][row_block]
-  const int32_t* sums;     // integer: the same shape, sums of the integers
-  float unit;              // bf16: multiplies a sum of products
+  int32_t row_block = 0;  // rows that `packed` or `interleaved` holds side by side
+  int32_t parts = 1;      // integer: scales in a chunk (1 or 2); bf16: terms of the sum that an activation was split into
+  int32_t sub = 0;        // scales in a chunk (1 or 2); 0: none
+  const float* plain = nullptr;        // [rows][chunks * 32] in natural order: values, or the integers
+  const float* interleaved = nullptr;  // f32, many rows: [row blocks][k][row_block]
+  const float* scaled = nullptr;       // bf16: plain times 1 / unit
+  const uint32_t* packed = nullptr;    // integer: [row blocks][chunks][8][row_block]; bf16: [parts][chunks][16]
+  const float* scale = nullptr;        // [row blocks][chunks * sub][row_block]
+  const int32_t* sums = nullptr;       // integer: the same shape, sums of the integers
+  float unit = 1.0f;                   // bf16: multiplies a sum of products
 };
 
 // One level's kernels. `accumulator` is float32 [rows][stride], 16 columns for each group, and is added to.
@@ -162,30 +161,5 @@ struct LinearCall {
 // out[rows, output_stride] = x[rows, input_stride] times the weights; `bias` stands for that of a call's only output.
 void linear(const LinearCall& call, const Kernels& kernels, const void* x, int64_t rows, void* out, const float* bias,
             int threads);
-
-inline uint16_t to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
-}
-
-inline uint16_t to_f16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-  const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
-  if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);
-  if (magnitude < 0x38800000u) {  // subnormal: the addition rounds to a multiple of 2^-24
-    float absolute;
-    std::memcpy(&absolute, &magnitude, 4);
-    absolute += 0.5f;
-    std::memcpy(&bits, &absolute, 4);
-    return static_cast<uint16_t>(sign | (bits - 0x3F000000u));
-  }
-  const uint32_t rounded = magnitude + 0xFFFu + (magnitude >> 13 & 1);
-  return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
-}
 
 }  // namespace ms
