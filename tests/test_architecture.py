@@ -23,6 +23,7 @@ PLAN = REPO_ROOT / "docs" / "architecture.md"
 
 ROWS = {
     "errors": 0,
+    "version": 0,
     "formats": 1,
     "families": 2,
     "layouts": 2,

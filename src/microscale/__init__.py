@@ -5,8 +5,8 @@
 >>> microscale.dequantize_tensor(packed).tolist()
 [[1.0, 2.0, -0.5, 6.0]]
 
-Whole models: :func:`quantize`, :func:`save`, :func:`load`. Jobs, with the words of the command line: ``generate``,
-``bench``. Formats: :mod:`microscale.formats`.
+Whole models: :func:`quantize`, :func:`save`, :func:`load`. Jobs, with the words of the command line: ``evaluate``,
+``compare``, ``analyze``, ``study``, ``generate``, ``bench``, ``tasks``. Formats: :mod:`microscale.formats`.
 """
 
 from __future__ import annotations
@@ -17,30 +17,43 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microscale.version import __version__
+
 if TYPE_CHECKING:
     import torch
 
     from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
+    from microscale.jobs.analyze import AnalyzeResult
     from microscale.jobs.bench import BenchResult
+    from microscale.jobs.compare import Comparison
+    from microscale.jobs.evaluate import Evaluation
     from microscale.jobs.generate import GenerateResult
+    from microscale.jobs.study import StudyResult
+    from microscale.jobs.tasks import FoundTask
     from microscale.kernels import dequantize as dequantize_tensor
     from microscale.kernels import fake_quantize
     from microscale.kernels import quantize as quantize_tensor
     from microscale.recipes import Recipe
     from microscale.tensor import QuantizedTensor
 
+    analyze: Callable[..., AnalyzeResult]
     bench: Callable[..., BenchResult]
+    compare: Callable[..., Comparison]
+    evaluate: Callable[..., Evaluation]
     generate: Callable[..., GenerateResult]
-
-__version__ = "0.1.0"
+    study: Callable[..., StudyResult]
+    tasks: Callable[..., tuple[FoundTask, ...]]
 
 __all__ = [
     "NAMED_FORMATS",
     "Format",
     "QuantizedTensor",
     "__version__",
+    "analyze",
     "bench",
+    "compare",
     "dequantize_tensor",
+    "evaluate",
     "fake_quantize",
     "format_name",
     "generate",
@@ -51,6 +64,8 @@ __all__ = [
     "quantize_attention",
     "quantize_tensor",
     "save",
+    "study",
+    "tasks",
 ]
 
 
@@ -65,7 +80,7 @@ _LAZY = {
     "QuantizedTensor": ("microscale.tensor", "QuantizedTensor"),
 }
 
-_JOBS = frozenset({"bench", "generate"})
+_JOBS = frozenset({"analyze", "bench", "compare", "evaluate", "generate", "study", "tasks"})
 """Jobs whose Python front is made of their options alone, see :mod:`microscale.jobs.front`."""
 
 

@@ -19,7 +19,7 @@ from microscale.cli.methods_command import methods
 from microscale.cli.output import console, tell_missing_kernels
 from microscale.cli.quantize_command import quantize
 from microscale.cli.study_command import study
-from microscale.cli.task_scores import tasks
+from microscale.cli.tasks_command import tasks
 
 app = typer.Typer(
     name="microscale",
@@ -44,8 +44,7 @@ app.command("allocate")(allocate)
 
 def _show_version(value: bool) -> None:
     if value:
-        from microscale.kernels import BACKENDS
-
+        
         missing = "none, the slow reference path is in use"
         compiled = [
             f"{backend.title}: {missing if backend.unavailable() else backend.level()}"

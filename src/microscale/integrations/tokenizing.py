@@ -1,4 +1,4 @@
-"""A long text to token ids piece by piece: at once, 3 MB of text take a tokenizer 460 MB of memory.
+"""Texts to token ids and to windows; a long text goes piece by piece: at once, 3 MB take a tokenizer 460 MB of memory.
 
 The pieces overlap. Two neighbours are joined in the middle of what they share, where both have the same tokens at the
 same places, ``AGREEING`` in a row: away from the ends of a piece, a tokenizer gives what it gives for the whole text.
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from microscale.evaluation import make_windows
 
 PIECE_CHARS = 1 << 15
 OVERLAP_CHARS = 1 << 11
@@ -60,3 +62,13 @@ def _joint(
             return place, other
         place = bisect.bisect_right(starts, starts[place])  # bytes of one character start at one place
     return None
+
+
+def text_windows(tokenizer: Any, text: str, *, window: int, tokens: int | None) -> list[Int[Tensor, "tokens"]]:
+    """Tokenize a text without special tokens and cut it into windows that begin with BOS.
+
+    Raises:
+        TextError: see :func:`microscale.evaluation.make_windows`.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return make_windows(ids, window=window, num_tokens=tokens, bos=tokenizer.bos_token_id)

@@ -6,13 +6,14 @@ This room gets plain records and computes nothing. matplotlib and jinja2 are imp
 from microscale.report.allocation import allocation_plot, check_picture
 from microscale.report.analysis import Advice, AnalysisRow, HeatRow, analysis_html
 from microscale.report.analysis_pictures import ChannelPicture, HistogramPicture
-from microscale.report.comparison import ComparisonRow, comparison_html, size_text
+from microscale.report.comparison import DIFFERENCE, ComparisonRow, comparison_cells, comparison_html, size_text
 from microscale.report.explain import FormatRow, explain_format, formats_table_rows
 from microscale.report.grids import value_grid_text
 from microscale.report.study import study_html
 from microscale.report.study_rows import StudyCell, StudyReportRow
 
 __all__ = [
+    "DIFFERENCE",
     "Advice",
     "AnalysisRow",
     "ChannelPicture",
@@ -25,6 +26,7 @@ __all__ = [
     "allocation_plot",
     "analysis_html",
     "check_picture",
+    "comparison_cells",
     "comparison_html",
     "explain_format",
     "formats_table_rows",

@@ -16,6 +16,8 @@ from microscale.report.page import page_template
 UNQUANTIZED = "none"
 WEIGHTS = "w"
 WEIGHTS_AND_ACTIVATIONS = "w+a"
+DIFFERENCE = "Δ"
+"""What the titles of differences begin with."""
 
 _MODES = {
     UNQUANTIZED: "not quantized",
@@ -67,6 +69,28 @@ def comparison_html(
         picture=picture,
         has_cut_bars=CUT_MARK in picture,
     )
+
+
+def comparison_cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[list[str]]]:
+    """Return titles and lines of a comparison as text, one line for each format, all modes side by side.
+
+    The line of the unquantized model, the first row, has one perplexity and ends there.
+    """
+    base = rows[0]
+    by_format: dict[str, dict[str, ComparisonRow]] = {}
+    for row in rows[1:]:
+        by_format.setdefault(row.format, {})[row.mode] = row
+    modes = list(dict.fromkeys(row.mode for row in rows[1:])) or [WEIGHTS, WEIGHTS_AND_ACTIVATIONS]
+    titles = ["format", "bits", "model", *(title for mode in modes for title in (mode, f"{DIFFERENCE} {mode}"))]
+
+    def begin(row: ComparisonRow) -> list[str]:
+        return [row.format, f"{row.bits_per_weight:.2f}", size_text(row.num_bytes)]
+
+    lines = [[*begin(base), f"{base.perplexity:.3f}"]]
+    for found in by_format.values():
+        scores = [(f"{found[mode].perplexity:.3f}", f"{found[mode].difference:+.3f}") for mode in modes]
+        lines.append([*begin(found[WEIGHTS]), *(cell for pair in scores for cell in pair)])
+    return titles, lines
 
 
 def _picture(rows: Sequence[ComparisonRow]) -> str:

@@ -1,0 +1,198 @@
+"""Run a study: quantize every model in every format by every method, score each, and write results and page."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from microscale.checkpoint import check_text_target, write_text_file
+from microscale.errors import StudyError, TextError
+from microscale.evaluation import find_task
+from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.study_executor import QuantizeAndScore
+from microscale.jobs.study_options import StudyOptions
+from microscale.report import StudyCell, StudyReportRow, study_html
+from microscale.studies import (
+    RunState,
+    Study,
+    StudyRow,
+    StudyStep,
+    StudyStore,
+    load_study,
+    pareto_front,
+    run_study,
+    select_runs,
+    study_rows,
+    study_runs,
+)
+from microscale.version import __version__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """The rows of a study that are known, where its page was written, and how many runs came from which other file."""
+
+    plan: Study
+    rows: tuple[StudyRow, ...]
+    page: Path
+    imported: tuple[tuple[str, int], ...]
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether a run failed."""
+        return any(row.state is RunState.FAILED for row in self.rows)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return one object for each row, the scores by the names of the tasks."""
+        return [_row_json(row, self.plan) for row in self.rows]
+
+
+def study(options: StudyOptions, reporter: Reporter = SILENT) -> StudyResult:
+    """Work off what is not finished of a study, and write its page; a run that fails is noted and stops no other.
+
+    Raises:
+        StudyError: no study, nothing known of it, another process at work, or results that cannot be used.
+        TextError: a text that does not exist.
+        CheckpointWriteError: the page cannot be written.
+    """
+    plan = load_study(options.file)
+    select_runs(study_runs(plan), options.only)
+    place, page = options.results or options.file.with_suffix(".sqlite"), options.html
+    page = page or options.file.with_suffix(".html")
+    check_text_target(page)
+    if options.report_only and not options.imports and not place.exists():
+        raise StudyError(_nothing_known(options.file, place))
+    store = StudyStore(place)
+    try:
+        imported = tuple((other, store.merge(Path(other))) for other in options.imports)
+        if not options.report_only:
+            _run(plan, store, options, reporter)
+        rows = study_rows(plan, store)
+    finally:
+        store.close()
+    if options.report_only and not any(_is_known(row) for row in rows):
+        raise StudyError(_nothing_known(options.file, place))
+    write_text_file(page, _page(plan, rows, options.file))
+    return StudyResult(plan=plan, rows=tuple(rows), page=page, imported=imported)
+
+
+def _run(plan: Study, store: StudyStore, options: StudyOptions, reporter: Reporter) -> None:
+    check_study(plan, options.device)
+    with reporter.stage("study") as advance:
+
+        def tell(step: StudyStep) -> None:
+            advance(step.done, step.total, step.label)
+
+        executor = QuantizeAndScore(plan, device=options.device)
+        run_study(plan, store, executor, only=options.only, retry=options.retry_failed, progress=tell)
+
+
+def check_study(plan: Study, device: str) -> None:
+    """Refuse what would fail in every run, before hours of work.
+
+    Raises:
+        StudyError: a folder or a GPU that is not there, or a task that runs code.
+        TextError: a text that does not exist.
+    """
+    texts = [task.text for task in plan.tasks if task.text is not None]
+    texts += [] if plan.calibration is None else [plan.calibration.text]
+    for text in texts:
+        if not Path(plan.place(text)).is_file():
+            raise TextError(f"text {plan.folder / text} does not exist; paths begin at the study file")
+    if plan.task_data is not None and not Path(plan.place(plan.task_data)).is_dir():
+        raise StudyError(f"task_data {plan.folder / plan.task_data} is no folder; paths begin at the study file")
+    for task in plan.tasks:
+        if task.task is not None and find_task(task.task).runs_code:
+            raise StudyError(f"task {task.task} runs code, which a study does not do; use `microscale eval`")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise StudyError(f"device {device!r} was asked for, but torch sees no GPU here")
+
+
+def _is_known(row: StudyRow) -> bool:
+    return row.state in (RunState.DONE, RunState.FAILED) or any(row.cells)
+
+
+def _nothing_known(file: Path, results: Path) -> str:
+    return (
+        f"{results} has no result of this study, so there is nothing to report: run `microscale study {file}` first,"
+        " or name the results with --results or --import"
+    )
+
+
+def _page(plan: Study, rows: Sequence[StudyRow], file: Path) -> str:
+    facts = {
+        "models": ", ".join(model.label for model in plan.models),
+        "tasks": ", ".join(task.key for task in plan.tasks),
+        "calibration": "none"
+        if plan.calibration is None
+        else f"{Path(plan.calibration.text).name}, {plan.calibration.samples} × {plan.calibration.window} tokens",
+        "effort, seed": f"{plan.effort}, {plan.seed}",
+        "machines": ", ".join(dict.fromkeys(row.machine for row in rows if row.machine)) or "–",
+        "versions": f"microscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "date": datetime.date.today().isoformat(),
+    }
+    tasks = [task.label for task in plan.tasks]
+    return study_html(plan.name or f"Study {file.stem}", report_rows(rows), tasks=tasks, facts=facts)
+
+
+def report_rows(rows: Sequence[StudyRow]) -> list[StudyReportRow]:
+    """Translate results into the rows of the page; the front is that of each model."""
+    fronts = fronts_of(rows)
+    return [
+        StudyReportRow(
+            model=row.model,
+            format=row.format,
+            method=row.method,
+            state=row.state.value,
+            message=row.message,
+            bits_per_weight=row.bits_per_weight,
+            num_bytes=row.num_bytes,
+            seconds=row.quantize_seconds,
+            score_seconds=row.score_seconds,
+            peak_bytes=row.peak_bytes,
+            recovery=row.recovery,
+            gap_closure=row.gap_closure,
+            cells=tuple(
+                None
+                if cell is None
+                else StudyCell(
+                    value=cell.value, stderr=cell.stderr, recovery=cell.recovery, gap_closure=cell.gap_closure
+                )
+                for cell in row.cells
+            ),
+            is_on_front=place in fronts,
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def fronts_of(rows: Sequence[StudyRow]) -> set[int]:
+    """Return the places of the rows that none of the same model beats in bits and recovery."""
+    fronts: set[int] = set()
+    for model in dict.fromkeys(row.model for row in rows):
+        points = {
+            place: (row.bits_per_weight, row.recovery)
+            for place, row in enumerate(rows)
+            if row.model == model and row.bits_per_weight is not None and row.recovery is not None
+        }
+        places = list(points)
+        fronts |= {places[found] for found in pareto_front(list(points.values()))}
+    return fronts
+
+
+def _row_json(row: StudyRow, plan: Study) -> dict[str, Any]:
+    found = dataclasses.asdict(row)
+    found["state"] = row.state.value
+    found["tasks"] = {
+        task.label: None if cell is None else dataclasses.asdict(cell)
+        for task, cell in zip(plan.tasks, row.cells, strict=True)
+    }
+    del found["cells"]
+    return found
