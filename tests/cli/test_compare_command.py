@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from command_line import fail, microscale_command, succeed
-from microscale.cli.compare_command import split_formats
 from microscale.cli.output import console
 from microscale.errors import FormatError
+from microscale.jobs.compare import split_formats
 from small_models import read_tensors, save_random_model
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. " * 3

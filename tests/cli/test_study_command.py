@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from command_line import fail, microscale_command, succeed
-from microscale.cli.study_executor import QuantizeAndScore
+from microscale.jobs.study_executor import QuantizeAndScore
+from microscale.recipes import make_recipe
 from microscale.studies import load_study, study_runs
 from small_models import save_random_model
 from task_data import write_task_data
@@ -77,32 +77,19 @@ def test_failures_selection_and_import(folder: Path) -> None:
     assert found[1]["recovery"] is not None
 
 
-def test_the_options_of_the_front_door(folder: Path) -> None:
-    """A method gets the calibration of the file, by the keywords that the front door has."""
+def test_what_a_method_gets(folder: Path) -> None:
+    """A method gets the calibration, the effort and the seed of the file; the formats are executed as asked."""
     path = write(folder, "options", methods="[{method: gptq, effort: max}]")
     path.write_text(path.read_text() + "calibration: {text: book.txt, samples: 3, window: 16}\nseed: 5\n")
-    seen: list[dict[str, Any]] = []
-
-    def quantize(model: Any, format: str, **options: Any) -> Any:
-        seen.append({"format": format, **options})
-        return model
-
     study = load_study(path)
-    QuantizeAndScore(study, quantize=quantize).prepare(study_runs(study)[1])
-    (options,) = seen
-    assert options.pop("tokenizer") is not None
-    assert options == {
-        "format": "mxfp8",
-        "activations": "mxfp8",
-        "method": "gptq",
-        "calibration": str(folder / "book.txt"),
-        "samples": 3,
-        "window": 16,
-        "effort": "max",
-        "seed": 5,
-        "attention": None,
-        "kv_cache": None,
-    }
+    executor, run = QuantizeAndScore(study), study_runs(study)[1]
+    assert run.method is not None
+    assert executor.recipe(run, run.method) == make_recipe(
+        format="mxfp8", activations="mxfp8", method="gptq", effort="max", layout=None
+    )
+    found = executor.calibration()
+    assert (found.source, found.samples, found.window, found.seed) == (str(folder / "book.txt"), 3, 16, 5)
+    assert (found.feed, found.observer) == ("quantized", None)
 
 
 def test_attention_in_a_study(folder: Path) -> None:
