@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data import topics
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 import microscale
 from microscale.checkpoint import write_text_file
-from microscale.cli.compare_command import comparison_facts, comparison_table, report_rows
-from microscale.cli.eval_command import text_windows
 from microscale.integrations.generation import generate_text
-from microscale.integrations.loading import load_original, logits_of
-from microscale.planning import Step, compare_formats, inspect_checkpoint
-from microscale.report import comparison_html
+from microscale.planning import inspect_checkpoint
+from microscale.report import ComparisonRow, comparison_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "llama-6m"
@@ -39,6 +38,17 @@ def reference_text() -> str:
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
+def table(rows: Sequence[ComparisonRow]) -> Table:
+    """The comparison as a table for the terminal."""
+    titles, lines = comparison_cells(rows)
+    found = Table(title="Perplexity (w: weights quantized, w+a: weights and activations)", title_justify="left")
+    for title in titles:
+        found.add_column(title, justify="left" if title == "format" else "right")
+    for line in lines:
+        found.add_row(*line)
+    return found
+
+
 def continue_prompts(model: object, tokenizer: object) -> list[str]:
     """Greedy continuations of the demo's prompts."""
     return [prompt + generate_text(model, tokenizer, prompt, max_new_tokens=24).text for prompt in PROMPTS]
@@ -47,32 +57,33 @@ def continue_prompts(model: object, tokenizer: object) -> list[str]:
 def main() -> None:
     """Run the demo."""
     started = time.perf_counter()
-    tokenizer = microscale.load_tokenizer(MODEL)
-    windows = text_windows(tokenizer, reference_text(), window=WINDOW, tokens=TOKENS)
+    text = OUT / "CPython language reference"
+    write_text_file(text, reference_text())
     console.print(f"1. compare {len(FORMATS)} formats on {MODEL.name}, {TOKENS} tokens of CPython's language reference")
-    original = load_original(MODEL, dtype=torch.float32)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=None)
 
-        def tell(step: Step) -> None:
-            progress.update(task, completed=step.done, total=step.total, description=f"{step.format} {step.mode}")
+        def tell(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
 
-        rows = compare_formats(original, FORMATS, windows, logits_of, stored_dtype=torch.bfloat16, progress=tell)
-    console.print(comparison_table(rows))
+        found = microscale.compare(MODEL, text=text, formats=FORMATS, tokens=TOKENS, window=WINDOW, progress=tell)
+    console.print(table(found.report_rows))
 
     console.print("2. quantize to MXFP4+ with MXFP8 activations, save, load back, inspect")
     model = microscale.quantize(MODEL, "mxfp4_plus", activations="mxfp8")
     target = OUT / "llama-6m-mxfp4_plus"
     shutil.rmtree(target, ignore_errors=True)
-    layout = microscale.save(model, target, tokenizer=tokenizer)
-    found = inspect_checkpoint(target)
+    layout = microscale.save(model, target, tokenizer=microscale.load_tokenizer(MODEL))
+    stored = inspect_checkpoint(target)
     console.print(
-        f"   {target.relative_to(ROOT)}: layout {layout}, {len(found.quantized)} layers of"
-        f" {found.bits_per_quantized_weight:.2f} bits, {found.bits_per_weight:.2f} over the whole model with its"
-        f" bfloat16 embedding, {found.num_bytes / 1e6:.1f} MB instead of {2 * found.num_weights / 1e6:.1f} MB"
+        f"   {target.relative_to(ROOT)}: layout {layout}, {len(stored.quantized)} layers of"
+        f" {stored.bits_per_quantized_weight:.2f} bits, {stored.bits_per_weight:.2f} over the whole model with its"
+        f" bfloat16 embedding, {stored.num_bytes / 1e6:.1f} MB instead of {2 * stored.num_weights / 1e6:.1f} MB"
     )
 
     console.print("3. generate with the original and with the quantized model")
+    tokenizer = microscale.load_tokenizer(MODEL)
+    original = microscale.load(MODEL, dtype=torch.float32)
     samples: list[tuple[str, str]] = []
     loaded = microscale.load(target, dtype=torch.float32)
     before, after = continue_prompts(original, tokenizer), continue_prompts(loaded, tokenizer)
@@ -80,9 +91,7 @@ def main() -> None:
         console.print(f"   bfloat16: {one!r}\n   MXFP4+:   {other!r}", markup=False)
         samples += [("bfloat16", one), ("mxfp4_plus, activations mxfp8", other)]
 
-    facts = comparison_facts(str(MODEL), "CPython language reference", TOKENS, WINDOW)
-    page = comparison_html(f"{MODEL.name} in {len(FORMATS)} formats", report_rows(rows), facts=facts, samples=samples)
-    write_text_file(OUT / "report.html", page)
+    write_text_file(OUT / "report.html", found.page(samples))
     console.print(f"4. wrote {(OUT / 'report.html').relative_to(ROOT)}")
     console.print(f"done in {time.perf_counter() - started:.0f} s")
 

@@ -19,11 +19,8 @@ import numpy as np
 import torch
 
 import microscale
-from microscale.cli.eval_command import text_windows
-from microscale.evaluation import perplexity
 from microscale.integrations.calibration import read_windows
-from microscale.integrations.loading import load_model, logits_of
-from microscale.nn import cached_weights
+from microscale.integrations.loading import load_model
 
 HERE = Path(__file__).parent
 
@@ -93,11 +90,10 @@ def one_run(word: str, options: argparse.Namespace, windows: Path, out: Path) ->
 
 def score(path: Path, text: Path, options: argparse.Namespace) -> float:
     """Return the perplexity of a checkpoint by the reference protocol."""
-    model = load_model(path, dtype=torch.float32).to(options.device)
+    model = microscale.load(path, dtype=torch.float32).to(options.device)
     tokenizer = microscale.load_tokenizer(path)
-    windows = text_windows(tokenizer, text.read_text(encoding="utf-8"), window=1024, tokens=17391)
-    with cached_weights(model):
-        return perplexity(logits_of(model), windows).perplexity
+    found = microscale.evaluate(model, tokenizer=tokenizer, text=text, window=1024, tokens=17391)
+    return found.on_text.score.perplexity
 
 
 def table(rows: list[dict[str, Any]]) -> str:

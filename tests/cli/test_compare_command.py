@@ -9,8 +9,6 @@ import pytest
 
 from command_line import fail, microscale_command, succeed
 from microscale.cli.output import console
-from microscale.errors import FormatError
-from microscale.jobs.compare import split_formats
 from small_models import read_tensors, save_random_model
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. " * 3
@@ -118,15 +116,6 @@ def test_a_quantized_model_is_refused(model: Path, text: Path, tmp_path: Path) -
     assert "quantized already" in fail(
         "compare", tmp_path / "out", "--formats", "mxfp8", "--text", text, "--window", "16"
     )
-
-
-def test_formats_are_split_outside_parentheses() -> None:
-    assert split_formats("mxfp8, mxfp4:mse(-1,1) ,pair(mxfp4,mxfp8,25%)") == [
-        *("mxfp8", "mxfp4:mse(-1,1)", "pair(mxfp4,mxfp8,25%)")
-    ]
-    for wrong in ("", ",", "mxfp4,pair(mxfp4,mxfp8", "mxfp4;mxfp8"):
-        with pytest.raises(FormatError):
-            split_formats(wrong)
 
 
 def test_a_format_that_gives_nan_is_null_in_json(model: Path, text: Path) -> None:

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 
 from command_line import fail, microscale_command, succeed
-from microscale.jobs.study_executor import QuantizeAndScore
-from microscale.recipes import make_recipe
-from microscale.studies import load_study, study_runs
 from small_models import save_random_model
 from task_data import write_task_data
 
@@ -75,21 +72,6 @@ def test_failures_selection_and_import(folder: Path) -> None:
     found = succeed("study", path, "--report-only", "--json").json
     assert [(row["format"], row["state"]) for row in found] == [("none", "done"), ("mxfp4", "done")]
     assert found[1]["recovery"] is not None
-
-
-def test_what_a_method_gets(folder: Path) -> None:
-    """A method gets the calibration, the effort and the seed of the file; the formats are executed as asked."""
-    path = write(folder, "options", methods="[{method: gptq, effort: max}]")
-    path.write_text(path.read_text() + "calibration: {text: book.txt, samples: 3, window: 16}\nseed: 5\n")
-    study = load_study(path)
-    executor, run = QuantizeAndScore(study), study_runs(study)[1]
-    assert run.method is not None
-    assert executor.recipe(run, run.method) == make_recipe(
-        format="mxfp8", activations="mxfp8", method="gptq", effort="max", layout=None
-    )
-    found = executor.calibration()
-    assert (found.source, found.samples, found.window, found.seed) == (str(folder / "book.txt"), 3, 16, 5)
-    assert (found.feed, found.observer) == ("quantized", None)
 
 
 def test_attention_in_a_study(folder: Path) -> None:

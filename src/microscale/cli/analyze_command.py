@@ -26,7 +26,7 @@ def analyze(options: AnalyzeOptions, as_json: JsonOption = False) -> None:
     tell_missing_kernels()
     result = analyze_job(options, ConsoleReporter())
     if as_json:
-        print_json(result.as_json())
+        print_json(result)
         return
     _print(result)
     if options.output is None:

@@ -44,7 +44,8 @@ app.command("allocate")(allocate)
 
 def _show_version(value: bool) -> None:
     if value:
-        
+        from microscale.kernels import BACKENDS
+
         missing = "none, the slow reference path is in use"
         compiled = [
             f"{backend.title}: {missing if backend.unavailable() else backend.level()}"

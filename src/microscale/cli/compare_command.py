@@ -29,7 +29,7 @@ def compare(options: CompareOptions, as_json: JsonOption = False) -> None:
     tell_missing_kernels()
     found = compare_job(options, ConsoleReporter())
     if as_json:
-        print_json(found.as_json())
+        print_json(found)
         return
     console.print(_table(found))
     console.print("activations are rounded by each format's own rule; `quantize` says where a file layout has another")

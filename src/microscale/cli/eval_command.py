@@ -30,7 +30,7 @@ def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
     tell_missing_kernels()
     found = evaluate_job(options, ConsoleReporter())
     if as_json:
-        print_json(found.as_json())
+        print_json(found)
         return
     if found.on_text is not None:
         _print_text_scores(found.on_text, found.dtype)

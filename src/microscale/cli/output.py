@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import json
 import re
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -19,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
-from microscale.errors import MicroscaleError
+from microscale.errors import MicroscaleError, OptionError
 from microscale.formats import ActivationSpec, Format, SegmentedFormat, format_name
+from microscale.jobs.printing import json_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,19 +33,9 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="S
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output; NaN and Inf become null, as strict JSON wants."""
-    sys.stdout.write(json.dumps(_strict(value), ensure_ascii=False, indent=2) + "\n")
+    """Print a result or a value as JSON on standard output; NaN and Inf become null, as strict JSON wants."""
+    sys.stdout.write(json_text(value) + "\n")
     sys.stdout.flush()
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    return value
 
 
 def tell_missing_kernels() -> None:
@@ -59,6 +49,8 @@ def tell_missing_kernels() -> None:
 def command(function: Callable[P, R]) -> Callable[P, R]:
     """Turn our errors into a message on standard error (and a JSON object with --json) and exit code 1.
 
+    Options that do not go together are a usage error as typer shows it, with exit code 2.
+
     An interrupt says whether the same command goes on where it was: a study does, and a job with ``--offload``.
     """
 
@@ -69,6 +61,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             importlib.import_module("torch").manual_seed(seed)
         try:
             return function(*args, **kwargs)
+        except OptionError as error:
+            raise typer.BadParameter(str(error)) from None
         except MicroscaleError as error:
             if kwargs.get("as_json"):
                 print_json({"error": {"class": type(error).__name__, "message": str(error)}})

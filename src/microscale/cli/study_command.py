@@ -30,7 +30,7 @@ def study(options: StudyOptions, as_json: JsonOption = False) -> None:
         tell_missing_kernels()
     result = study_job(options, ConsoleReporter())
     if as_json:
-        print_json(result.as_json())
+        print_json(result)
     else:
         for other, count in result.imported:
             console.print(f"{count} run(s) taken from {other}", markup=False)

@@ -33,7 +33,7 @@ def tasks(
         return
     found = tasks_job(options)
     if as_json:
-        print_json([one.as_json() for one in found])
+        print_json(found)
         return
     columns = [Column(title=title) for title in ("task", "about", "metric")]
     columns += [Column(title="chance", is_number=True, drop=1), Column(title="hub", drop=2), Column(title="local file")]

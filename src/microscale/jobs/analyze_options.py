@@ -12,6 +12,7 @@ from microscale.jobs.shared_options import TextOptions
 SHORT = TextOptions(samples=8, window=512)
 """A look at a model needs less text than a calibration."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnalyzeOptions(Options):
     """Which model is described, on which text, and which formats' errors are shown."""
