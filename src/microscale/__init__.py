@@ -130,7 +130,7 @@ def quantize(
     ``model`` is a transformers model (changed in place), a directory or a hub name. ``format`` is a format's name or
     spec, or a whole :class:`~microscale.recipes.Recipe`. ``rules`` read ``GLOB=WEIGHTS[/ACTIVATIONS]``. The output
     head and embeddings stay as they are unless included. Of a model that also sees, ``part`` (``language``,
-    ``vision``, ``all``) is quantized.
+    ``vision``, ``all``) is quantized. The model comes back ready for the fastest kernels, its parameters frozen.
 
     ``method`` ``auto`` chooses among formats (``format`` lists them; None: the usual ones) for every layer,
     so that the weights take ``bits`` on average and the model suffers least; ``auto+gptq`` rounds by another method.
@@ -163,6 +163,7 @@ def quantize(
     from microscale.errors import QuantizationNote, RecipeError
     from microscale.integrations.calibration import CalibrationOptions
     from microscale.integrations.quantization import choose_recipe, quantize_original, report_quantizing
+    from microscale.nn import prepare_for_inference
     from microscale.recipes import Recipe, ignore_progress
 
     given: dict[str, object] = {"include": include, "exclude": exclude, "rules": rules}
@@ -210,6 +211,7 @@ def quantize(
     )
     if done.store is not None:
         done.store.clear()
+    prepare_for_inference(done.model)
     for note in done.notes:
         warnings.warn(note, QuantizationNote, stacklevel=2)
     return done.model

@@ -97,6 +97,13 @@ class DependencyError(MicroscaleError, ImportError):
         super().__init__(f"{purpose} needs {library}, which is not installed; run: pip install 'microscale[{extra}]'")
 
 
+class GradientNote(UserWarning):
+    """Layers of a quantized model run on a slower backend, because a gradient was asked for that kernels do not record.
+
+    Issued once for each model that :func:`microscale.quantize` or :func:`microscale.load` returned.
+    """
+
+
 class QuantizationNote(UserWarning):
     """What a user of :func:`microscale.quantize` should know: what runs otherwise than asked, or does nothing.
 

@@ -216,3 +216,33 @@ def test_saving_writes_row_major(tmp_path: Path, layout: str) -> None:
     assert set(layouts(loaded)) == {"row_major"}
     lay_out(loaded, "rows16")
     assert same_bits(logits(loaded), expected)
+
+
+def test_a_prepared_model_follows_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "BACKENDS", [cpu_backend(), REFERENCE])
+    layer, before = packed_linear(), packed_linear()
+    assert layer.prepare(torch.float32) and not layer.prepare(torch.float32)
+    size = layer.num_bytes
+    assert size == before.num_bytes, "what a file holds, whatever the layout pads"
+    layer.half()
+    assert layer.layout == "rows16"
+    lay_out(layer, "row_major")
+    assert layer.half().layout == "row_major", "what was laid out by hand stays"
+
+
+@pytest.mark.parametrize("layout", ["microscale", "compressed-tensors"])
+def test_what_is_quantized_or_loaded_is_laid_out_and_saves_the_same_bytes(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_random_model(tmp_path / "source")
+    microscale.save(microscale.quantize(source, "mxfp4"), tmp_path / "plain", layout=layout)
+    monkeypatch.undo()
+    model = microscale.quantize(source, "mxfp4")
+    loaded = microscale.load(tmp_path / "plain")
+    expected = preferred_layout(quantize(numbers(), "mxfp4"), torch.float32)
+    for name, each in (("quantized", model), ("loaded", loaded)):
+        assert set(layouts(each)) == {expected}
+        microscale.save(each, tmp_path / name, layout=layout)
+        assert same_tensors(read_tensors(tmp_path / "plain"), read_tensors(tmp_path / name)) == []
+        assert set(layouts(each)) == {expected}
+        assert set(layouts(each.to("meta"))) == {"row_major"}

@@ -29,7 +29,15 @@ from microscale.errors import CheckpointError
 from microscale.families import is_transposed
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.pending import PendingTensor
-from microscale.nn import NarrowEmbedding, PackedModule, QuantizedEmbedding, QuantizedLinear, read_attention
+from microscale.nn import (
+    NarrowEmbedding,
+    PackedModule,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    freeze,
+    prepare_for_inference,
+    read_attention,
+)
 from microscale.nn.experts import unstack_experts
 from microscale.nn.modules import replace_module, untie
 
@@ -55,6 +63,7 @@ class MicroscaleConfig(QuantizationConfigMixin):
         self.layers = layers or {}
         self.unquantized = unquantized or []
         # Embeddings that keep a narrower dtype than the model's: said by our loader alone, never read from a file.
+        self.is_from_loader = isinstance(narrow_tables, Mapping)
         tables = narrow_tables if isinstance(narrow_tables, Mapping) else {}
         self.narrow_tables = {name: dtype for name, dtype in tables.items() if isinstance(dtype, torch.dtype)}
         self.others = {key: value for key, value in others.items() if key not in ("quant_method", "others")}
@@ -83,7 +92,7 @@ class MicroscaleConfig(QuantizationConfigMixin):
 
 
 class MicroscaleQuantizer(HfQuantizer):
-    """Builds packed modules before the weights are read, and checks them afterwards."""
+    """Builds packed modules before the weights are read; checks and prepares them afterwards."""
 
     requires_calibration = True
 
@@ -129,6 +138,9 @@ class MicroscaleQuantizer(HfQuantizer):
                 check_loaded(name, module)
         config = cast(MicroscaleConfig, self.quantization_config)
         apply_attention(model, read_attention(config.others.get("attention")))
+        freeze(model)
+        if not config.is_from_loader:  # our loader still holds the parts as they were read, and does it afterwards
+            prepare_for_inference(model)
         return model
 
 

@@ -38,6 +38,7 @@ from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
 from microscale.kernels.checks import FLOAT_DTYPES
+from microscale.nn import prepare_for_inference
 from microscale.tensor import QuantizedTensor
 
 LIBRARY_ERRORS = (
@@ -157,6 +158,7 @@ def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """Load a model, quantized or not, from a directory, a GGUF file or by hub name; packed weights stay packed.
 
+    A quantized model comes frozen and ready for the fastest kernels (:func:`microscale.nn.prepare_for_inference`).
     ``dtype`` is the float type of all that is not packed and of the computation (default: the checkpoint's).
     Experts of other tools' files are expanded to floats, with a warning.
 
@@ -306,7 +308,10 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
         config.quantization_config = {**described, "narrow_tables": narrow}
     elif hasattr(config, "quantization_config"):
         del config.quantization_config
-    return _from_pretrained(None, label=source.path, config=config, state_dict=state, dtype=dtype)
+    model = _from_pretrained(None, label=source.path, config=config, state_dict=state, dtype=dtype)
+    state.clear()  # else the parts that were read would stand in memory beside those that are laid out anew
+    prepare_for_inference(model)
+    return model
 
 
 def _settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Tensor | PendingTensor]) -> None:

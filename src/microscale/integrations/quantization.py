@@ -39,7 +39,7 @@ from microscale.integrations.hf_quantizer import MicroscaleConfig
 from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
 from microscale.integrations.loading import check_window, load_original
 from microscale.integrations.saving import mark_quantized
-from microscale.nn import AttentionFormats, attention_entry, parse_attention
+from microscale.nn import AttentionFormats, attention_entry, freeze, parse_attention
 from microscale.recipes import (
     DEFAULT_OBSERVER,
     Calibration,
@@ -199,6 +199,7 @@ def quantize_original(
     if attention is not None:
         apply_attention(original, attention)
     mark_quantized(original, version)
+    freeze(original)
     return QuantizedModel(
         model=original, report=report, num_weights=num_weights, ranges=ranges, store=store, allocation=allocation
     )

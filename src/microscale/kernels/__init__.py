@@ -2,7 +2,7 @@
 
 from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, note_execution, why_not
-from microscale.kernels.layout import preferred_layout, to_layout
+from microscale.kernels.layout import is_at_home, preferred_layout, to_layout
 from microscale.kernels.ops import (
     dequantize,
     fake_quantize,
@@ -30,6 +30,7 @@ __all__ = [
     "gather_quantize",
     "hadamard",
     "hadamard_quantize",
+    "is_at_home",
     "linear",
     "linear_mixed",
     "note_execution",

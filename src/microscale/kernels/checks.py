@@ -157,3 +157,8 @@ def check_hadamard(values: Tensor, size: int, signs: Tensor | None) -> None:
         raise DtypeError(f"the signs of hadamard must be float32, got {signs.dtype}")
     if signs is not None and tuple(signs.shape) != (values.shape[-1],):
         raise ShapeError(f"the signs of hadamard must be [{values.shape[-1]}], got {list(signs.shape)}")
+
+
+def records_gradient(inputs: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd must see a product with a packed weight."""
+    return torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad))

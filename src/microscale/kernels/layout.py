@@ -42,20 +42,27 @@ def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
     return execute(request, tensor, name)
 
 
-def preferred_layout(tensor: QuantizedTensor, dtype: torch.dtype, *, activations: Format | None = None) -> str:
+def preferred_layout(
+    tensor: QuantizedTensor,
+    dtype: torch.dtype,
+    *,
+    activations: Format | None = None,
+    device: torch.device | None = None,
+) -> str:
     """Return the layout in which ``linear`` on inputs of ``dtype`` runs fastest; row_major if in none.
 
     The backends say it themselves, the preferred one first; a layout that the format has no place in is passed over.
+    ``device`` is where the tensor will be (default: where it is).
     """
-    fmt, shape = tensor.format, tensor.shape
+    fmt, shape, device = tensor.format, tensor.shape, device or tensor.device
     for backend in dispatch.BACKENDS:
-        name = None if backend.unavailable() else backend.wanted_layout(fmt, shape, dtype, tensor.device)
+        name = None if backend.unavailable() else backend.wanted_layout(fmt, shape, dtype, device)
         if name is None or find_layout(name).refusal(fmt, shape) is not None:
             continue
         request = Request(
             operation=Operation.LINEAR,
             format=fmt,
-            device=tensor.device,
+            device=device,
             dtype=dtype,
             layout=name,
             activations=activations,
@@ -63,3 +70,10 @@ def preferred_layout(tensor: QuantizedTensor, dtype: torch.dtype, *, activations
         if backend.refusal(request) is None:
             return name
     return ROW_MAJOR
+
+
+def is_at_home(layout: str, fmt: Format, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a weight may stay in a layout on a device: row_major anywhere, others where their owner runs linear."""
+    request = Request(operation=Operation.LINEAR, format=fmt, device=device, dtype=dtype, layout=layout)
+    owners = [each for each in dispatch.BACKENDS if layout in {owned.name for owned in each.layouts}]
+    return layout == ROW_MAJOR or any(owner.refusal(request) is None for owner in owners)

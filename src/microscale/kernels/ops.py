@@ -22,7 +22,7 @@ from microscale.errors import DtypeError, ShapeError
 from microscale.formats import Draw, Format, parse_format
 from microscale.kernels import torch_ops
 from microscale.kernels.backend import Operation, Request
-from microscale.kernels.checks import check_draw
+from microscale.kernels.checks import check_draw, records_gradient
 from microscale.kernels.dispatch import execute
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
@@ -174,7 +174,7 @@ def linear(
         dtype=inputs.dtype,
         layout=weight.layout,
         activations=record,
-        records_gradient=_records_gradient(inputs, bias),
+        records_gradient=records_gradient(inputs, bias),
     )
     return execute(request, inputs, weight, bias, record)
 
@@ -308,7 +308,7 @@ def linear_mixed(
             dtype=inputs.dtype,
             layout=weight.layout,
             activations=record,
-            records_gradient=_records_gradient(inputs, bias),
+            records_gradient=records_gradient(inputs, bias),
         )
         for weight, record in zip(weights, records, strict=True)
     ]
@@ -331,10 +331,6 @@ def _check_bias(bias: object, rows: int, inputs: Tensor) -> None:
         raise DtypeError(f"the bias is a float tensor on {inputs.device}, as the inputs are, got {found}")
     if tuple(bias.shape) != (rows,):
         raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
-
-
-def _records_gradient(inputs: Tensor, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def _check_tensor(values: object, name: str) -> None:

@@ -20,7 +20,7 @@ from microscale.nn.experts import (
     unstack_experts,
     why_not_unstacked,
 )
-from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
+from microscale.nn.inference import cached_weights, freeze, lay_out, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import float_weight, replace_module, untie
 from microscale.nn.online import InputTransforms, LowRank
@@ -41,6 +41,7 @@ __all__ = [
     "attention_formats",
     "cached_weights",
     "float_weight",
+    "freeze",
     "has_stacked_experts",
     "lay_out",
     "model_attention",

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from microscale.kernels import preferred_layout
 from microscale.layouts import find_layout
 from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.nn.gradients import GradientWatch, ModelWatch
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 
@@ -19,7 +19,7 @@ def lay_out(model: nn.Module, layout: str) -> list[str]:
     """Lay the packed linear layers of a model out anew, one after the other; returns the names of those that were.
 
     Memory never holds more than one layer twice. Layers of a format that the layout refuses, and embeddings, whose
-    rows are looked up one by one, stay as they are.
+    rows are looked up one by one, stay as they are. A later move does not choose another layout.
 
     Raises:
         LayoutError: there is no such layout.
@@ -31,6 +31,7 @@ def lay_out(model: nn.Module, layout: str) -> list[str]:
             continue
         if target.refusal(module.format, module.shape) is None:
             module.set_layout(layout)
+            module.inference_dtype = None
             changed.append(name)
     return changed
 
@@ -38,19 +39,31 @@ def lay_out(model: nn.Module, layout: str) -> list[str]:
 def prepare_for_inference(model: nn.Module) -> list[str]:
     """Lay every packed linear layer out as the fastest kernel for it reads it; returns the names of those changed.
 
-    Where no backend but the reference one runs a layer, it stays in row_major. The results of the model are within
-    the bounds of ``linear`` in any layout. Saving writes the same bytes as before, and a move to another device
-    undoes it.
+    ``microscale.quantize`` and ``microscale.load`` do this at their end, so that nobody else needs to: a model is ready
+    before torch.compile, torch.export or several threads see it, and no forward call changes it. (At the first use
+    instead, a compiled graph would hold the old parts, and two threads could lay out the same weight.)
+
+    One layer after the other is laid out in the place of the old parts. Where no backend but the reference one runs a
+    layer, it stays in row_major. The results of the model are within the bounds of ``linear`` in any layout. Saving
+    writes the same bytes as before. A move to another device lays out for that one.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    changed: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
-            layout = preferred_layout(module.tensor, dtype)
-            if layout != module.layout:
-                module.set_layout(layout)
-                changed.append(name)
-    return changed
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    return [name for name, module in linears.items() if module.prepare(dtype)]
+
+
+def freeze(model: nn.Module) -> None:
+    """Let no parameter of a quantized model ask for a gradient; see :mod:`microscale.nn.gradients`.
+
+    A gradient that is asked for afterwards flows through the reference path, and a
+    :class:`~microscale.errors.GradientNote` says so once.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    shared = ModelWatch(layers=tuple(linears))
+    for name, module in linears.items():
+        module.watch = GradientWatch(layer=name, model=shared)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microscale.formats import ActivationSpec, Format, RangeKind
-from microscale.kernels import linear
+from microscale.kernels import linear, preferred_layout
 from microscale.nn.activation import ActivationQuantizer
+from microscale.nn.gradients import GradientWatch
 from microscale.nn.online import InputTransforms, LowRank
 from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
@@ -51,6 +52,8 @@ class QuantizedLinear(PackedModule):
         self.activations = None if activations is None else ActivationQuantizer(activations, device=device)
         self.transforms = InputTransforms(transforms, self.in_features, device=device) if transforms else None
         self.low_rank = LowRank(low_rank, self.in_features, self.out_features, device=device) if low_rank else None
+        self.inference_dtype: torch.dtype | None = None
+        self.watch: GradientWatch | None = None
 
     @classmethod
     def from_tensor(
@@ -87,9 +90,34 @@ class QuantizedLinear(PackedModule):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the packed weight and of what works online, bias left out."""
+        """Bytes that a file holds for the weight and for what works online, bias left out."""
         online = [part.num_bytes for part in (self.transforms, self.low_rank) if part is not None]
-        return self.tensor.num_bytes + sum(online)
+        return super().num_bytes + sum(online)
+
+    @property
+    def rounding(self) -> Format | None:
+        """The format that ``linear`` itself rounds the inputs to; inputs with a range of another kind come rounded."""
+        spec = None if self.activations is None else self.activations.spec
+        return spec.format if spec is not None and spec.range is RangeKind.DYNAMIC else None
+
+    def prepare(self, dtype: torch.dtype) -> bool:
+        """Lay the weight out as the fastest kernel for inputs of ``dtype`` reads it; returns whether that changed it.
+
+        From then on every move to another device, and every cast, does so for the new device and dtype.
+        """
+        self.inference_dtype = dtype
+        before = self.layout
+        self.set_layout(preferred_layout(self.tensor, dtype, activations=self.rounding))
+        return self.layout != before
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        before = (self.inference_dtype, self.tensor.device)
+        super()._apply(fn, recurse)
+        if self.inference_dtype is not None:
+            dtype = fn(torch.empty(0, dtype=self.inference_dtype, device=before[1])).dtype
+            if (dtype, self.tensor.device) != before:
+                self.prepare(dtype)
+        return self
 
     def forward(self, inputs: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
         """Apply the layer to inputs of any float dtype that the bias has too."""
@@ -103,10 +131,11 @@ class QuantizedLinear(PackedModule):
         cached = self.float_weight(inputs.dtype)
         rounding = None
         if self.activations is not None:
-            if cached is None and self.activations.spec.range is RangeKind.DYNAMIC and inputs.numel():
-                rounding = self.activations.spec.format
-            else:
+            rounding = self.rounding if cached is None and inputs.numel() else None
+            if rounding is None:
                 inputs = self.activations(inputs)
         if cached is not None:
             return functional.linear(inputs, cached, bias)
+        if self.watch is not None:
+            self.watch.look(self.tensor, inputs, bias, rounding)
         return linear(inputs, self.tensor, bias, activations=rounding)

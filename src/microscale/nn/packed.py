@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.formats import Format, format_name
-from microscale.kernels import dequantize, to_layout
+from microscale.kernels import dequantize, is_at_home, to_layout
 from microscale.layouts import part_specs
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
@@ -22,11 +23,11 @@ PREFIX = "weight_"
 class PackedModule(nn.Module):
     """A module with one packed weight; its bytes are those of the checkpoint, until :meth:`set_layout` moves them.
 
-    The state dict holds the parts of row_major in any layout. A move to another device brings row_major back: the
-    other layouts belong to kernels of the CPU. Casting the module (``to(dtype)``, ``half()``) never touches the packed
-    parts: their dtypes belong to the format. ``method`` records how the codes were found, ``kind`` what the module
-    stands for in the model: ``linear``, ``conv1d`` (a linear layer whose float weight the model keeps as [in, out])
-    or ``embedding``.
+    The state dict holds the parts of row_major in any layout; in another one they are made for it. A move to a device
+    where the backend that owns the layout does not run brings row_major back. Casting the module (``to(dtype)``,
+    ``half()``) never touches the packed parts: their dtypes belong to the format. ``method`` records how the codes were
+    found, ``kind`` what the module stands for in the model: ``linear``, ``conv1d`` (a linear layer whose float weight
+    the model keeps as [in, out]) or ``embedding``.
     """
 
     def __init__(
@@ -89,8 +90,12 @@ class PackedModule(nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the packed weight, and of what a module keeps beside it for run time; a bias does not count."""
-        return self.tensor.num_bytes
+        """Bytes that a file holds for the weight and for what works beside it at run time, whatever the layout.
+
+        A bias does not count.
+        """
+        specs = part_specs(self.format, self.shape).values()
+        return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 
     def _part(self, name: str) -> Tensor:
         part = self._buffers[PREFIX + name]
@@ -133,8 +138,11 @@ class PackedModule(nn.Module):
         self.set_layout(layout)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
-        if self.layout != ROW_MAJOR and fn(torch.empty(0, dtype=torch.uint8)).device.type != "cpu":
-            self.set_layout(ROW_MAJOR)
+        if self.layout != ROW_MAJOR:
+            before = self.tensor.device
+            device = fn(torch.empty(0, dtype=torch.uint8, device=before)).device
+            if device != before and not is_at_home(self.layout, self.format, self.weight_dtype, device):
+                self.set_layout(ROW_MAJOR)
         kept = {PREFIX + name: self._buffers[PREFIX + name] for name in self._part_names}
         super()._apply(fn, recurse)
         for name, before in kept.items():
