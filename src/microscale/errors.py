@@ -7,6 +7,8 @@ Each message says what was expected, what came, and what to do. All classes deri
 
 from __future__ import annotations
 
+from typing import cast
+
 
 class MicroscaleError(Exception):
     """Root of all errors that microscale raises on purpose."""
@@ -109,3 +111,35 @@ class QuantizationNote(UserWarning):
 
     Issued as a warning; the command line prints the same texts as notes.
     """
+
+
+class ArgumentError(MicroscaleError, TypeError):
+    """An argument of another kind than the function takes."""
+
+
+def check_kind(
+    value: object,
+    kinds: type | tuple[type, ...],
+    name: str,
+    expected: str,
+    *,
+    error: type[MicroscaleError] = ArgumentError,
+) -> None:
+    """Refuse an argument that is of none of the kinds; True and False count as numbers nowhere.
+
+    Raises:
+        ArgumentError: (or ``error``) with what was expected and what came.
+    """
+    wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise error(f"{name} must be {expected}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a short text of a value for a message: itself where that is short, and its type."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    plain = isinstance(value, str | bytes | bool | int | float | list | tuple | dict)
+    text = repr(cast("object", value)) if plain else ""
+    return f"{text} ({kind})" if 0 < len(text) <= 60 else f"a value of type {kind}"

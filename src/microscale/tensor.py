@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from microscale.errors import DtypeError, FormatError, LayoutError, ShapeError
+from microscale.errors import ArgumentError, DtypeError, FormatError, LayoutError, ShapeError, check_kind, shown
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
@@ -24,6 +25,7 @@ from microscale.formats import (
     VectorBlock,
     format_name,
 )
+from microscale.formats.segmented import RECORDS
 from microscale.layouts import find_layout, matrix_shape, slicing
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.layouts.row_major import own_lengths
@@ -51,6 +53,7 @@ class QuantizedTensor:
     layout: str = ROW_MAJOR
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         specs = find_layout(self.layout).part_specs(self.format, self.shape)
         specs.update(own_lengths(self.format, self.shape, self.parts))
         if set(specs) != set(self.parts):
@@ -64,6 +67,16 @@ class QuantizedTensor:
                 )
             if part.dtype != spec.dtype:
                 raise DtypeError(f"part {name!r} of {format_name(self.format)} must be {spec.dtype}, got {part.dtype}")
+
+    def _check_kinds(self) -> None:
+        check_kind(self.format, RECORDS, "the format of a quantized tensor", "a format record", error=FormatError)
+        check_kind(self.shape, tuple, "the shape of a quantized tensor", "a tuple of whole numbers")
+        for length in self.shape:
+            check_kind(length, (int, torch.SymInt), "each length in the shape of a quantized tensor", "a whole number")
+        check_kind(self.dtype, torch.dtype, "the dtype of a quantized tensor", "a dtype of torch")
+        check_kind(self.parts, Mapping, "the parts of a quantized tensor", "a mapping of tensors by name")
+        for name, part in self.parts.items():
+            check_kind(part, Tensor, f"part {name!r} of a quantized tensor", "a tensor")
 
     @property
     def rows(self) -> int:
@@ -87,7 +100,11 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """Return the same tensor with all parts on ``device``."""
-        parts = {name: part.to(device) for name, part in self.parts.items()}
+        try:
+            place = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise ArgumentError(f"a device must be one of torch's, such as 'cuda', got {shown(device)}") from None
+        parts = {name: part.to(place) for name, part in self.parts.items()}
         return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts, layout=self.layout)
 
     @property
@@ -127,6 +144,8 @@ class QuantizedTensor:
     def _slice(self, axis: Axis, begin: int, end: int) -> QuantizedTensor:
         word, shape = axis.name.lower(), (self.rows, self.cols)
         _require_row_major(self, f"slice_{word}")
+        for name, place in (("begin", begin), ("end", end)):
+            check_kind(place, Integral, f"{name} of slice_{word}", "a whole number")
         if not 0 <= begin < end <= shape[axis.value]:
             raise ShapeError(
                 f"slice_{word} takes 0 <= begin < end <= {shape[axis.value]} of a tensor of shape {list(self.shape)},"
@@ -158,6 +177,10 @@ class QuantizedTensor:
         Rows stand alone in row_major under blocks along the last axis and per channel, without a sparse table or a
         pair.
         """
+        expected = "a tensor of integers with one axis"
+        check_kind(rows, Tensor, "what select_rows takes", expected, error=DtypeError)
+        if rows.dtype not in (torch.int64, torch.int32) or rows.dim() != 1:
+            raise DtypeError(f"select_rows takes {expected}, got {rows.dtype} {list(rows.shape)}")
         fmt = self.format
         if self.layout != ROW_MAJOR:
             return None
@@ -169,7 +192,11 @@ class QuantizedTensor:
             return None
         if not isinstance(fmt.block, VectorBlock | ChannelBlock):
             return None
-        parts = slicing.pick_rows(self.parts, fmt, rows)
+        try:
+            parts = slicing.pick_rows(self.parts, fmt, rows)
+        except IndexError:
+            edges = f"{int(rows.min())} to {int(rows.max())}"
+            raise ShapeError(f"select_rows takes rows 0 to {self.rows - 1} of this tensor, got {edges}") from None
         return QuantizedTensor(format=fmt, shape=(rows.numel(), self.cols), dtype=self.dtype, parts=parts)
 
 
@@ -213,6 +240,7 @@ def join_cols(tensors: Sequence[QuantizedTensor], fmt: SegmentedFormat | None = 
         DtypeError: something else than quantized tensors, or other float types or devices.
     """
     _check_joined(tensors, Axis.COLS)
+    check_kind(fmt, (SegmentedFormat, type(None)), "the format of join_cols", "a SegmentedFormat or None")
     first = tensors[0].format
     if not isinstance(first, SegmentedFormat):
         return _join(tensors, first, Axis.COLS)

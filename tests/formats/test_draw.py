@@ -60,5 +60,5 @@ def test_parts_draw_at_places_of_their_own() -> None:
 @pytest.mark.parametrize("value", [-1, 1.0, True, None, "7"])
 @pytest.mark.parametrize("field", ["seed", "step", "place"])
 def test_draws_that_are_none(field: str, value: object) -> None:
-    with pytest.raises(FormatError, match=f"{field} of a draw is a whole number from 0 on, got"):
+    with pytest.raises(FormatError, match=f"{field} of a draw must be a whole number from 0 on, got"):
         Draw(**{field: value})  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernel_levels import LEVELS
-from microscale.errors import FormatError
+from microscale.errors import ArgumentError
 from microscale.formats import Draw, parse_format, tensor_place
 from microscale.kernels import dequantize, fake_quantize, quantize, reference
 from microscale.kernels.cpu import native
@@ -132,5 +132,5 @@ def test_a_draw_passes_through_the_compiler() -> None:
 @pytest.mark.parametrize("draw", [7, (1, 2, 3), "stochastic"])
 def test_what_is_no_draw(draw: object) -> None:
     for call in (quantize, fake_quantize):
-        with pytest.raises(FormatError, match=r"Draw\(seed=, step=, place=\) or None, got"):
+        with pytest.raises(ArgumentError, match=r"Draw\(seed=, step=, place=\) or None, got"):
             call(numbers(2, 32), "mxfp4:stochastic", draw=draw)  # type: ignore[arg-type]

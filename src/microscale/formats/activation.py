@@ -13,6 +13,7 @@ from enum import Enum
 
 from microscale.errors import FormatError, FormatSpecError
 from microscale.formats.block import BlockFormat, ChannelBlock, TensorBlock
+from microscale.formats.fields import check_fields
 from microscale.formats.registry import format_name, parse_format
 from microscale.formats.rules import AMAX_RULES, RuleKind, number_word
 from microscale.formats.segmented import Format
@@ -46,6 +47,7 @@ class ActivationSpec:
     argument: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.range is RangeKind.EMA and not 0 < self.argument < 1:
             raise FormatError(f"the decay of ema is between 0 and 1, got {self.argument}")
         if self.range is RangeKind.WINDOW and not (self.argument >= 1 and float(self.argument).is_integer()):
@@ -93,7 +95,7 @@ def parse_activation(spec: str | Format | ActivationSpec) -> ActivationSpec:
     if isinstance(spec, ActivationSpec):
         return spec
     if not isinstance(spec, str):
-        return ActivationSpec(format=spec)
+        return ActivationSpec(format=parse_format(spec))
     spec = spec.strip()
     head, at, tail = spec.partition("@")
     fmt = parse_format(head)

@@ -15,6 +15,7 @@ from enum import Enum
 from microscale.errors import FormatError
 from microscale.formats.draw import Draw
 from microscale.formats.elements import FP32, Element, FloatElement, IntElement
+from microscale.formats.fields import check_fields
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import (
     FLOAT_SCALE_RULES,
@@ -32,6 +33,7 @@ class VectorBlock:
     size: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.size < 1:
             raise FormatError(f"a block holds at least one element, got {self.size}")
 
@@ -44,6 +46,7 @@ class TileBlock:
     cols: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rows < 1 or self.cols < 1:
             raise FormatError(f"a tile holds at least one element, got {self.rows}x{self.cols}")
 
@@ -92,6 +95,7 @@ class SubScale:
     kind: SubScaleKind
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.bits <= 8:
             raise FormatError(f"a sub-group scale has 1 to 8 bits, got {self.bits}")
         if self.size < 1:
@@ -129,6 +133,7 @@ class SparseTable:
     element: SparseElement
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.percent <= 100:
             raise FormatError(f"a sparse table keeps more than 0 and at most 100 percent, got {self.percent}")
 
@@ -164,6 +169,7 @@ class BlockFormat:
     sparse: SparseTable | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for problem in (*self._scale_problems(), *self._element_problems(), *self._level_problems()):
             raise FormatError(f"{self._short_name}: {problem}")
 
@@ -343,6 +349,7 @@ class PairFormat:
     sparse: SparseTable | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for part in (self.low, self.high):
             if not isinstance(part.block, VectorBlock):
                 raise FormatError("pair: both formats need blocks along the last axis")

@@ -16,12 +16,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from microscale.errors import ArgumentError, DtypeError, FormatError, ShapeError, check_kind, shown
 from microscale.formats.block import BlockFormat, ZeroPoint
 from microscale.formats.draw import Draw, mix
 from microscale.formats.elements import E4M3, FP16, FP32, Element, FloatElement, IntElement
 from microscale.formats.policies import Overflow, Rounding
 
 RANDOM_BITS = 24
+TABLE_BITS = 16
+"""Widest element whose values are kept as a table."""
 
 
 def random_bits(indices: Int[Tensor, "..."], draw: Draw) -> Int[Tensor, "..."]:
@@ -29,7 +32,13 @@ def random_bits(indices: Int[Tensor, "..."], draw: Draw) -> Int[Tensor, "..."]:
 
     Formula: mix(mix(index) ^ key), the top 24 of its 32 bits, with :func:`~microscale.formats.draw.mix` and the key of
     the draw (:attr:`~microscale.formats.draw.Draw.key`).
+
+    Raises:
+        DtypeError: indices that are no tensor of integers.
+        ArgumentError: no draw.
     """
+    check_kind(draw, Draw, "the draw", "a Draw(seed=, step=, place=)")
+    _check_integers(indices, "the indices of random bits")
     return mix(mix(indices.to(torch.int64)) ^ draw.key) >> (32 - RANDOM_BITS)
 
 
@@ -40,7 +49,14 @@ def round_to_int(
 
     Special values: -0 stays -0; ties by the mode; NaN and Inf pass through.
     ``noise`` holds the 24 random bits of each element and is needed for stochastic rounding only.
+
+    Raises:
+        ArgumentError: no rounding mode.
+        DtypeError, ShapeError: numbers that are no float32 tensor; noise that is needed and missing, no integers, or
+            not one for each number.
     """
+    _check_numbers(values)
+    _check_rounding(rounding, noise, values)
     match rounding:
         case Rounding.NEAREST_EVEN:
             return torch.round(values)
@@ -74,13 +90,45 @@ def encode(
     rounded like all others (gradual underflow).
 
     Raises:
-        nothing: the record has been validated when it was made.
+        ArgumentError: no element, no rounding mode or overflow policy.
+        DtypeError, ShapeError: numbers that are no float32 tensor; noise that is needed and missing, no integers, or
+            not one for each number.
     """
+    _check_numbers(values)
+    _check_element(element)
+    _check_rounding(rounding, noise, values)
+    check_kind(overflow, Overflow, "the overflow policy", "an Overflow")
     if isinstance(element, IntElement):
         codes = _encode_int(values, element, rounding, noise)
     else:
         codes = _encode_float(values, element, rounding, overflow, noise)
     return codes.to(torch.uint8) if element.bits <= 8 else codes
+
+
+def _check_numbers(values: object) -> None:
+    if not isinstance(values, Tensor) or values.dtype != torch.float32:
+        found = f"a {values.dtype} tensor" if isinstance(values, Tensor) else shown(values)
+        raise DtypeError(f"the numbers to be encoded must be a float32 tensor, got {found}; cast them first")
+
+
+def _check_element(element: object) -> None:
+    check_kind(element, (FloatElement, IntElement), "the element", "a FloatElement or IntElement")
+
+
+def _check_rounding(rounding: object, noise: object, values: Tensor) -> None:
+    check_kind(rounding, Rounding, "the rounding", "a Rounding")
+    if rounding is not Rounding.STOCHASTIC and noise is None:
+        return
+    _check_integers(noise, "the noise of stochastic rounding (random_bits of each element)")
+    if isinstance(noise, Tensor) and noise.shape != values.shape:
+        raise ShapeError(f"the noise of each element has the shape {list(values.shape)}, got {list(noise.shape)}")
+
+
+def _check_integers(codes: object, name: str) -> None:
+    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not isinstance(codes, Tensor) or codes.dtype not in kinds:
+        found = f"a {codes.dtype} tensor" if isinstance(codes, Tensor) else shown(codes)
+        raise DtypeError(f"{name} must be a tensor of integers, got {found}")
 
 
 def _encode_int(values: Tensor, element: IntElement, rounding: Rounding, noise: Tensor | None) -> Int[Tensor, "..."]:
@@ -198,16 +246,44 @@ def _value_table(element: Element, device: torch.device) -> Float[Tensor, "codes
 
 
 def value_table(element: Element, device: torch.device | str = "cpu") -> Float[Tensor, "codes"]:
-    """Return the float32 value of every code of an element of up to 16 bits, on ``device``."""
-    return _value_table(element, torch.device(device))
+    """Return the float32 value of every code of an element of up to 16 bits, on ``device``.
+
+    Raises:
+        ArgumentError: no element, or a wider one; no device.
+    """
+    _check_element(element)
+    if element.bits > TABLE_BITS:
+        raise ArgumentError(f"a table of values is for elements of up to {TABLE_BITS} bits, got {element.name}")
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ArgumentError(f"a device must be one of torch's, such as 'cpu', got {shown(device)}") from None
+    return _value_table(element, place)
 
 
 def decode(codes: Int[Tensor, "..."], element: Element) -> Float[Tensor, "..."]:
-    """Return the float32 values of codes; exact, NaN and Inf codes included."""
-    if element == FP32:
+    """Return the float32 values of codes; exact, NaN and Inf codes included.
+
+    Raises:
+        DtypeError: codes that are no tensor of integers.
+        FormatError: a code that the element does not have.
+        ArgumentError: no element.
+    """
+    _check_element(element)
+    check_kind(codes, Tensor, f"codes of {element.name}", "a tensor of integers", error=DtypeError)
+    if element == FP32 and codes.dtype in (torch.int32, torch.float32):
         return codes.view(torch.float32)
+    _check_integers(codes, f"codes of {element.name}")
     table = value_table(element, codes.device)
-    return table.index_select(0, codes.reshape(-1).to(torch.int32)).reshape(codes.shape)
+    flat = codes.reshape(-1)
+    is_narrow = codes.dtype == torch.uint8 and element.bits >= 8
+    if not is_narrow and flat.numel():
+        low, high = (int(edge) for edge in torch.aminmax(flat))
+        if low < 0 or high >= 2**element.bits:
+            raise FormatError(
+                f"codes of {element.name} are 0 to {2**element.bits - 1}, got {low} to {high}; unpack them by its width"
+            )
+    return table.index_select(0, flat.to(torch.int32)).reshape(codes.shape)
 
 
 def encode_scale(
@@ -216,17 +292,30 @@ def encode_scale(
     """Store positive float32 scales: uint8 codes, or a float16, bfloat16 or float32 tensor for the wide ones.
 
     Saturates; NaN gives the NaN code. ``TOWARD_ZERO`` is not meant here; ``rceil`` uses :func:`encode_scale_up`.
+
+    Raises:
+        DtypeError, ArgumentError: see :func:`encode`; a scale that is no FloatElement.
     """
+    _check_scale(scale)
     codes = encode(raw, scale, rounding=rounding)
     return _store_scale(codes, scale)
 
 
 def encode_scale_up(raw: Float[Tensor, "..."], scale: FloatElement) -> Shaped[Tensor, "..."]:
-    """Store the smallest scale value that is not below ``raw`` (saturating at the largest)."""
+    """Store the smallest scale value that is not below ``raw`` (saturating at the largest).
+
+    Raises:
+        DtypeError, ArgumentError: see :func:`encode_scale`.
+    """
+    _check_scale(scale)
     codes = encode(raw, scale, rounding=Rounding.TOWARD_ZERO).to(torch.int32)
     below = decode(codes, scale) < raw
     codes = torch.where(below, (codes + 1).clamp(max=scale.max_code), codes)
     return _store_scale(codes, scale)
+
+
+def _check_scale(scale: object) -> None:
+    check_kind(scale, FloatElement, "the scale", "a FloatElement")
 
 
 def _store_scale(codes: Tensor, scale: FloatElement) -> Shaped[Tensor, "..."]:
@@ -238,8 +327,19 @@ def _store_scale(codes: Tensor, scale: FloatElement) -> Shaped[Tensor, "..."]:
 
 
 def decode_scale(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Float[Tensor, "..."]:
-    """Return the float32 value of stored scales; exact."""
-    return decode(stored, scale) if scale.bits <= 8 else stored.to(torch.float32)
+    """Return the float32 value of stored scales; exact.
+
+    Raises:
+        DtypeError, FormatError: see :func:`decode`; a wide scale that is no float tensor.
+        ArgumentError: a scale that is no FloatElement.
+    """
+    _check_scale(scale)
+    if scale.bits <= 8:
+        return decode(stored, scale)
+    check_kind(stored, Tensor, f"stored scales in {scale.name}", "a float tensor", error=DtypeError)
+    if not stored.is_floating_point():
+        raise DtypeError(f"stored scales in {scale.name} must be a float tensor, got {stored.dtype}")
+    return stored.to(torch.float32)
 
 
 PLAIN_SCALE_CODES = 2

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from microscale.errors import FormatError
+from microscale.errors import FormatError, check_kind
 
 _MASK32 = 0xFFFFFFFF
 _SEED_OFFSET = 0x9E3779B9
@@ -36,9 +36,11 @@ class Draw:
 
     def __post_init__(self) -> None:
         for name in ("seed", "step", "place"):
-            value: object = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise FormatError(f"the {name} of a draw is a whole number from 0 on, got {value!r}")
+            value: int = getattr(self, name)
+            expected = "a whole number from 0 on"
+            check_kind(value, int, f"the {name} of a draw", expected, error=FormatError)
+            if value < 0:
+                raise FormatError(f"the {name} of a draw must be {expected}, got {value}")
 
     @property
     def key(self) -> int:
@@ -65,6 +67,7 @@ def part_draw(draw: Draw | None, index: int) -> Draw | None:
 
 def tensor_place(name: str) -> int:
     """Return the place of a tensor by its name: the first 8 bytes of SHA-256 of its UTF-8, little-endian, mod 2^62."""
+    check_kind(name, str, "the name of a tensor", "a text")
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % 2**62
 
 

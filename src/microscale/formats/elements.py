@@ -21,7 +21,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from microscale.errors import FormatError
+from microscale.errors import FormatError, check_kind
+from microscale.formats.fields import check_fields
 
 FLOAT32_MAX_EXPONENT = 127
 FLOAT32_MIN_EXPONENT = -149
@@ -38,6 +39,15 @@ class SpecialValues(Enum):
     """No Inf; the code with all exponent and mantissa bits set is NaN."""
     NONE = "none"
     """Every code is a finite number."""
+
+
+def _check_widths(exponent_bits: int, mantissa_bits: int) -> None:
+    for name, value in (("exponent", exponent_bits), ("mantissa", mantissa_bits)):
+        check_kind(value, int, f"the number of {name} bits", "a whole number", error=FormatError)
+    if not 0 <= exponent_bits <= MAX_EXPONENT_BITS:
+        raise FormatError(f"a float element has 0 to {MAX_EXPONENT_BITS} exponent bits, got {exponent_bits}")
+    if not (0 <= mantissa_bits <= MAX_MANTISSA_BITS or (exponent_bits, mantissa_bits) == (8, 23)):
+        raise FormatError(f"a float element has 0 to {MAX_MANTISSA_BITS} mantissa bits, got {mantissa_bits}")
 
 
 def default_bias(exponent_bits: int) -> int:
@@ -74,11 +84,9 @@ class FloatElement:
     subnormals: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         e, m = self.exponent_bits, self.mantissa_bits
-        if not 0 <= e <= MAX_EXPONENT_BITS:
-            raise FormatError(f"a float element has 0 to {MAX_EXPONENT_BITS} exponent bits, got {e}")
-        if not (0 <= m <= MAX_MANTISSA_BITS or (e, m) == (8, 23)):
-            raise FormatError(f"a float element has 0 to {MAX_MANTISSA_BITS} mantissa bits, got {m}")
+        _check_widths(e, m)
         if e + m == 0:
             raise FormatError("a float element needs at least one exponent or mantissa bit, got e0m0")
         if self.specials is SpecialValues.IEEE and (m == 0 or e < 2):
@@ -209,6 +217,7 @@ class IntElement:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 2 <= self.bits <= 8:
             raise FormatError(f"an integer element has 2 to 8 bits, got {self.bits}")
         if not -64 <= self.fraction_bits <= 64:
@@ -281,6 +290,7 @@ def float_element(
     Raises:
         FormatError: see :class:`FloatElement`.
     """
+    _check_widths(exponent_bits, mantissa_bits)
     return FloatElement(
         exponent_bits=exponent_bits,
         mantissa_bits=mantissa_bits,
@@ -292,6 +302,7 @@ def float_element(
 
 def power_of_two_scale(exponent_bits: int, *, bias: int | None = None) -> FloatElement:
     """Build the scale ``eXm0``: 2^(code - bias), the top code is NaN, no zero (OCP MX v1.0 section 5.4.1)."""
+    _check_widths(exponent_bits, 0)
     return FloatElement(
         exponent_bits=exponent_bits,
         mantissa_bits=0,
@@ -304,6 +315,7 @@ def power_of_two_scale(exponent_bits: int, *, bias: int | None = None) -> FloatE
 
 def int_element(bits: int, *, fraction_bits: int | None = None, symmetric: bool = True) -> IntElement:
     """Build the signed ``intN``, by default with OCP's implied fraction of N - 2 bits (range about -2 to 2)."""
+    check_kind(bits, int, "the width of an integer element", "a whole number", error=FormatError)
     fraction = bits - 2 if fraction_bits is None else fraction_bits
     return IntElement(bits=bits, fraction_bits=fraction, symmetric=symmetric)
 

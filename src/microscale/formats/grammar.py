@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from microscale.errors import FormatError, FormatSpecError
+from microscale.errors import FormatError, FormatSpecError, check_kind
 from microscale.formats.block import (
     BlockFormat,
     Extension,
@@ -267,6 +267,8 @@ def parse_rule(word: str, scale: FloatElement) -> ScaleRule:
     Raises:
         FormatSpecError: an unknown rule, or arguments that it does not take.
     """
+    check_kind(word, str, "a scale rule", "a text such as 'floor' or 'mse(-1,1)'", error=FormatError)
+    check_kind(scale, FloatElement, "the scale of a rule", "a FloatElement", error=FormatError)
     name, _, rest = word.strip().partition("(")
     if name not in {kind.value for kind in RuleKind} or (rest and not rest.endswith(")")):
         raise FormatSpecError(word, 0, f"unknown scale rule {name!r}", _OPTION_REMEDY)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from microscale.errors import check_kind
+
 
 def split_outside(text: str, separator: str) -> list[tuple[int, str]]:
     """Return the pieces between separators, each with its offset."""
+    check_kind(text, str, "what is to be split", "a text")
+    check_kind(separator, str, "a separator", "a text")
     pieces: list[tuple[int, str]] = []
     depth, begin = 0, 0
     for position, character in enumerate(text):

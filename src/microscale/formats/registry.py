@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from microscale.errors import FormatError, check_kind
 from microscale.formats.block import BlockFormat
 from microscale.formats.grammar import parse_spec
-from microscale.formats.segmented import Format, SegmentedFormat
+from microscale.formats.segmented import RECORDS, Format, SegmentedFormat
 from microscale.formats.spec_text import option_words, sparse_text, spec_text
 
 
@@ -117,12 +118,16 @@ def parse_format(spec: str | Format) -> Format:
 
     Raises:
         FormatSpecError: pointing at the word that is wrong, with what is possible.
+        FormatError: neither a text nor a record.
     """
+    expected = "a name, a spec such as 'e2m1/32:e8m0', or a format record"
+    check_kind(spec, (str, *RECORDS), "a format", expected, error=FormatError)
     return parse_spec(spec, _RECORDS) if isinstance(spec, str) else spec
 
 
 def format_name(fmt: Format) -> str:
     """Return the shortest spec that parses back: a name, a name with options (``mxfp4:even``), or the full spec."""
+    check_kind(fmt, RECORDS, "a format", "a format record (parse_format makes one)", error=FormatError)
     if fmt in _NAMES:
         return _NAMES[fmt]
     if isinstance(fmt, BlockFormat):

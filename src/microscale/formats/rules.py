@@ -29,6 +29,7 @@ from enum import Enum
 from typing import ClassVar
 
 from microscale.errors import FormatError
+from microscale.formats.fields import check_fields
 
 
 class RuleKind(Enum):
@@ -104,6 +105,7 @@ class ScaleRule:
     MINMAX: ClassVar[ScaleRule]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         expected = _ARGUMENT_COUNTS.get(self.kind, (0,))
         if len(self.arguments) not in expected:
             counts = " or ".join(str(count) for count in expected)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from microscale.errors import FormatError
 from microscale.formats.block import BlockFormat, PairFormat, TileBlock
+from microscale.formats.fields import check_fields
 from microscale.formats.policies import InfPolicy, NaNPolicy
 
 
@@ -26,6 +27,7 @@ class Segment:
     cols: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.cols < 1:
             raise FormatError(f"a segment has at least one column, got {self.cols}")
 
@@ -41,6 +43,7 @@ class SegmentedFormat:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.segments:
             raise FormatError("segments: at least one is needed")
         for segment in self.segments:
@@ -85,3 +88,5 @@ class SegmentedFormat:
 
 
 Format = BlockFormat | PairFormat | SegmentedFormat
+RECORDS = (BlockFormat, PairFormat, SegmentedFormat)
+"""The kinds of format records."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from microscale.errors import FormatError, check_kind
 from microscale.formats.block import (
     Block,
     BlockFormat,
@@ -16,11 +17,12 @@ from microscale.formats.block import (
 from microscale.formats.elements import FloatElement, IntElement, SpecialValues, int_element
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import number_word
-from microscale.formats.segmented import Format, SegmentedFormat
+from microscale.formats.segmented import RECORDS, Format, SegmentedFormat
 
 
 def spec_text(fmt: Format) -> str:
     """Return the spec that parses back to an equal record; the scale rule is always written out."""
+    check_kind(fmt, RECORDS, "a format", "a format record (parse_format makes one)", error=FormatError)
     if isinstance(fmt, BlockFormat):
         return _block_format_text(fmt) + sparse_text(fmt.sparse)
     if isinstance(fmt, SegmentedFormat):

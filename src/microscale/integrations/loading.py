@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from microscale.errors import (
     MicroscaleError,
     ModelError,
     ShapeError,
+    check_kind,
 )
 from microscale.formats import RangeKind
 from microscale.integrations.dtypes import checked_dtype
@@ -165,6 +167,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     Raises:
         CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
     """
+    check_kind(path, (str, PathLike), "the path of a model", "a directory, a file or a hub name")
     register()
     dtype = checked_dtype(dtype)
     if is_gguf(path):
@@ -337,6 +340,7 @@ def load_tokenizer(path: str | Path) -> Any:
         CheckpointNotFoundError: no such directory.
         ModelError: there is no tokenizer, or it is damaged.
     """
+    check_kind(path, (str, PathLike), "the path of a model", "a directory, a file or a hub name")
     if not is_gguf(path):
         check_not_missing(path)
     logger = logging.getLogger("transformers")

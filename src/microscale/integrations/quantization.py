@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from microscale.algorithms import parse_method, with_budget
 from microscale.calibration import ActivationStore
-from microscale.errors import CalibrationError, ModelError, RecipeError
+from microscale.errors import CalibrationError, ModelError, RecipeError, check_kind
 from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
 from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.calibration import (
@@ -247,6 +247,7 @@ def round_attention(model: Any, attention: str | None, kv_cache: str | None) -> 
     Raises:
         FormatError, ModelError: no such format, or a model whose attention cannot be rounded.
     """
+    check_kind(model, nn.Module, "the model", "a model of transformers", error=ModelError)
     formats = AttentionFormats(products=parse_attention(attention), kv_cache=parse_attention(kv_cache))
     apply_attention(model, formats)
     noted = getattr(model.config, "quantization_config", None)

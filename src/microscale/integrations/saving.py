@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from microscale.checkpoint import (
     write_json,
 )
 from microscale.checkpoint.native import NativeLayout
-from microscale.errors import CheckpointWriteError, LayoutError, ModelError
+from microscale.errors import CheckpointWriteError, LayoutError, ModelError, check_kind
 from microscale.families import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.nn import Experts, PackedModule, QuantizedLinear, attention_entry, row_major_weights
@@ -109,6 +110,8 @@ def save_model(
         LayoutError: the layout cannot hold a layer.
         CheckpointWriteError: the target exists, or writing failed; nothing half-written is left.
     """
+    check_kind(model, nn.Module, "the model", "a torch module", error=ModelError)
+    check_kind(target, (str, PathLike), "the directory to write", "a path")
     check_shard_size(max_shard_size)
     layers = stored_layers_of(model)
     if not layers:

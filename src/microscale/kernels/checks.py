@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError
+from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError, check_kind
 from microscale.formats import Draw, Format, PairFormat, RuleKind, SegmentedFormat, format_name
 from microscale.layouts import matrix_shape
 from microscale.layouts.row_major import grid_shape
+from microscale.tensor import QuantizedTensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -20,6 +21,7 @@ def check_values(values: Tensor, name: str) -> tuple[int, int]:
         DtypeError: not one of the three float types.
         ShapeError: a scalar or an empty tensor.
     """
+    check_kind(values, Tensor, name, "a torch tensor", error=DtypeError)
     if values.dtype not in FLOAT_DTYPES:
         raise DtypeError(
             f"{name} must be float32, bfloat16 or float16 to be quantized, got {values.dtype}; cast it first"
@@ -31,13 +33,34 @@ def check_values(values: Tensor, name: str) -> tuple[int, int]:
 
 
 def check_draw(draw: object) -> None:
-    """Refuse what is no draw.
+    """Refuse what is neither a draw nor None.
 
     Raises:
-        FormatError: something else than a Draw or None.
+        ArgumentError: with what it is.
     """
-    if draw is not None and not isinstance(draw, Draw):
-        raise FormatError(f"a draw is a microscale.formats.Draw(seed=, step=, place=) or None, got {draw!r}")
+    expected = "a microscale.formats.Draw(seed=, step=, place=) or None"
+    check_kind(draw, (Draw, type(None)), "the draw", expected)
+
+
+def check_quantized(tensor: object, name: str) -> None:
+    """Refuse what is no quantized tensor.
+
+    Raises:
+        ArgumentError: with what it is.
+    """
+    check_kind(tensor, QuantizedTensor, name, "a QuantizedTensor (quantize makes one)")
+
+
+def check_float_dtype(dtype: object, name: str) -> None:
+    """Refuse what is no float dtype of torch.
+
+    Raises:
+        ArgumentError: no dtype.
+        DtypeError: another one.
+    """
+    check_kind(dtype, torch.dtype, name, "a float dtype of torch")
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise DtypeError(f"{name} must be a float dtype, got {dtype}")
 
 
 def uses_amax(fmt: Format) -> bool:
@@ -80,21 +103,24 @@ HADAMARD_SIZES = (16, 32, 64, 128)
 """Block lengths of the Walsh-Hadamard transform."""
 
 
-def check_float(values: Tensor, name: str) -> None:
+def check_float(values: object, name: str) -> None:
     """Refuse what is not a float32, bfloat16 or float16 tensor with at least one axis.
 
     Raises:
+        ArgumentError: no tensor.
         DtypeError: another dtype.
         ShapeError: a scalar.
     """
+    check_kind(values, Tensor, name, "a torch tensor")
+    assert isinstance(values, Tensor)
     if values.dtype not in FLOAT_DTYPES:
         raise DtypeError(f"{name} must be float32, bfloat16 or float16, got {values.dtype}; cast it first")
     if values.dim() == 0:
         raise ShapeError(f"{name} needs at least one axis, got a scalar; reshape it to [1]")
 
 
-def check_rms_norm(values: Tensor, weight: Tensor) -> None:
-    """Check that a weight belongs to the last axis.
+def check_rms_norm(values: Tensor, weight: Tensor, eps: float) -> None:
+    """Check that a weight belongs to the last axis and eps is a number.
 
     Raises:
         DtypeError: not a float.
@@ -104,6 +130,7 @@ def check_rms_norm(values: Tensor, weight: Tensor) -> None:
     check_float(weight, "the weight of rms_norm")
     if tuple(weight.shape) != (values.shape[-1],):
         raise ShapeError(f"the weight of rms_norm must be [{values.shape[-1]}], got {list(weight.shape)}")
+    check_kind(eps, (float, int), "the eps of rms_norm", "a number")
 
 
 def check_silu_mul(gate: Tensor, up: Tensor) -> None:
@@ -129,6 +156,7 @@ def check_gather(values: Tensor, columns: Tensor) -> None:
         ShapeError: columns with more or fewer than one axis.
     """
     check_float(values, "the input of gather_quantize")
+    check_kind(columns, Tensor, "the columns of gather_quantize", "an int64 tensor")
     if columns.dtype != torch.int64:
         raise DtypeError(f"the columns of gather_quantize must be int64, got {columns.dtype}")
     if columns.dim() != 1:
@@ -149,6 +177,8 @@ def check_hadamard(values: Tensor, size: int, signs: Tensor | None) -> None:
         ShapeError: a size that is not possible, an axis that it does not divide, signs of another length.
     """
     check_float(values, "the input of hadamard")
+    check_kind(size, int, "the size of hadamard", "a whole number")
+    check_kind(signs, (Tensor, type(None)), "the signs of hadamard", "a float32 tensor or None")
     if size not in HADAMARD_SIZES:
         raise ShapeError(f"the size of hadamard is one of {', '.join(map(str, HADAMARD_SIZES))}, got {size}")
     if values.shape[-1] % size:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from microscale.errors import KernelError
+from microscale.errors import KernelError, check_kind
 from microscale.kernels.backend import Backend, Operation, Request
 from microscale.layouts import add_layout
 
@@ -29,6 +29,7 @@ def add_backend(backend: Backend) -> None:
         KernelError: there is one of this name.
         LayoutError: there is a layout of the name of one of its layouts.
     """
+    check_kind(backend, Backend, "a backend", "a Backend record")
     if any(other.name == backend.name for other in BACKENDS):
         raise KernelError(f"there is a backend {backend.name!r} already; give this one a name of its own")
     for layout in backend.layouts:
@@ -45,6 +46,7 @@ def _add_folders() -> None:
 
 def why_not(request: Request) -> dict[str, str | None]:
     """Return every backend's reason for refusing the request (None: it can run it)."""
+    check_kind(request, Request, "a request", "a Request record")
     return {backend.name: backend.refusal(request) for backend in BACKENDS}
 
 

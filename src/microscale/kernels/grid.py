@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from microscale.errors import FormatError, ShapeError
+from microscale.errors import FormatError, ShapeError, check_kind
 from microscale.formats import BlockFormat, Extension, Format, Rounding, SegmentedFormat, format_name
 from microscale.formats.codec import decode, decode_zero_point, encode, is_plain_block
+from microscale.formats.segmented import RECORDS
+from microscale.kernels.checks import check_float
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.encode import EncodedBlocks, encode_largest, encode_matrix, sub_factor, to_float32
 from microscale.kernels.reference.quantize import pack_encoded
@@ -59,6 +61,10 @@ def make_grid(weight: Float[Tensor, "rows cols"], fmt: Format, *, dtype: torch.d
         FormatError: see :func:`grid_refusal`.
         ShapeError: a weight of another width than the segments.
     """
+    check_float(weight, "the weight of a grid")
+    check_kind(fmt, RECORDS, "the format of a grid", "a format record", error=FormatError)
+    if weight.dim() != 2:
+        raise ShapeError(f"a grid is of a weight [rows, cols], got {list(weight.shape)}")
     if isinstance(fmt, SegmentedFormat):
         return SegmentedGrid(weight, fmt, dtype=dtype)
     return ElementGrid(weight, fmt, dtype=dtype)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from microscale.errors import LayoutError
+from microscale.errors import FormatError, LayoutError, check_kind
 from microscale.formats import Format, SegmentedFormat, format_name
+from microscale.formats.segmented import RECORDS
 from microscale.kernels import dispatch
 from microscale.kernels.backend import Operation, Request
+from microscale.kernels.checks import check_float_dtype, check_quantized
 from microscale.kernels.dispatch import execute
 from microscale.layouts import find_layout
 from microscale.layouts.row_major import NAME as ROW_MAJOR
@@ -22,7 +24,9 @@ def to_layout(tensor: QuantizedTensor, name: str) -> QuantizedTensor:
 
     Raises:
         LayoutError: there is no such layout, or it has no place for the tensor's format.
+        ArgumentError: something else than a quantized tensor.
     """
+    check_quantized(tensor, "what is laid out")
     target = find_layout(name)
     if tensor.layout == name:
         return tensor
@@ -54,6 +58,11 @@ def preferred_layout(
     The backends say it themselves, the preferred one first; a layout that the format has no place in is passed over.
     ``device`` is where the tensor will be (default: where it is).
     """
+    check_quantized(tensor, "the weight")
+    check_float_dtype(dtype, "the dtype of the inputs")
+    if activations is not None:
+        check_kind(activations, RECORDS, "activations", "a format record or None", error=FormatError)
+    check_kind(device, (torch.device, type(None)), "the device", "a torch.device or None")
     fmt, shape, device = tensor.format, tensor.shape, device or tensor.device
     for backend in dispatch.BACKENDS:
         name = None if backend.unavailable() else backend.wanted_layout(fmt, shape, dtype, device)

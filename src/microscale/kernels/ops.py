@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microscale.errors import DtypeError, ShapeError
+from microscale.errors import DtypeError, ShapeError, check_kind
 from microscale.formats import Draw, Format, parse_format
 from microscale.kernels import torch_ops
 from microscale.kernels.backend import Operation, Request
-from microscale.kernels.checks import check_draw, records_gradient
+from microscale.kernels.checks import check_draw, check_float_dtype, check_quantized, records_gradient
 from microscale.kernels.dispatch import execute
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
@@ -54,14 +54,13 @@ def quantize(
         NonFiniteError: NaN or Inf under the policy ``nan_raise``; an ``amax`` that is not finite or negative.
         DtypeError: not one of the three float types.
         ShapeError: a scalar or an empty tensor; an ``amax`` that does not fit the grid of blocks.
-        FormatError: an ``amax`` for a format that cannot use one (zero point, pair, std and percentile of a block);
-            a ``draw`` that is none.
+        FormatError: an ``amax`` for a format that cannot use one (zero point, pair, std and percentile of a block).
+        ArgumentError: an ``amax`` that is no tensor, a ``draw`` that is none.
 
     Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); docs/formats.md for all others.
     """
     record = parse_format(fmt)
-    _check_tensor(values, name)
-    check_draw(draw)
+    _check_rounding(values, amax, draw, name)
     request = Request(
         operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
@@ -80,11 +79,14 @@ def dequantize(
 
     Raises:
         ShapeError: an ``out`` of another shape, or not contiguous.
-        DtypeError: an ``out`` of another dtype.
+        DtypeError: an ``out`` of another dtype; a dtype that is no float.
+        ArgumentError: something else than a quantized tensor, a dtype or a tensor.
     """
-    wanted = dtype or (tensor.dtype if out is None else out.dtype)
+    check_quantized(tensor, "what is dequantized")
     if out is not None:
-        _check_out(out, tensor, wanted)
+        _check_out(out, tensor, dtype)
+    wanted = (tensor.dtype if out is None else out.dtype) if dtype is None else dtype
+    check_float_dtype(wanted, "the dtype of dequantize")
     if torch.compiler.is_compiling():
         values = torch_ops.traced_dequantize(tensor, wanted)
         return values if out is None else out.copy_(values)
@@ -94,13 +96,16 @@ def dequantize(
     return execute(request, tensor, wanted, out)
 
 
-def _check_out(out: Tensor, tensor: QuantizedTensor, dtype: torch.dtype) -> None:
+def _check_out(out: object, tensor: QuantizedTensor, dtype: torch.dtype | None) -> None:
+    check_kind(out, Tensor, "out", "a torch tensor")
+    assert isinstance(out, Tensor)
     if tuple(out.shape) != tuple(tensor.shape) or not out.is_contiguous():
         raise ShapeError(
             f"out must be contiguous and of shape {list(tensor.shape)}, got {list(out.shape)}, strides {out.stride()}"
         )
-    if out.dtype != dtype or out.device != tensor.device:
-        raise DtypeError(f"out must be {dtype} on {tensor.device}, got {out.dtype} on {out.device}")
+    wanted = out.dtype if dtype is None else dtype
+    if out.dtype != wanted or out.device != tensor.device:
+        raise DtypeError(f"out must be {wanted} on {tensor.device}, got {out.dtype} on {out.device}")
 
 
 def fake_quantize(
@@ -118,8 +123,7 @@ def fake_quantize(
     if torch.compiler.is_compiling():
         return torch_ops.traced_fake_quantize(values, fmt, amax, draw, name)
     record = parse_format(fmt)
-    _check_tensor(values, name)
-    check_draw(draw)
+    _check_rounding(values, amax, draw, name)
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
     )
@@ -158,6 +162,7 @@ def linear(
         DtypeError: inputs or a bias that are not float tensors, or lie on different devices.
     """
     _check_inputs(inputs)
+    check_quantized(weight, "the weight of linear")
     if len(weight.shape) != 2 or inputs.shape[-1] != weight.cols:
         raise ShapeError(
             "linear takes inputs [..., cols] and a weight [rows, cols], got"
@@ -289,6 +294,10 @@ def linear_mixed(
     Source: the mixed channels of arXiv 2508.02343.
     """
     _check_inputs(inputs)
+    check_kind(weights, (list, tuple), "weights", "a list of quantized tensors")
+    check_kind(activations, (list, tuple), "activations", "a list of formats or None")
+    for weight in weights:
+        check_quantized(weight, "each weight of linear_mixed")
     shapes = [tuple(weight.shape) for weight in weights]
     is_filled = all(len(shape) == 2 for shape in shapes) and inputs.shape[-1] == sum(shape[1] for shape in shapes)
     if not weights or len(activations) != len(weights) or not is_filled:
@@ -331,6 +340,13 @@ def _check_bias(bias: object, rows: int, inputs: Tensor) -> None:
         raise DtypeError(f"the bias is a float tensor on {inputs.device}, as the inputs are, got {found}")
     if tuple(bias.shape) != (rows,):
         raise ShapeError(f"the bias of a weight with {rows} rows is [{rows}], got {list(bias.shape)}")
+
+
+def _check_rounding(values: object, amax: object, draw: object, name: str) -> None:
+    check_kind(name, str, "the name of a tensor", "a text")
+    _check_tensor(values, name)
+    check_kind(amax, (Tensor, type(None)), f"the amax of {name}", "a tensor or None")
+    check_draw(draw)
 
 
 def _check_tensor(values: object, name: str) -> None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from microscale.errors import LayoutError
+from microscale.errors import LayoutError, check_kind
 from microscale.formats import Format
 from microscale.layouts import row_major
 from microscale.layouts.row_major import PartSpec
@@ -71,6 +71,7 @@ def find_layout(name: str) -> Layout:
     Raises:
         LayoutError: there is none of this name.
     """
+    check_kind(name, str, "the name of a layout", f"one of {', '.join(LAYOUTS)}", error=LayoutError)
     if name not in LAYOUTS:
         raise LayoutError(f"unknown layout {name!r} of a tensor; possible: {', '.join(LAYOUTS)}")
     return LAYOUTS[name]

@@ -38,7 +38,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from microscale.algorithms import parse_method
-from microscale.errors import FormatError, RecipeError
+from microscale.errors import FormatError, RecipeError, check_kind, shown
 from microscale.formats import ActivationSpec, Format, parse_activation, parse_format
 from microscale.nn import AttentionFormats, parse_attention
 
@@ -209,6 +209,7 @@ def parse_rule(text: str) -> Rule:
     Raises:
         RecipeError: no ``=``, or no reading of the right side as formats.
     """
+    check_kind(text, str, "a rule", "a text such as '*.down_proj=mxfp8'", error=RecipeError)
     pattern, equals, right = text.partition("=")
     if not equals or not pattern or not right:
         raise RecipeError(f"rule {text!r} must read GLOB=WEIGHTS or GLOB=WEIGHTS/ACTIVATIONS, e.g. '*.down_proj=mxfp8'")
@@ -235,6 +236,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the file is absent, not YAML, or not a recipe; the message names the line.
     """
+    check_kind(path, (str, Path), "the path of a recipe", "a text or a Path", error=RecipeError)
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -294,6 +296,16 @@ def unknown_key(location: Sequence[int | str], known: Sequence[str]) -> str:
     return f"unknown key {where + word!r}{hint} known keys: {', '.join(known)}"
 
 
+_EXPECTED = {
+    "string_type": "a text",
+    "string_unicode": "a text in UTF-8",
+    "tuple_type": "a list",
+    "model_type": "a mapping such as {match: '*.down_proj', weights: mxfp8}",
+    "dict_type": "a mapping",
+}
+"""What a recipe says of a value of the wrong kind, by pydantic's name of the problem."""
+
+
 def _first_problem(error: ValidationError) -> str:
     first = first_error(error)
     where = ".".join(str(piece) for piece in first["loc"])
@@ -301,8 +313,15 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == UNKNOWN_KEY:
         known = Rule.model_fields if first["loc"][0] == "rules" else Recipe.model_fields
         return unknown_key(first["loc"], list(known))
-    if first["type"] in ("literal_error", "string_type"):
-        message = f"{message}, got {first['input']!r}"
+    expected = _EXPECTED.get(first["type"])
+    if first["type"] == "literal_error":
+        expected = str(first["ctx"]["expected"])
+    if first["type"] == "missing":
+        message = "is missing; a recipe needs a format, a rule what it matches"
+    elif expected is not None:
+        message = f"must be {expected}, got {shown(first['input'])}"
+    elif first["type"] != "value_error":
+        message = f"is not valid, got {shown(first['input'])}"
     return message if message.startswith(("format ", "rule for ")) else f"{where}: {message}"
 
 

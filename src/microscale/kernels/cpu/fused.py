@@ -143,7 +143,7 @@ def _ready(tensor: Tensor, name: str) -> Tensor:
 
 
 def _rms_norm_call(values: Tensor, weight: Tensor, eps: float) -> _Call:
-    check_rms_norm(values, weight)
+    check_rms_norm(values, weight, eps)
     return _Call(
         operation=_Operation.RMS_NORM,
         values=_ready(values, "the input"),

@@ -17,7 +17,7 @@ from microscale.tensor import QuantizedTensor
 
 def rms_norm(values: Float[Tensor, "... cols"], weight: Float[Tensor, "cols"], eps: float) -> Float[Tensor, "... cols"]:
     """Return values / sqrt(mean(values^2) + eps) * weight; see :func:`microscale.kernels.ops.rms_norm`."""
-    check_rms_norm(values, weight)
+    check_rms_norm(values, weight, eps)
     wide = values.detach().to(torch.float32)
     inverse = (wide.square().mean(-1, keepdim=True) + eps).sqrt().reciprocal()
     return (wide * inverse * weight.detach().to(torch.float32)).to(values.dtype)

@@ -1,0 +1,336 @@
+"""Every public function, given an argument of a wrong kind, ends in an error of ours that says what was expected.
+
+``CALLS`` holds a call that works for each function; each of its arguments is replaced by everything in ``WRONG`` that
+is not named as possible beside it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+import microscale
+from microscale import formats, kernels
+from microscale.errors import DtypeError, FormatError, MicroscaleError, RecipeError, check_kind, shown
+from microscale.formats import codec
+from microscale.formats.elements import E8M0, FP16
+from microscale.formats.grammar import parse_rule as parse_scale_rule
+from microscale.kernels.grid import make_grid
+from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, parse_rule
+from microscale.tensor import QuantizedTensor, join_cols, join_rows
+
+TENSOR = kernels.quantize(torch.ones(4, 64), "mxfp4")
+VALUES, ROW, WIDE = torch.ones(4, 64), torch.ones(4), torch.ones(64)
+FORMAT = formats.parse_format("mxfp4")
+ELEMENT = formats.NAMED_ELEMENTS["e2m1"]
+CODES = torch.zeros(4, 64, dtype=torch.uint8)
+REQUEST = kernels.Request(
+    operation=kernels.Operation.QUANTIZE,
+    format=FORMAT,
+    device=torch.device("cpu"),
+    dtype=torch.float32,
+    layout="row_major",
+)
+
+WRONG: dict[str, Any] = {
+    "none": None,
+    "whole": 7,
+    "negative": -1,
+    "number": 1.5,
+    "true": True,
+    "word": "nonsense",
+    "empty": "",
+    "bytes": b"x",
+    "list": [],
+    "items": [1],
+    "nones": [None],
+    "map": {},
+    "object": object(),
+    "type": int,
+    "vector": torch.ones(2),
+    "scalar": torch.tensor(1.0),
+    "codes": torch.full((4, 64), 300, dtype=torch.int32),
+    "complex": torch.zeros(4, 64, dtype=torch.complex64),
+    "array": np.zeros((4, 64), np.float32),
+    "tensor": TENSOR,
+    "format": FORMAT,
+    "element": ELEMENT,
+    "float64": torch.float64,
+    "int64": torch.int64,
+}
+
+Call = tuple[Callable[..., Any], dict[str, Any], dict[str, str]]
+FMT = "format"
+AMAX = "none scalar vector"
+CALLS: list[Call] = [
+    (
+        kernels.quantize,
+        {"values": VALUES, "fmt": "mxfp4", "amax": None, "draw": None, "name": "x"},
+        {"values": "vector", "fmt": FMT, "amax": AMAX, "draw": "none", "name": "word empty"},
+    ),
+    (
+        kernels.fake_quantize,
+        {"values": VALUES, "fmt": "mxfp4", "amax": None, "draw": None, "name": "x"},
+        {"values": "vector", "fmt": FMT, "amax": AMAX, "draw": "none", "name": "word empty"},
+    ),
+    (
+        kernels.dequantize,
+        {"tensor": TENSOR, "dtype": None, "out": None},
+        {"tensor": "tensor", "dtype": "none float64", "out": "none"},
+    ),
+    (
+        kernels.linear,
+        {"inputs": VALUES, "weight": TENSOR, "bias": ROW, "activations": "mxfp8"},
+        {"weight": "tensor", "bias": "none", "activations": "none format"},
+    ),
+    (
+        kernels.linear_mixed,
+        {"inputs": VALUES, "weights": [TENSOR], "activations": ["mxfp8"], "bias": ROW},
+        {"activations": "nones", "bias": "none"},
+    ),
+    (
+        kernels.rms_norm,
+        {"values": VALUES, "weight": WIDE, "eps": 1e-5},
+        {"eps": "whole negative number"},
+    ),
+    (
+        kernels.rms_norm_quantize,
+        {"values": VALUES, "weight": WIDE, "eps": 1e-5, "fmt": "mxfp4"},
+        {"eps": "whole negative number", "fmt": FMT},
+    ),
+    (kernels.silu_mul, {"gate": VALUES, "up": VALUES}, {}),
+    (kernels.silu_mul_quantize, {"gate": VALUES, "up": VALUES, "fmt": "mxfp4"}, {"fmt": FMT}),
+    (kernels.hadamard, {"values": VALUES, "size": 32, "signs": WIDE}, {"signs": "none"}),
+    (
+        kernels.hadamard_quantize,
+        {"values": VALUES, "size": 32, "fmt": "mxfp4", "signs": WIDE},
+        {"fmt": FMT, "signs": "none"},
+    ),
+    (kernels.gather_quantize, {"values": VALUES, "columns": torch.arange(32), "fmt": "mxfp4"}, {"fmt": FMT}),
+    (kernels.to_layout, {"tensor": TENSOR, "name": "row_major"}, {"tensor": "tensor"}),
+    (
+        kernels.preferred_layout,
+        {"tensor": TENSOR, "dtype": torch.float32, "activations": None, "device": None},
+        {"tensor": "tensor", "dtype": "float64", "activations": "none format", "device": "none"},
+    ),
+    (kernels.why_not, {"request": REQUEST}, {}),
+    (kernels.add_backend, {"backend": kernels.BACKENDS[0]}, {}),
+    (make_grid, {"weight": VALUES, "fmt": FORMAT}, {"fmt": FMT}),
+    (formats.parse_format, {"spec": "mxfp4"}, {"spec": FMT}),
+    (formats.format_name, {"fmt": FORMAT}, {"fmt": FMT}),
+    (formats.spec_text, {"fmt": FORMAT}, {"fmt": FMT}),
+    (formats.parse_activation, {"spec": "mxfp8"}, {"spec": FMT}),
+    (
+        formats.float_element,
+        {"exponent_bits": 2, "mantissa_bits": 1, "bias": None, "specials": None, "signed": True},
+        {
+            "exponent_bits": "whole",
+            "mantissa_bits": "whole",
+            "bias": "none whole negative",
+            "specials": "none",
+            "signed": "true",
+        },
+    ),
+    (
+        formats.int_element,
+        {"bits": 4, "fraction_bits": None, "symmetric": True},
+        {"bits": "whole", "fraction_bits": "none whole negative", "symmetric": "true"},
+    ),
+    (
+        formats.uint_element,
+        {"bits": 4, "fraction_bits": 0},
+        {"bits": "whole", "fraction_bits": "whole negative"},
+    ),
+    (
+        formats.power_of_two_scale,
+        {"exponent_bits": 8, "bias": None},
+        {"exponent_bits": "whole", "bias": "none"},
+    ),
+    (formats.tensor_place, {"name": "x"}, {"name": "word empty"}),
+    (formats.list_items, {"text": "a,b"}, {"text": "word empty"}),
+    (formats.split_outside, {"text": "a,b", "separator": ","}, {"text": "word empty", "separator": "word empty"}),
+    (parse_scale_rule, {"word": "floor", "scale": E8M0}, {"scale": "element"}),
+    (
+        codec.encode,
+        {
+            "values": VALUES,
+            "element": ELEMENT,
+            "rounding": formats.Rounding.STOCHASTIC,
+            "overflow": formats.Overflow.SATURATE,
+            "noise": torch.zeros(4, 64, dtype=torch.int64),
+        },
+        {"element": "element", "noise": "codes"},
+    ),
+    (codec.decode, {"codes": CODES, "element": ELEMENT}, {"element": "element"}),
+    (codec.encode_scale, {"raw": VALUES, "scale": E8M0}, {"raw": "vector scalar", "scale": "element"}),
+    (codec.encode_scale_up, {"raw": VALUES, "scale": E8M0}, {"raw": "vector scalar", "scale": "element"}),
+    (codec.decode_scale, {"stored": CODES, "scale": E8M0}, {"scale": "element"}),
+    (codec.decode_scale, {"stored": VALUES.half(), "scale": FP16}, {"stored": "vector scalar"}),
+    (codec.random_bits, {"indices": torch.arange(4), "draw": formats.Draw()}, {"indices": "codes"}),
+    (
+        codec.round_to_int,
+        {"values": VALUES, "rounding": formats.Rounding.NEAREST_EVEN, "noise": None},
+        {"values": "vector scalar", "noise": "none codes"},
+    ),
+    (codec.value_table, {"element": ELEMENT, "device": "cpu"}, {"element": "element"}),
+    (TENSOR.slice_rows, {"begin": 0, "end": 2}, {}),
+    (TENSOR.slice_cols, {"begin": 0, "end": 32}, {}),
+    (TENSOR.select_rows, {"rows": torch.tensor([1])}, {}),
+    (TENSOR.to, {"device": "cpu"}, {}),
+    (join_rows, {"tensors": [TENSOR, TENSOR]}, {}),
+    (join_cols, {"tensors": [TENSOR, TENSOR], "fmt": None}, {"fmt": "none"}),
+    (
+        QuantizedTensor,
+        {"format": FORMAT, "shape": (4, 64), "dtype": torch.float32, "parts": TENSOR.parts, "layout": "row_major"},
+        {"format": FMT, "dtype": "float64 int64"},
+    ),
+    (parse_rule, {"text": "a=mxfp4"}, {}),
+    (load_recipe, {"path": __file__}, {}),
+]
+
+
+def _name(call: Call) -> str:
+    return f"{call[0].__qualname__}-{'-'.join(call[1])}"
+
+
+@pytest.mark.parametrize("call", CALLS, ids=_name)
+def test_wrong_kinds_of_arguments(call: Call) -> None:
+    function, right, possible = call
+    for name in right:
+        for word, value in WRONG.items():
+            if word in possible.get(name, "").split():
+                continue
+            try:
+                function(**{**right, name: value})
+            except MicroscaleError as error:
+                assert len(str(error)) > 20, (name, word, str(error))
+            except Exception as error:
+                pytest.fail(f"{name}={word}: {type(error).__name__}: {error}")
+            else:
+                pytest.fail(f"{name}={word} is taken")
+
+
+@pytest.mark.parametrize("call", CALLS, ids=_name)
+def test_right_kinds_of_arguments(call: Call) -> None:
+    """What the table calls possible is, so that the other test tells of nothing but the replaced argument."""
+    function, right, possible = call
+    if function not in (load_recipe, kernels.add_backend):
+        function(**right)
+    for name, words in possible.items():
+        for word in words.split():
+            function(**{**right, name: WRONG[word]})
+
+
+def _functions(room: Any) -> set[Callable[..., Any]]:
+    found = [getattr(room, name) for name in room.__all__]
+    return {each for each in found if inspect.isfunction(each)}
+
+
+ELSEWHERE = {"count_executions", "note_execution"}
+"""Without arguments that a user gives."""
+
+
+def test_every_public_function_is_in_the_table() -> None:
+    named = {call[0] for call in CALLS}
+    missing = {each.__name__ for room in (formats, kernels) for each in _functions(room) - named}
+    assert missing == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [(microscale.load, 1), (microscale.load_tokenizer, 1), (microscale.save, 2), (microscale.quantize_attention, 1)],
+)
+@pytest.mark.parametrize("word", ["none", "whole", "true", "list", "map", "bytes", "object", "type", "vector"])
+def test_wrong_kinds_of_models_and_paths(function: Callable[..., Any], arguments: int, word: str) -> None:
+    with pytest.raises(MicroscaleError, match=r"must be .* got|expected"):
+        function(*[WRONG[word]] * arguments)
+
+
+def test_the_text_says_what_was_expected_and_what_came() -> None:
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: microscale.quantize_tensor(VALUES, cast(Any, None)), FormatError, "a format must be a name.*got None"),
+        (lambda: microscale.dequantize_tensor(cast(Any, VALUES)), TypeError, "must be a QuantizedTensor.*got a value"),
+        (lambda: codec.decode(CODES + 16, ELEMENT), FormatError, "codes of e2m1 are 0 to 15, got 16 to 16"),
+        (lambda: codec.decode(CODES.float(), ELEMENT), DtypeError, r"codes of e2m1 .* integers, got a torch.float32"),
+        (lambda: codec.encode(VALUES.double(), ELEMENT), DtypeError, r"float32 tensor, got a torch.float64 tensor"),
+        (lambda: TENSOR.select_rows(torch.tensor([9])), ValueError, "rows 0 to 3 of this tensor, got 9 to 9"),
+    ]
+    for call, error, text in cases:
+        with pytest.raises(error, match=text):
+            call()
+
+
+# ---------------------------------------------------------------------------------------------------- records
+
+BLOCK = formats.BlockFormat
+RECORDS: list[tuple[type[Any], dict[str, Any]]] = [
+    (formats.VectorBlock, {"size": 32}),
+    (formats.TileBlock, {"rows": 2, "cols": 2}),
+    (formats.SubScale, {"size": 8, "bits": 2, "kind": formats.SubScaleKind.LINEAR}),
+    (formats.SparseTable, {"percent": 1.0, "element": formats.SparseElement.FP8}),
+    (formats.Segment, {"format": FORMAT, "cols": 32}),
+    (formats.SegmentedFormat, {"segments": (formats.Segment(format=cast(Any, FORMAT), cols=32),)}),
+    (formats.ScaleRule, {"kind": formats.RuleKind.PRESCALE, "arguments": (0.5,)}),
+    (formats.ActivationSpec, {"format": FORMAT, "range": formats.RangeKind.DYNAMIC, "argument": 0.0}),
+    (formats.PairFormat, {"low": FORMAT, "high": FORMAT, "high_percent": 50.0, "sparse": None}),
+    (BLOCK, {name: getattr(FORMAT, name) for name in BLOCK.__dataclass_fields__}),
+    (formats.Draw, {"seed": 0, "step": 0, "place": 0}),
+]
+
+
+@pytest.mark.parametrize("record, fields", RECORDS, ids=lambda each: getattr(each, "__name__", ""))
+def test_wrong_kinds_of_fields(record: type[Any], fields: dict[str, Any]) -> None:
+    assert record(**fields) is not None
+    for name in fields:
+        for word in ("bytes", "object", "type", "list", "map", "vector", "word", "float64"):
+            with pytest.raises(FormatError, match=name):
+                record(**{**fields, name: WRONG[word]})
+
+
+RECIPE_WRONG: dict[str, Any] = {
+    **{word: WRONG[word] for word in ("whole", "number", "true", "map", "object", "nones", "items", "word")},
+    "bad bytes": b"\xff",
+    "words": [["x"]],
+    "rule": [{"match": 1}],
+    "half a rule": [{"weights": "mxfp4"}],
+    "weights": [{"match": "x", "weights": 1}],
+    "inputs": [{"match": "x", "weights": "mxfp4", "activations": []}],
+    "method": [{"match": "x", "weights": "mxfp4", "method": 3}],
+    "text": ["x=mxfp4"],
+}
+
+
+@pytest.mark.parametrize("field", Recipe.model_fields)
+@pytest.mark.parametrize("word", RECIPE_WRONG)
+def test_recipes_of_wrong_kinds(field: str, word: str) -> None:
+    """An error of ours in words of ours; pydantic's begin with "Input should be"."""
+    fields: dict[str, Any] = {"format": "mxfp4", field: RECIPE_WRONG[word]}
+    if field in ("include", "exclude") and word == "text":
+        assert make_recipe(**fields)
+        return
+    with pytest.raises((RecipeError, FormatError)) as caught:
+        make_recipe(**fields)
+    text = str(caught.value)
+    assert "nput should" not in text and "Field required" not in text and "pydantic" not in text, text
+    assert field in text or "nonsense" in text
+
+
+def test_a_recipe_needs_its_format_and_a_rule_its_pattern() -> None:
+    with pytest.raises(RecipeError, match="format: is missing; a recipe needs a format"):
+        make_recipe()
+    with pytest.raises(RecipeError, match=r"rules\.0\.match: is missing.*a rule what it matches"):
+        make_recipe(format="mxfp4", rules=[{"weights": "mxfp4"}])
+    assert set(Rule.model_fields) == {"match", "weights", "activations", "method"}
+
+
+def test_how_a_value_is_shown() -> None:
+    assert [shown(each) for each in (None, 7, "x", [1])] == ["None", "7 (int)", "'x' (str)", "[1] (list)"]
+    assert shown("y" * 99) == "a value of type str" and shown(VALUES) == "a value of type Tensor"
+    with pytest.raises(TypeError, match="n must be a whole number, got True"):
+        check_kind(True, int, "n", "a whole number")
+    check_kind(True, (int, bool), "n", "a whole number or a truth")
