@@ -118,6 +118,11 @@ CALLS: list[Call] = [
         {"tensor": TENSOR, "dtype": torch.float32, "activations": None, "device": None},
         {"tensor": "tensor", "dtype": "float64", "activations": "none format", "device": "none"},
     ),
+    (
+        kernels.is_at_home,
+        {"layout": "row_major", "fmt": FORMAT, "dtype": torch.float32, "device": torch.device("cpu")},
+        {"layout": "word empty", "fmt": FMT, "dtype": "float64 int64"},
+    ),
     (kernels.why_not, {"request": REQUEST}, {}),
     (kernels.add_backend, {"backend": kernels.BACKENDS[0]}, {}),
     (make_grid, {"weight": VALUES, "fmt": FORMAT}, {"fmt": FMT}),

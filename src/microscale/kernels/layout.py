@@ -83,6 +83,10 @@ def preferred_layout(
 
 def is_at_home(layout: str, fmt: Format, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a weight may stay in a layout on a device: row_major anywhere, others where their owner runs linear."""
+    check_kind(layout, str, "the layout", "the name of a layout")
+    check_kind(fmt, RECORDS, "the format", "a format record", error=FormatError)
+    check_kind(dtype, torch.dtype, "the dtype", "a dtype of torch")
+    check_kind(device, torch.device, "the device", "a torch.device")
     request = Request(operation=Operation.LINEAR, format=fmt, device=device, dtype=dtype, layout=layout)
     owners = [each for each in dispatch.BACKENDS if layout in {owned.name for owned in each.layouts}]
     return layout == ROW_MAJOR or any(owner.refusal(request) is None for owner in owners)
