@@ -60,6 +60,7 @@ ROOMS_OF_THIRD_PARTY = {
     "lm_eval": "integrations",
     "matplotlib": "report",
     "pydantic": "recipes studies",
+    "pydantic_core": "recipes studies",
     "rich": "cli",
     "safetensors": "checkpoint",
     "scipy": "planning",

@@ -17,8 +17,9 @@ from microscale.algorithms import (
     ModelProblem,
     ModelStep,
     Pipeline,
+    make_pipeline,
     parse_method,
-    step_text,
+    read_method,
     with_budget,
 )
 from microscale.algorithms.block_error import block_error
@@ -382,7 +383,7 @@ def test_what_was_cut_can_be_cut_again(options: str, formats: tuple[str, str | N
     again = step.repeated(before, task.activations, done.format, done.activations)
     assert (again is None) == (done is task or done.format == before)
     if again is not None:
-        assert parse_method(f"{step_text(again)}+rtn").steps[0] == again
+        assert parse_method(make_pipeline([again]).text).steps[0] == again
         other = again.segmented(group_task(task)).layers[0]
         assert (other.format, other.activations) == (done.format, done.activations)
         assert torch.equal(other.transforms[0].parts["order"], done.transforms[0].parts["order"])
@@ -415,9 +416,9 @@ def test_counts_that_make_no_sense(options: str, words: str) -> None:
 
 
 def test_a_budget_for_a_chain() -> None:
-    assert with_budget("micromix", 5.0) == "micromix:bits=5+rtn"
-    assert with_budget("adaptive-2-4", 3.5) == "micromix:wider=(int4/32:fp16:asym,mxfp8),bits=3.5+rtn"
-    assert with_budget("smoothquant+micromix:bits=5+gptq", 5.0) == "smoothquant+micromix:bits=5+gptq"
+    assert with_budget(read_method("micromix"), 5.0).text == "micromix:bits=5+rtn"
+    assert with_budget(read_method("adaptive-2-4"), 3.5).text == "micromix:wider=(int4/32:fp16:asym,mxfp8),bits=3.5+rtn"
+    assert with_budget(read_method("smoothquant+micromix:bits=5+gptq"), 5.0).text == "smoothquant+micromix:bits=5+gptq"
     for method, words in (("gptq", "has no budget"), ("micromix:bits=6", "has bits=6 already")):
         with pytest.raises(RecipeError, match=words):
-            with_budget(method, 5.0)
+            with_budget(read_method(method), 5.0)

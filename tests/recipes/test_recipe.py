@@ -217,5 +217,6 @@ def test_any_rule_is_a_rule_or_an_error_of_ours(text: str) -> None:
     except MicroscaleError:
         return
     assert rule.weights is not None
-    assert rule.weights == "none" or parse_format(rule.weights)
-    assert rule.activations in (None, "none") or parse_activation(rule.activations)
+    assert rule.weights.record == (None if rule.weights.word == "none" else parse_format(rule.weights.word))
+    if rule.activations is not None and rule.activations.word != "none":
+        assert rule.activations.record == parse_activation(rule.activations.word)

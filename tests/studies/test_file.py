@@ -25,7 +25,7 @@ def test_defaults_and_labels(tmp_path: Path) -> None:
     study = load_study(path)
     assert [model.label for model in study.models] == ["m"] and [m.label for m in study.methods] == ["rtn"]
     assert [study.format_label(one) for one in study.formats] == ["mxfp4", "mxfp4 / mxfp8", "nvfp4 / none"]
-    assert [study.activations_of(one) for one in study.formats] == ["mxfp4", "mxfp8", None]
+    assert [str(study.activations_of(one)) for one in study.formats] == ["mxfp4", "mxfp8", "None"]
     assert [task.label for task in study.tasks] == ["book", "p"]
     assert study.place("dir/m") == "dir/m"
     (tmp_path / "dir" / "m").mkdir(parents=True)

@@ -73,7 +73,7 @@ class Fake:
 
     def score(self, prepared: PreparedModel, run: StudyRun, task: StudyTask) -> Sequence[StudyScore]:
         self._note(run, task.label)
-        kind = 0 if run.method is None else 1 if run.method.method == "rtn" else 2
+        kind = 0 if run.method is None else 1 if str(run.method.method) == "rtn" else 2
         if task.text is not None:
             return [score("perplexity", (20.0, 24.0, 21.0)[kind], better="lower")]
         return [score("acc_norm", 0.1, is_main=False), score("acc", (0.6, 0.5, 0.575)[kind], stderr=0.02)]

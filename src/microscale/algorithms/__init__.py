@@ -27,10 +27,12 @@ from microscale.algorithms.pipeline import (
     EFFORTS,
     METHODS,
     STEPS,
+    Method,
     Pipeline,
     beside_segments,
+    make_pipeline,
     parse_method,
-    step_text,
+    read_method,
     with_budget,
 )
 
@@ -46,6 +48,7 @@ __all__ = [
     "GroupTask",
     "LayerFunction",
     "LayerTask",
+    "Method",
     "ModelProblem",
     "ModelStep",
     "Pipeline",
@@ -59,7 +62,8 @@ __all__ = [
     "TransformStep",
     "as_it_is",
     "beside_segments",
+    "make_pipeline",
     "parse_method",
-    "step_text",
+    "read_method",
     "with_budget",
 ]

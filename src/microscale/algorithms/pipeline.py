@@ -1,8 +1,12 @@
-"""A method as a chain of steps, from its words: ``hadamard:size=32+gptq:damp=0.01``, or a name such as ``mr-gptq``."""
+"""A method as a chain of steps, from its words: ``hadamard:size=32+gptq:damp=0.01``, or a name such as ``mr-gptq``.
+
+Words become a :class:`Method` once; with an effort and a format it gives its :class:`Pipeline`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +73,9 @@ STEPS: Mapping[str, type[Step]] = MappingProxyType(
 )
 """Every step by its word."""
 
+BEST = "best"
+"""The word that stands for other steps by effort and format."""
+
 AUTO = "auto"
 """The word in the place of a method that stands for an allocation of formats; it is no method itself."""
 
@@ -133,10 +140,14 @@ KindT = TypeVar("KindT", bound=Step)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """The steps of a method in order; ``text`` is the chain in full."""
+    """The steps of a method in order, one of which rounds."""
 
-    text: str
     steps: tuple[Step, ...]
+
+    @property
+    def text(self) -> str:
+        """The chain in full, as :func:`parse_method` reads it."""
+        return "+".join(map(_step_text, self.steps))
 
     def of_kind(self, kind: type[KindT]) -> tuple[KindT, ...]:
         """Return the steps of one kind."""
@@ -201,40 +212,91 @@ class Pipeline:
         return idle
 
 
-def parse_method(text: str, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
-    """Return the chain that a method's words stand for; ``effort`` and the weights' format choose that of ``best``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A method as it was asked for: its words and its steps, None where ``best`` stands.
+
+    Raises:
+        RecipeError: steps in an order that makes no sense.
+    """
+
+    text: str
+    steps: tuple[Step | None, ...]
+
+    def __post_init__(self) -> None:
+        self.pipeline()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def pipeline(self, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
+        """Return the chain; effort and the weights' format choose that of ``best``.
+
+        Raises:
+            RecipeError: an unknown effort, or a chain of ``best`` that does not fit in.
+        """
+        if effort not in EFFORTS:
+            raise RecipeError(f"unknown effort {effort!r}; possible: {', '.join(EFFORTS)}")
+        steps = [step for own in self.steps for step in (_best(effort, fmt) if own is None else (own,))]
+        return make_pipeline(steps, self.text)
+
+
+def read_method(given: str | Pipeline | Method) -> Method:
+    """Return the method that words or a chain stand for; a method passes through.
 
     Raises:
         RecipeError: an unknown step or option, a value of the wrong kind, or steps in an order that makes no sense.
     """
-    if effort not in EFFORTS:
-        raise RecipeError(f"unknown effort {effort!r}; possible: {', '.join(EFFORTS)}")
-    chain = METHODS.get(text.strip(), text)
-    pieces = [piece for word in chain.split("+") for piece in _expanded(word.strip(), effort, fmt).split("+")]
-    steps = [_parse_step(piece) for piece in pieces]
+    if isinstance(given, Method):
+        return given
+    if isinstance(given, Pipeline):
+        return Method(text=given.text, steps=given.steps)
+    chain = METHODS.get(given.strip(), given)
+    words = [word.strip() for word in chain.split("+")]
+    steps = [step for word in words for step in ((None,) if word == BEST else _parse_word(word))]
+    return Method(text=given, steps=tuple(steps))
+
+
+def parse_method(text: str, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
+    """Return the chain that a method's words stand for; see :class:`Method` for ``effort`` and ``fmt``.
+
+    Raises:
+        RecipeError: see :func:`read_method` and :meth:`Method.pipeline`.
+    """
+    return read_method(text).pipeline(effort=effort, fmt=fmt)
+
+
+def make_pipeline(steps: Sequence[Step], asked: str = "") -> Pipeline:
+    """Return the chain of steps; plain rounding is added where none rounds. ``asked`` are the words of a refusal.
+
+    Raises:
+        RecipeError: steps in an order that makes no sense.
+    """
+    steps = list(steps)
     if not any(isinstance(step, RoundStep) for step in steps):
         first_side = next((i for i, step in enumerate(steps) if isinstance(step, SideStep)), len(steps))
         steps.insert(first_side, Rtn())
-    _check_order(text, steps)
-    return Pipeline(text="+".join(step_text(step) for step in steps), steps=tuple(steps))
+    _check_order(asked or "+".join(map(_step_text, steps)), steps)
+    return Pipeline(steps=tuple(steps))
 
 
-def with_budget(text: str, bits: float) -> str:
+def with_budget(method: Method, bits: float) -> Pipeline:
     """Return a method's chain with ``bits`` as the budget of the step that has one.
 
     Raises:
         RecipeError: no step of the chain has a budget, or the one that has is given another already.
     """
-    pipeline = parse_method(text)
+    pipeline = method.pipeline()
     cutting = pipeline.of_kind(MicroMix)
     if not cutting:
         raise RecipeError(
-            f"method {text} has no budget, so {bits:g} bits say nothing to it; auto, micromix and adaptive-2-4 have one"
+            f"method {method} has no budget, so {bits:g} bits say nothing to it; auto, micromix and adaptive-2-4 have"
+            " one"
         )
     if cutting[0].bits != PAPER and float(cutting[0].bits) != bits:
-        raise RecipeError(f"method {text} has bits={cutting[0].bits} already; leave one of the two budgets out")
+        raise RecipeError(f"method {method} has bits={cutting[0].bits} already; leave one of the two budgets out")
     given = dataclasses.replace(cutting[0], bits=_word(float(bits)))
-    return "+".join(step_text(given if step is cutting[0] else step) for step in pipeline.steps)
+    return Pipeline(steps=tuple(given if step is cutting[0] else step for step in pipeline.steps))
 
 
 def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
@@ -253,14 +315,22 @@ def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
         if is_new and step.segment_obstacle is None and (is_plain or step.next_step is None):
             kept.append(step)
     kept.sort(key=lambda step: _place(step, SEGMENTED_ORDER))
-    return parse_method("+".join(map(step_text, kept)))
+    return make_pipeline(kept)
 
 
-def _expanded(word: str, effort: str, fmt: Format | None) -> str:
-    if word == "best":
-        is_fine = isinstance(fmt, BlockFormat) and not fmt.scale.is_power_of_two
-        return FINE_EFFORTS.get(effort, EFFORTS[effort]) if is_fine else EFFORTS[effort]
-    return word if word in STEPS else METHODS.get(word, word)
+def _best(effort: str, fmt: Format | None) -> tuple[Step, ...]:
+    is_fine = isinstance(fmt, BlockFormat) and not fmt.scale.is_power_of_two
+    return _parse_steps(FINE_EFFORTS.get(effort, EFFORTS[effort]) if is_fine else EFFORTS[effort])
+
+
+def _parse_word(word: str) -> tuple[Step, ...]:
+    """Return the steps of a word of a chain: those of a named chain, or one."""
+    return _parse_steps(word if word in STEPS else METHODS.get(word, word))
+
+
+@functools.cache
+def _parse_steps(chain: str) -> tuple[Step, ...]:
+    return tuple(map(_parse_step, chain.split("+")))
 
 
 def _parse_step(text: str) -> Step:
@@ -298,7 +368,7 @@ def _value(step: str, name: str, text: str, default: object) -> object:
         raise RecipeError(f"step {step}: {name} must be {wanted}, got {text!r}") from None
 
 
-def step_text(step: Step) -> str:
+def _step_text(step: Step) -> str:
     """Return the words of a step with every option that is not the default."""
     given = [
         f"{field.name}={_word(getattr(step, field.name))}"

@@ -35,7 +35,9 @@ from microscale.tensor import QuantizedTensor
 QUANT_METHOD = "compressed-tensors"
 LIBRARY_VERSION = "0.20.0"
 
-ACTIVATION_EQUIVALENTS: Mapping[str, str] = MappingProxyType({"mxfp4": "mxfp4:even", "mxfp8_e4m3": "mxfp8:even(1)"})
+ACTIVATION_EQUIVALENTS: Mapping[str, ActivationSpec] = MappingProxyType(
+    {"mxfp4": parse_activation("mxfp4:even"), "mxfp8_e4m3": parse_activation("mxfp8:even(1)")}
+)
 """What a named format means for activations under this layout: the library rounds amax half up at one mantissa bit."""
 
 

@@ -29,7 +29,7 @@ from microscale.cli.output import (
 from microscale.errors import CalibrationError, CheckpointWriteError, ModelError, RecipeError
 from microscale.formats import RangeKind
 from microscale.planning import Inspection, inspect_checkpoint
-from microscale.recipes import QuantizationReport, Recipe, load_recipe, parse_inputs, recipe_text
+from microscale.recipes import QuantizationReport, Recipe, load_recipe, recipe_text
 from microscale.report import size_text
 
 if TYPE_CHECKING:
@@ -195,10 +195,10 @@ def _refuse_untaught(recipe: Recipe | AutoRecipe, calibration: str | None) -> No
         if calibration is None:
             raise CalibrationError("method auto measures layers on text: give --calibration FILE")
         return
-    for word in (recipe.activations, *(rule.activations for rule in recipe.layer_rules)):
-        spec = parse_inputs(word)
+    for asked in (recipe.activations, *(rule.activations for rule in recipe.layer_rules)):
+        spec = None if asked is None else asked.record
         if spec is not None and spec.range is RangeKind.STATIC and calibration is None:
-            raise RecipeError(f"activations {word} need text to measure their range on: give --calibration FILE")
+            raise RecipeError(f"activations {asked} need text to measure their range on: give --calibration FILE")
 
 
 def _refuse_source(model: str, output: Path) -> None:

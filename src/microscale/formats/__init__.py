@@ -39,11 +39,21 @@ from microscale.formats.registry import ALIASES, NAMED_FORMATS, NamedFormat, for
 from microscale.formats.rules import RuleKind, ScaleRule
 from microscale.formats.segmented import Format, Segment, SegmentedFormat
 from microscale.formats.spec_text import spec_text
+from microscale.formats.written import (
+    NONE,
+    Written,
+    WrittenInputs,
+    WrittenWeights,
+    parse_inputs,
+    parse_weights,
+    parse_weights_and_inputs,
+)
 
 __all__ = [
     "ALIASES",
     "NAMED_ELEMENTS",
     "NAMED_FORMATS",
+    "NONE",
     "ActivationSpec",
     "Block",
     "BlockFormat",
@@ -73,6 +83,9 @@ __all__ = [
     "TensorBlock",
     "TileBlock",
     "VectorBlock",
+    "Written",
+    "WrittenInputs",
+    "WrittenWeights",
     "ZeroPoint",
     "float_element",
     "format_name",
@@ -80,6 +93,9 @@ __all__ = [
     "list_items",
     "parse_activation",
     "parse_format",
+    "parse_inputs",
+    "parse_weights",
+    "parse_weights_and_inputs",
     "power_of_two_scale",
     "spec_text",
     "split_outside",

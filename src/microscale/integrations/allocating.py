@@ -15,9 +15,10 @@ from torch import Tensor
 from microscale.algorithms import AUTO, parse_method
 from microscale.errors import AllocationError, CalibrationError, RecipeError, TextError
 from microscale.families import describe
+from microscale.formats import WrittenInputs, WrittenWeights, parse_inputs
 from microscale.integrations.attention import attention_modules
 from microscale.integrations.calibration import CalibrationOptions, read_windows
-from microscale.nn import parse_attention, unstack_experts
+from microscale.nn import unstack_experts
 from microscale.planning import (
     DEFAULT_FORMATS,
     AllocatedLayer,
@@ -42,8 +43,9 @@ from microscale.planning import (
     parse_fixed,
     solve,
 )
-from microscale.recipes import Calibration, Recipe, Rule, parse_inputs
-from microscale.recipes.recipe import KV_CACHE, NONE
+from microscale.recipes import Calibration, Recipe, Rule
+from microscale.recipes.fields import parse_rounded
+from microscale.recipes.recipe import KV_CACHE
 
 ALLOCATION_SAMPLES, ALLOCATION_WINDOW = 8, 512
 """What sensitivity is measured on: little text tells layers apart."""
@@ -89,8 +91,8 @@ class AutoRecipe:
     options: AllocationOptions
     layout: str | None = None
     nan: str = "raise"
-    attention: str | None = None
-    kv_cache: str | None = None
+    attention: WrittenWeights | None = None
+    kv_cache: WrittenWeights | None = None
 
 
 def is_auto(method: str | None) -> bool:
@@ -128,13 +130,13 @@ def make_auto_recipe(
         raise AllocationError("method auto needs a budget of bits per weight: --bits 4.5 (bits=4.5 in Python)")
     rounding = method.partition("+")[2].strip() or "rtn"
     parse_method(rounding, effort=effort)
-    for word in (attention, kv_cache):
-        parse_attention(word)
+    rounded = {"attention": attention, "kv_cache": kv_cache}
+    beside = {key: None if word is None else parse_rounded(word) for key, word in rounded.items()}
     candidates = parse_candidates(formats or DEFAULT_FORMATS)
     fixed = [parse_fixed(rule) for rule in rules]
     if activations is not None:
-        parse_inputs(activations)
-        inputs = None if activations == NONE else activations
+        asked = parse_inputs(activations)
+        inputs = None if asked.record is None else asked
         candidates = tuple(_with_inputs(candidate, inputs) for candidate in candidates)
         fixed = [(where, one if where == KV_CACHE else _with_inputs(one, inputs)) for where, one in fixed]
     options = AllocationOptions(
@@ -146,10 +148,10 @@ def make_auto_recipe(
         method=rounding,
         effort=effort,
     )
-    return AutoRecipe(options=options, layout=layout, nan=nan, attention=attention, kv_cache=kv_cache)
+    return AutoRecipe(options=options, layout=layout, nan=nan, **beside)
 
 
-def _with_inputs(candidate: Candidate, inputs: str | None) -> Candidate:
+def _with_inputs(candidate: Candidate, inputs: WrittenInputs | None) -> Candidate:
     if candidate.is_kept or candidate.names_inputs:
         return candidate
     return replace(candidate, activations=inputs)
@@ -197,7 +199,7 @@ def allocate_model(
     )
     solution = solve(table, options.budget, points=options.points)
     recipe = allocation_recipe(model, table, solution.chosen, **by_hand)
-    cache = _cache_words(options)
+    cache = _cache_formats(options)
     if cache:
         recipe = recipe.model_copy(update={"rules": (*recipe.rules, Rule(match=KV_CACHE, weights=cache[-1]))})
     return FoundAllocation(
@@ -213,7 +215,7 @@ def allocate_model(
 def _checked_layers(model: Any, options: AllocationOptions) -> tuple[tuple[AllocatedLayer, ...], tuple[Candidate, ...]]:
     """Return the layers and all candidates; what cannot be allocated is refused before any text is read."""
     parse_method(options.method, effort=options.effort)
-    if any(word != NONE for word in _cache_words(options)):
+    if any(written.record is not None for written in _cache_formats(options)):
         attention_modules(model)
     unstack_experts(model)
     layers, every = allocated_layers(
@@ -230,8 +232,8 @@ def _checked_layers(model: Any, options: AllocationOptions) -> tuple[tuple[Alloc
     return layers, every
 
 
-def _cache_words(options: AllocationOptions) -> list[str]:
-    """Return what was said of the KV cache; the last word counts."""
+def _cache_formats(options: AllocationOptions) -> list[WrittenWeights]:
+    """Return what was said of the KV cache; the last one counts."""
     return [candidate.weights for pattern, candidate in options.fixed if pattern == KV_CACHE]
 
 

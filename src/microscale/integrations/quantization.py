@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from microscale.algorithms import parse_method, with_budget
+from microscale.algorithms import parse_method, read_method, with_budget
 from microscale.calibration import ActivationStore
 from microscale.errors import CalibrationError, ModelError, RecipeError, check_kind
 from microscale.integrations.allocating import AutoRecipe, FoundAllocation, find_recipe, is_auto, make_auto_recipe
@@ -140,7 +140,7 @@ def choose_recipe(
         parse_method(method)  # an unknown method is the better thing to say
         raise RecipeError("name a format (--format mxfp4) or a recipe (--recipe FILE); see `microscale formats`")
     if bits is not None:
-        fields["method"] = with_budget(method, bits)
+        fields["method"] = with_budget(read_method(method), bits)
     return make_recipe(format=format, rules=tuple(parse_rule(rule) for rule in rules), **fields)
 
 

@@ -46,7 +46,7 @@ def analysis_page(
         facts=facts,
         curve=[(point.candidate, point.bits, point.output_error) for point in found.curve],
         histograms=histograms,
-        grids=list(dict.fromkeys(one.weights for one in candidates if not one.is_kept)),
+        grids=list(dict.fromkeys(one.weights.word for one in candidates if not one.is_kept)),
         channels=_channel_pictures(found),
         advice=[_advice(one) for one in found.recommendations],
         massive=[(one.title, one.words) for one in massive],

@@ -14,7 +14,7 @@ from microscale.families import describe
 from microscale.nn import parse_attention
 from microscale.planning.candidates import Candidate, parse_candidate
 from microscale.recipes import make_plan, make_recipe, quantizable_modules
-from microscale.recipes.recipe import KV_CACHE, NONE, NORM
+from microscale.recipes.recipe import KV_CACHE, NORM
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
 
 
@@ -47,11 +47,11 @@ def parse_fixed(text: str) -> tuple[str, Candidate]:
         raise AllocationError(f"--fix {text!r} must read ROLE=FORMAT or GLOB=FORMAT, e.g. mlp.down=mxfp8")
     candidate = parse_candidate(right)
     if pattern == NORM and not candidate.is_kept:
-        raise AllocationError(f"--fix {text}: norms are not stored in a block format by a recipe; only norm={NONE}")
+        raise AllocationError(f"--fix {text}: norms are not stored in a block format by a recipe; only norm=none")
     if pattern == KV_CACHE:
-        if candidate.method is not None or candidate.activations not in (None, candidate.weights):
+        if candidate.method is not None or str(candidate.activations or candidate.weights) != str(candidate.weights):
             raise AllocationError(f"--fix {text}: the KV cache has one format and no method, e.g. kv_cache=mxfp8")
-        parse_attention(candidate.weights)
+        parse_attention(candidate.weights.record)
     return pattern, candidate
 
 

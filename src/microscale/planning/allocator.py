@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from microscale.errors import AllocationError
+from microscale.formats import NONE
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.allocation import (
     Allocation,
@@ -28,7 +29,6 @@ from microscale.planning.budget import Budget, BudgetUnit, amount_text
 from microscale.planning.candidates import Candidate
 from microscale.planning.layer_table import LayerTable, other_bytes
 from microscale.recipes import Recipe, make_plan, make_recipe, quantizable_modules
-from microscale.recipes.recipe import NONE
 
 BITS_GRAIN = 0.0005
 """Bits per weight are met to three decimals: a scale for a whole tensor must not cost a layer its format."""

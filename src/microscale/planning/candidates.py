@@ -11,10 +11,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from microscale.algorithms import METHODS, STEPS, FoldStep, ModelStep, RotationStep, parse_method
+from microscale.algorithms import METHODS, STEPS, FoldStep, Method, ModelStep, RotationStep, read_method
 from microscale.errors import AllocationError, FormatError
-from microscale.formats import RangeKind, split_outside
-from microscale.recipes.recipe import NONE, parse_inputs, parse_weights
+from microscale.formats import (
+    NONE,
+    ActivationSpec,
+    Format,
+    RangeKind,
+    Written,
+    WrittenInputs,
+    WrittenWeights,
+    parse_weights_and_inputs,
+    split_outside,
+)
 
 DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp8"
 """The candidates where none are named."""
@@ -25,37 +34,43 @@ _OPTION = re.compile(r"[a-z_]+=")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The words of one choice for a layer; ``activations`` None means that inputs are not rounded.
+    """One choice for a layer; ``activations`` None means that inputs are not rounded.
 
     ``method`` is the candidate's own; None: that of the whole recipe. ``names_inputs``: the words said what becomes of
     the inputs, so that nothing else replaces it.
     """
 
-    weights: str
-    activations: str | None
-    method: str | None = None
+    weights: WrittenWeights
+    activations: WrittenInputs | None
+    method: Method | None = None
     names_inputs: bool = field(default=False, compare=False)
 
     @property
     def is_kept(self) -> bool:
         """Whether the layer stays unquantized."""
-        return self.weights == NONE
+        return self.weights.record is None
+
+    @property
+    def inputs_format(self) -> Format | None:
+        """The format of the inputs, None where they are not rounded."""
+        spec = None if self.activations is None else self.activations.record
+        return None if spec is None else spec.format
 
     @property
     def text(self) -> str:
         """The shortest word that parses back."""
-        same = self.is_kept or self.activations == self.weights
-        formats = self.weights if same else f"{self.weights}/{self.activations or NONE}"
+        same = self.is_kept or str(self.activations) == str(self.weights)
+        formats = str(self.weights) if same else f"{self.weights}/{self.activations or NONE}"
         if self.method is None:
             return formats
-        return self.method if formats == BASE else f"{formats}@{self.method}"
+        return str(self.method) if formats == BASE else f"{formats}@{self.method}"
 
     def bits_per_weight(self, shape: tuple[int, int], kept_bits: float) -> float:
         """Bits of one weight of a layer [rows, cols], scales included; ``kept_bits`` where it is left alone.
 
         Where a method cuts segments, these are the bits of the narrowest.
         """
-        fmt = parse_weights(self.weights)
+        fmt = self.weights.record
         return kept_bits if fmt is None else fmt.bits_per_value(*shape)
 
 
@@ -73,14 +88,14 @@ def parse_candidate(text: str) -> Candidate:
         return found
     if found.is_kept:
         raise AllocationError(f"candidate {text.strip()!r} has a method for a layer that it leaves alone")
-    pipeline = parse_method(method)
-    tied = next((s for kind in (FoldStep, RotationStep, ModelStep) for s in pipeline.of_kind(kind)), None)
+    asked = read_method(method)
+    tied = next((s for kind in (FoldStep, RotationStep, ModelStep) for s in asked.pipeline().of_kind(kind)), None)
     if tied is not None:
         raise AllocationError(
             f"candidate {text.strip()!r}: step {tied.name} changes more than one layer, so it cannot be chosen for one"
             " alone; name it with --method"
         )
-    return replace(found, method=method)
+    return replace(found, method=asked)
 
 
 def _split_method(word: str) -> tuple[str, str | None]:
@@ -99,28 +114,23 @@ def _is_method(text: str) -> bool:
 
 
 def _parse_formats(word: str) -> Candidate:
-    pieces = word.split("/")
-    problem: FormatError | None = None
-    for cut in range(len(pieces), 0, -1):
-        weights, rest = "/".join(pieces[:cut]), "/".join(pieces[cut:])
-        try:
-            fmt = parse_weights(weights)
-            inputs = parse_inputs(rest) if rest else None
-        except FormatError as error:
-            problem = problem or error
-            continue
-        if fmt is None:
-            if inputs is not None:
-                raise AllocationError(f"candidate {word!r} rounds the inputs of a layer that it leaves alone")
-            return Candidate(weights=NONE, activations=None)
-        if inputs is not None and inputs.range is not RangeKind.DYNAMIC:
-            raise AllocationError(
-                f"candidate {word!r}: allocation measures inputs with dynamic ranges only, not {inputs.range.value}"
-            )
-        if not rest:
-            return Candidate(weights=weights, activations=weights)
-        return Candidate(weights=weights, activations=None if rest == NONE else rest, names_inputs=True)
-    raise AllocationError(f"candidate {word!r} must read WEIGHTS[/ACTIVATIONS][@METHOD]\n{problem}")
+    try:
+        weights, inputs = parse_weights_and_inputs(word)
+    except FormatError as error:
+        raise AllocationError(f"candidate {word!r} must read WEIGHTS[/ACTIVATIONS][@METHOD]\n{error}") from None
+    spec = None if inputs is None else inputs.record
+    if weights.record is None:
+        if spec is not None:
+            raise AllocationError(f"candidate {word!r} rounds the inputs of a layer that it leaves alone")
+        return Candidate(weights=weights, activations=None)
+    if inputs is None:
+        inputs = Written(weights.word, ActivationSpec(format=weights.record))
+        return Candidate(weights=weights, activations=inputs)
+    if spec is not None and spec.range is not RangeKind.DYNAMIC:
+        raise AllocationError(
+            f"candidate {word!r}: allocation measures inputs with dynamic ranges only, not {spec.range.value}"
+        )
+    return Candidate(weights=weights, activations=None if spec is None else inputs, names_inputs=True)
 
 
 def parse_candidates(text: str) -> tuple[Candidate, ...]:

@@ -15,12 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.formats import parse_activation
 from microscale.kernels import fake_quantize
 from microscale.planning.candidates import Candidate
 from microscale.planning.recommendation import Recommendation, qsnr, recommend
 from microscale.planning.tensor_facts import TensorFacts, noise_and_power
-from microscale.recipes.recipe import parse_weights
 
 CLASS_ROWS = 12
 """Rows of every tensor that enter the sample of its class."""
@@ -130,13 +128,14 @@ def layer_errors(
     wanted = None if rows is None else rows @ weight.T
     found: dict[str, CandidateError] = {}
     for candidate in candidates:
-        fmt = parse_weights(candidate.weights)
+        fmt = candidate.weights.record
         rounded = weight if fmt is None else fake_quantize(weight, fmt)
         input_db = error = None
         if rows is not None and wanted is not None:
             seen = rows
-            if candidate.activations is not None:
-                seen = fake_quantize(rows, parse_activation(candidate.activations).format)
+            inputs_format = candidate.inputs_format
+            if inputs_format is not None:
+                seen = fake_quantize(rows, inputs_format)
                 input_db = qsnr(rows, seen)
             noise, power = noise_and_power(wanted, seen @ rounded.T)
             error = noise / power if power else 0.0
@@ -149,7 +148,7 @@ def layer_errors(
 def gradient_qsnr(gradients: Float[Tensor, "tokens rows"], candidates: Sequence[Candidate]) -> dict[str, float]:
     """Return the QSNR in decibels of gradients rounded as each candidate rounds inputs; none for one that does not."""
     return {
-        candidate.text: qsnr(gradients, fake_quantize(gradients, parse_activation(candidate.activations).format))
+        candidate.text: qsnr(gradients, fake_quantize(gradients, fmt))
         for candidate in candidates
-        if candidate.activations is not None
+        if (fmt := candidate.inputs_format) is not None
     }

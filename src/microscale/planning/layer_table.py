@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from microscale.algorithms import Pipeline
 from microscale.algorithms.micromix import ORDER_BITS
 from microscale.families import ModelStructure, describe
 from microscale.formats import SegmentedFormat
@@ -35,7 +36,7 @@ class LayerTable:
     milliseconds: Mapping[str, Sequence[float]] | None
     other_bytes: int
     """Bytes of the model besides these layers' weights."""
-    methods: Mapping[str, Sequence[str | None]]
+    methods: Mapping[str, Sequence[Pipeline | None]]
     """The method with which a recipe makes a layer as it was measured; None: that of the whole recipe."""
 
 

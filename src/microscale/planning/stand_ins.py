@@ -17,18 +17,15 @@ from microscale.algorithms import (
     RotationStep,
     SegmentStep,
     beside_segments,
+    make_pipeline,
     parse_method,
-    step_text,
 )
 from microscale.algorithms.micromix import MicroMix
 from microscale.errors import AllocationError, MicroscaleError
-from microscale.formats import BlockFormat
+from microscale.formats import NONE, BlockFormat
 from microscale.nn import QuantizedLinear
 from microscale.planning.candidates import Candidate
 from microscale.recipes import Calibration, Recipe, make_plan, make_recipe, quantize_model
-from microscale.recipes.recipe import NONE, parse_inputs, parse_weights
-
-PLAIN = "rtn"
 
 
 def layer_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
@@ -37,10 +34,8 @@ def layer_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
     A candidate's own method is taken as it is; one that cuts segments takes over what may stand beside them from the
     recipe's ``method``.
     """
-    common = parse_method(method, effort=effort, fmt=parse_weights(candidate.weights))
-    if candidate.method is None:
-        return common
-    return beside_segments(parse_method(candidate.method), common)
+    common = parse_method(method, effort=effort, fmt=candidate.weights.record)
+    return common if candidate.method is None else beside_segments(candidate.method.pipeline(), common)
 
 
 def measured_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
@@ -53,9 +48,8 @@ def measured_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
     pipeline = layer_method(candidate, method, effort)
     alone = [step for step in pipeline.steps if not isinstance(step, FoldStep)]
     if not is_tied(pipeline):
-        return parse_method("+".join(map(step_text, alone))) if len(alone) < len(pipeline.steps) else pipeline
-    kept = (*pipeline.of_kind(FormatStep), *pipeline.of_kind(SegmentStep))
-    return parse_method("+".join([*map(step_text, kept), PLAIN]))
+        return make_pipeline(alone)
+    return make_pipeline([*pipeline.of_kind(FormatStep), *pipeline.of_kind(SegmentStep)])
 
 
 def is_tied(pipeline: Pipeline) -> bool:
@@ -80,7 +74,7 @@ def check_candidates(
     for candidate in candidates:
         if candidate.is_kept:
             continue
-        for chain in {layer_method(candidate, method, effort).text, measured_method(candidate, method, effort).text}:
+        for chain in {layer_method(candidate, method, effort), measured_method(candidate, method, effort)}:
             try:
                 make_plan(model, _recipe(names, candidate, chain))
             except MicroscaleError as error:
@@ -118,7 +112,7 @@ def make_stand_ins(
                 layers.append(None)
             continue
         whole: Any = copy.deepcopy(model)
-        recipe = _recipe(names, candidate, measured_method(candidate, method, effort).text)
+        recipe = _recipe(names, candidate, measured_method(candidate, method, effort))
 
         def tell(done: int, total: int, name: str, candidate: Candidate = candidate) -> None:
             progress(done, total, f"{candidate.text} {name}")
@@ -130,7 +124,7 @@ def make_stand_ins(
     return found
 
 
-def _recipe(names: Sequence[str], candidate: Candidate, chain: str) -> Recipe:
+def _recipe(names: Sequence[str], candidate: Candidate, chain: Pipeline) -> Recipe:
     """Return a recipe that gives one candidate to these layers and nothing to others."""
     return make_recipe(
         format=candidate.weights,
@@ -142,7 +136,7 @@ def _recipe(names: Sequence[str], candidate: Candidate, chain: str) -> Recipe:
     )
 
 
-def repeating_method(stand_in: nn.Module | None, candidate: Candidate, method: str, effort: str) -> str | None:
+def repeating_method(stand_in: nn.Module | None, candidate: Candidate, method: str, effort: str) -> Pipeline | None:
     """Return the method with which a recipe makes a layer like its stand-in; None: the recipe's own.
 
     Segments are repeated with the counts that the stand-in has, whatever layers are cut beside it.
@@ -152,18 +146,18 @@ def repeating_method(stand_in: nn.Module | None, candidate: Candidate, method: s
     pipeline = layer_method(candidate, method, effort)
     cutting = pipeline.of_kind(MicroMix)
     if not cutting:
-        return pipeline.text
+        return pipeline
     steps = list(pipeline.steps)
     place = steps.index(cutting[0])
     steps[place : place + 1] = _repeated(cutting[0], stand_in, candidate, pipeline)
-    return "+".join(map(step_text, steps))
+    return make_pipeline(steps)
 
 
 def _repeated(step: MicroMix, stand_in: nn.Module, candidate: Candidate, pipeline: Pipeline) -> list[MicroMix]:
     """Return the step that cuts a layer as it did, or none where it did not cut."""
-    fmt = parse_weights(candidate.weights)
-    assert fmt is not None
-    fmt, inputs = pipeline.adapt(fmt, parse_inputs(candidate.activations))
+    assert candidate.weights.record is not None
+    asked = None if candidate.activations is None else candidate.activations.record
+    fmt, inputs = pipeline.adapt(candidate.weights.record, asked)
     if not isinstance(stand_in, QuantizedLinear) or not isinstance(fmt, BlockFormat):
         return []
     quantizer = stand_in.activations

@@ -22,7 +22,7 @@ from microscale.recipes.folding import (
 from microscale.recipes.offload import open_store
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, calibrate_ranges, has_static_ranges
-from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_inputs, parse_rule
+from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 from microscale.recipes.writing import recipe_text
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "make_recipe",
     "matches",
     "open_store",
-    "parse_inputs",
     "parse_rule",
     "quantizable_modules",
     "quantize_model",

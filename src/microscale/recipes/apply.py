@@ -19,7 +19,6 @@ from microscale.algorithms import (
     RotationStep,
     SegmentStep,
     TransformStep,
-    parse_method,
 )
 from microscale.calibration import ActivationStore
 from microscale.errors import NonFiniteError
@@ -141,8 +140,8 @@ def quantize_model(
 
 def pipelines_of(layers: Mapping[str, PlannedLayer]) -> dict[str, Pipeline]:
     """Return the chain of each layer; layers of one method share one record."""
-    chains = {layer.method: parse_method(layer.method) for layer in layers.values()}
-    return {name: chains[layer.method] for name, layer in layers.items()}
+    chains: dict[Pipeline, Pipeline] = {}
+    return {name: chains.setdefault(layer.pipeline, layer.pipeline) for name, layer in layers.items()}
 
 
 def structure_for(

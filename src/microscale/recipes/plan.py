@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from microscale.algorithms import ModelStep, parse_method
+from microscale.algorithms import ModelStep, Pipeline
 from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families import is_inside, is_transposed, vision_roots
-from microscale.formats import ALIASES, ActivationSpec, Format, parse_activation
+from microscale.formats import ALIASES, ActivationSpec, Format, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.nn import Experts, PackedModule, model_attention
 from microscale.nn.experts import stacked_experts
-from microscale.recipes.recipe import NONE, Recipe, parse_inputs, parse_weights
+from microscale.recipes.fields import RTN
+from microscale.recipes.recipe import Recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
 
 
@@ -25,9 +26,8 @@ from microscale.recipes.roles import is_meant, layer_roles, named_roles
 class PlannedLayer:
     """A module with what was asked for it and what it will execute.
 
-    ``requested_activations`` is the word of the recipe; ``activations`` what runs, which differs where the file
-    layout has rules of its own. ``is_online``: the method leaves a transform or a side path for run time.
-    ``idle_steps`` says which of its steps change nothing for these formats, and why.
+    What was requested stands as the recipe has it; ``activations`` is what runs, which differs where the file layout
+    has rules of its own. ``idle_steps`` says which steps of the method change nothing for these formats, and why.
     """
 
     name: str
@@ -36,11 +36,15 @@ class PlannedLayer:
     dtype: torch.dtype
     format: Format
     activations: ActivationSpec | None
-    requested_weights: str
-    requested_activations: str | None
-    method: str
-    is_online: bool = False
+    requested_weights: WrittenWeights
+    requested_activations: WrittenInputs | None
+    pipeline: Pipeline
     idle_steps: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The chain of steps in words."""
+        return self.pipeline.text
 
     def stored(self) -> StoredLayer:
         """Return the layer as a checkpoint will describe it."""
@@ -210,21 +214,22 @@ def _plan_layer(
             weights = rule.weights or weights
             activations = rule.activations or activations
             method = rule.method or method
-    fmt = None if is_off else parse_weights(weights)
+    fmt = None if is_off else weights.record
     if fmt is None:
         return None
     if kind == "embedding":
-        activations, method = None, "rtn"
-    spec = parse_inputs(activations)
-    pipeline = parse_method(method, effort=recipe.effort, fmt=fmt)
+        activations, method = None, RTN
+    spec = None if activations is None else activations.record
+    pipeline = method.pipeline(effort=recipe.effort, fmt=fmt)
     if pipeline.of_kind(ModelStep):  # layers that learn together have one chain, that of the recipe's own format
-        pipeline = parse_method(method, effort=recipe.effort, fmt=parse_weights(recipe.format) or fmt)
+        pipeline = method.pipeline(effort=recipe.effort, fmt=recipe.format.record or fmt)
     problem = pipeline.refusal(fmt, spec)
     if problem is not None:
         raise RecipeError(f"layer {name}: {problem}")
     idle = pipeline.idleness(fmt, spec)
     fmt, adapted = pipeline.adapt(fmt, spec)
-    word = None if activations == NONE else activations
+    if adapted != spec:
+        activations = None if adapted is None else parse_inputs(adapted)
     return PlannedLayer(
         name=name,
         kind=kind,
@@ -233,9 +238,8 @@ def _plan_layer(
         format=fmt,
         activations=adapted,
         requested_weights=weights,
-        requested_activations=word if adapted == spec else str(adapted),
-        method=pipeline.text,
-        is_online=pipeline.is_online,
+        requested_activations=None if adapted is None else activations,
+        pipeline=pipeline,
         idle_steps=tuple(idle),
     )
 
@@ -271,7 +275,7 @@ def _refusals(word: str, layers: Sequence[PlannedLayer]) -> list[str]:
     reasons = [(layer.name, layout.refusal(layer.stored())) for layer in layers]
     if word != "microscale":
         online = "method {} leaves work for run time, which this layout has no place for"
-        reasons += [(layer.name, online.format(layer.method)) for layer in layers if layer.is_online]
+        reasons += [(layer.name, online.format(layer.method)) for layer in layers if layer.pipeline.is_online]
     return [f"{reason} (layer {name})" for name, reason in reasons if reason is not None]
 
 
@@ -282,9 +286,9 @@ def _refusal_text(word: str, refusals: list[str]) -> str:
 
 
 def _with_equivalent(layer: PlannedLayer) -> PlannedLayer:
-    word = layer.requested_activations
-    equivalent = None if word is None else ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
-    return layer if equivalent is None else replace(layer, activations=parse_activation(equivalent))
+    word = str(layer.requested_activations)
+    equivalent = ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
+    return layer if equivalent is None else replace(layer, activations=equivalent)
 
 
 def _rule_notes(before: Sequence[PlannedLayer], after: Sequence[PlannedLayer]) -> list[str]:

@@ -35,18 +35,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError, check_kind, shown
-from microscale.formats import ActivationSpec, Format, parse_activation, parse_format
+from microscale.formats import NONE, Format, WrittenWeights, parse_weights_and_inputs
 from microscale.nn import AttentionFormats, parse_attention
+from microscale.recipes.fields import RTN, InputsField, MethodField, RoundedField, WeightsField
 
 UNKNOWN_KEY = "extra_forbidden"
 """What pydantic calls a key that a record does not have."""
 
-NONE = "none"
-"""The word that leaves weights or activations unquantized."""
 KV_CACHE = "kv_cache"
 """The role that a rule may name in place of a pattern of layers: keys and values as they are stored."""
 NORM = "norm"
@@ -56,73 +54,49 @@ PartWord = Literal["language", "vision", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
 
 
-def parse_weights(word: str) -> Format | None:
-    """Return the format of a word, None for ``none``.
-
-    Raises:
-        FormatSpecError: see :func:`microscale.formats.parse_format`.
-    """
-    return None if word == NONE else parse_format(word)
-
-
-def parse_inputs(word: str | None) -> ActivationSpec | None:
-    """Return the activation setting of a word, None for ``none`` or no word."""
-    return None if word is None or word == NONE else parse_activation(word)
-
-
 class Rule(BaseModel):
     """A pattern with the formats of the layers it matches; what is None stays as before the rule."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: str
-    weights: str | None = None
-    activations: str | None = None
-    method: str | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _weights_parse(cls, word: str | None) -> str | None:
-        if word is not None:
-            parse_weights(word)
-        return word
-
-    @field_validator("activations")
-    @classmethod
-    def _activations_parse(cls, word: str | None) -> str | None:
-        parse_inputs(word)
-        return word
-
-    @field_validator("method")
-    @classmethod
-    def _method_parses(cls, word: str | None) -> str | None:
-        if word is not None:
-            parse_method(word)
-        return word
+    weights: WeightsField | None = None
+    activations: InputsField | None = None
+    method: MethodField | None = None
 
     @model_validator(mode="after")
     def _cache_has_one_format(self) -> Rule:
         if self.match == KV_CACHE:
-            words = {word for word in (self.weights, self.activations) if word is not None}
+            words = {str(given) for given in (self.weights, self.activations) if given is not None}
             if self.method is not None or len(words) != 1:
                 raise ValueError("rule for 'kv_cache' names one format and no method, e.g. kv_cache=mxfp8")
-            parse_attention(words.pop())
+            self.rounding()
         return self
 
     @model_validator(mode="after")
     def _norms_stay(self) -> Rule:
-        if self.match == NORM and (self.weights != NONE or self.method is not None):
+        if self.match == NORM and (not self.leaves_weights or self.method is not None):
             raise ValueError(f"norms are not stored in a block format; a rule for {NORM!r} reads {NORM}={NONE}")
         return self
 
     @model_validator(mode="after")
     def _none_is_all(self) -> Rule:
-        if self.weights == NONE and self.activations not in (None, NONE):
+        if self.leaves_weights and self.activations is not None and self.activations.record is not None:
             raise ValueError(
                 f"rule for {self.match!r} quantizes activations ({self.activations}) of layers whose weights it leaves"
                 " alone; activations are rounded only where weights are quantized, e.g. in bf16/32:e8m0"
             )
         return self
+
+    @property
+    def leaves_weights(self) -> bool:
+        """Whether the rule says that weights stay as they are."""
+        return self.weights is not None and self.weights.record is None
+
+    def rounding(self) -> Format | None:
+        """Return the one format that a rule for the cache names."""
+        given = self.weights or self.activations
+        return None if given is None else parse_attention(given.record)
 
 
 class Recipe(BaseModel):
@@ -130,11 +104,11 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: str
-    activations: str | None = None
-    attention: str | None = None
-    kv_cache: str | None = None
-    method: str = "rtn"
+    format: WeightsField
+    activations: InputsField | None = None
+    attention: RoundedField | None = None
+    kv_cache: RoundedField | None = None
+    method: MethodField = RTN
     effort: Literal["fast", "good", "max"] = "fast"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -142,30 +116,6 @@ class Recipe(BaseModel):
     layout: LayoutWord | None = None
     nan: Literal["raise", "poison"] = "raise"
     part: PartWord = "language"
-
-    @field_validator("format")
-    @classmethod
-    def _format_parses(cls, word: str) -> str:
-        parse_weights(word)
-        return word
-
-    @field_validator("activations")
-    @classmethod
-    def _activations_parse(cls, word: str | None) -> str | None:
-        parse_inputs(word)
-        return word
-
-    @field_validator("attention", "kv_cache")
-    @classmethod
-    def _attention_parses(cls, word: str | None) -> str | None:
-        parse_attention(word)
-        return word
-
-    @field_validator("method")
-    @classmethod
-    def _method_exists(cls, word: str) -> str:
-        parse_method(word)
-        return word
 
     @property
     def layer_rules(self) -> tuple[Rule, ...]:
@@ -175,10 +125,13 @@ class Recipe(BaseModel):
     @property
     def attention_formats(self) -> AttentionFormats | None:
         """What attention is rounded to; None where nothing is. The last rule for the cache wins over its line."""
-        words = [rule.weights or rule.activations for rule in self.rules if rule.match == KV_CACHE]
-        cache = words[-1] if words else self.kv_cache
-        found = AttentionFormats(products=parse_attention(self.attention), kv_cache=parse_attention(cache))
+        caches = [_format_of(self.kv_cache), *(rule.rounding() for rule in self.rules if rule.match == KV_CACHE)]
+        found = AttentionFormats(products=_format_of(self.attention), kv_cache=caches[-1])
         return None if found == AttentionFormats() else found
+
+
+def _format_of(written: WrittenWeights | None) -> Format | None:
+    return None if written is None else written.record
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -204,8 +157,6 @@ def make_recipe(**fields: Any) -> Recipe:
 def parse_rule(text: str) -> Rule:
     """Parse ``GLOB=WEIGHTS[/ACTIVATIONS]``, e.g. ``*.down_proj=mxfp8`` or ``*.o_proj=e2m1/16:e4m3/mxfp8``.
 
-    A format may hold a slash itself: the shortest split whose both sides are formats is taken.
-
     Raises:
         RecipeError: no ``=``, or no reading of the right side as formats.
     """
@@ -213,21 +164,14 @@ def parse_rule(text: str) -> Rule:
     pattern, equals, right = text.partition("=")
     if not equals or not pattern or not right:
         raise RecipeError(f"rule {text!r} must read GLOB=WEIGHTS or GLOB=WEIGHTS/ACTIVATIONS, e.g. '*.down_proj=mxfp8'")
-    pieces = right.split("/")
-    problem: FormatError | None = None
-    for cut in range(len(pieces), 0, -1):
-        weights, activations = "/".join(pieces[:cut]), "/".join(pieces[cut:]) if cut < len(pieces) else None
-        try:
-            parse_weights(weights)
-            parse_inputs(activations)
-        except FormatError as error:
-            problem = problem or error
-            continue
-        try:
-            return Rule(match=pattern, weights=weights, activations=activations)
-        except ValidationError as error:
-            raise RecipeError(_first_problem(error)) from None
-    raise RecipeError(f"rule {text!r}: the right side must be WEIGHTS or WEIGHTS/ACTIVATIONS\n{problem}")
+    try:
+        weights, activations = parse_weights_and_inputs(right)
+    except FormatError as error:
+        raise RecipeError(f"rule {text!r}: the right side must be WEIGHTS or WEIGHTS/ACTIVATIONS\n{error}") from None
+    try:
+        return Rule(match=pattern, weights=weights, activations=activations)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(error)) from None
 
 
 def load_recipe(path: str | Path) -> Recipe:

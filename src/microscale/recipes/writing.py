@@ -13,7 +13,7 @@ from microscale.recipes.recipe import Recipe
 def recipe_text(recipe: Recipe, comments: Sequence[str] = ()) -> str:
     """Return a recipe as YAML with comment lines on top; what has its default value is left out."""
     fields: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True)
-    fields = {"format": recipe.format} | {name: value for name, value in fields.items() if name != "format"}
+    fields = {"format": recipe.format.word} | {name: value for name, value in fields.items() if name != "format"}
     if "rules" in fields:
         fields["rules"] = [{k: v for k, v in rule.items() if v is not None} for rule in fields["rules"]]
     head = "".join(f"# {line}\n" for comment in comments for line in comment.splitlines())

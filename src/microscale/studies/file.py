@@ -23,19 +23,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from microscale.algorithms import parse_method
 from microscale.errors import FormatError, RecipeError, StudyError
-from microscale.formats import parse_activation, parse_format
-from microscale.nn import parse_attention
-from microscale.recipes.recipe import NONE, UNKNOWN_KEY, first_error, key_problems, line_of, unknown_key
+from microscale.formats import NONE, ActivationSpec, Format, Written, WrittenInputs, parse_format, parse_inputs
+from microscale.recipes.fields import AS_WRITTEN, RTN, MethodField, RoundedField, read_by
+from microscale.recipes.recipe import UNKNOWN_KEY, first_error, key_problems, line_of, unknown_key
 
-SAME = "same"
+
+class Same(Enum):
+    """Inputs that are rounded to the format of the weights."""
+
+    SAME = "same"
+
+
+def _parse_weights(given: Any) -> Written[Format]:
+    return given if isinstance(given, Written) else Written(given, parse_format(given))
+
+
+def _parse_inputs(given: Any) -> Written[ActivationSpec | Same | None]:
+    return Written(given, Same.SAME) if given == Same.SAME.value else parse_inputs(given)
+
+
+WeightsField = Annotated[Written[Format], read_by(_parse_weights), AS_WRITTEN]
+InputsField = Annotated[Written[ActivationSpec | Same | None], read_by(_parse_inputs), AS_WRITTEN]
+
 FOLDER = "folder"
 """The one field that comes from where the file lies, not from what it says."""
 
@@ -64,10 +81,10 @@ class StudyModel(_Record):
 class StudyFormat(_Record):
     """Formats of weights, activations, the products of attention and the KV cache, under one name."""
 
-    weights: str
-    activations: str | None = None
-    attention: str | None = None
-    kv_cache: str | None = None
+    weights: WeightsField
+    activations: InputsField | None = None
+    attention: RoundedField | None = None
+    kv_cache: RoundedField | None = None
     name: str = ""
 
     @model_validator(mode="before")
@@ -75,36 +92,19 @@ class StudyFormat(_Record):
     def _one_word(cls, value: Any) -> Any:
         return {"weights": value} if isinstance(value, str) else value
 
-    @field_validator("weights")
-    @classmethod
-    def _weights_parse(cls, word: str) -> str:
-        parse_format(word)
-        return word
-
-    @field_validator("activations")
-    @classmethod
-    def _activations_parse(cls, word: str | None) -> str | None:
-        if word is not None and word not in (NONE, SAME):
-            parse_activation(word)
-        return word
-
-    @field_validator("attention", "kv_cache")
-    @classmethod
-    def _attention_parses(cls, word: str | None) -> str | None:
-        parse_attention(word)
-        return word
-
     @property
     def attention_words(self) -> tuple[str, ...]:
         """What is said of attention, as parts of a label and of a key; nothing where it stays as it is."""
         said = {"attention": self.attention, "kv_cache": self.kv_cache}
-        return tuple(f"{title} {word}" for title, word in said.items() if word not in (None, NONE))
+        return tuple(
+            f"{title} {given}" for title, given in said.items() if given is not None and given.record is not None
+        )
 
 
 class StudyMethod(_Record):
     """A method under a name; with ``formats`` it is used for those only, with ``effort`` that one."""
 
-    method: str
+    method: MethodField
     name: str = ""
     effort: str | None = None
     formats: tuple[str, ...] = ()
@@ -114,16 +114,10 @@ class StudyMethod(_Record):
     def _one_word(cls, value: Any) -> Any:
         return {"method": value} if isinstance(value, str) else value
 
-    @field_validator("method")
-    @classmethod
-    def _method_parses(cls, word: str) -> str:
-        parse_method(word)
-        return word
-
     @property
     def label(self) -> str:
         """The name, or the method itself."""
-        return self.name or self.method
+        return self.name or str(self.method)
 
 
 class StudyCalibration(_Record):
@@ -169,9 +163,9 @@ class Study(_Record):
 
     models: tuple[StudyModel, ...]
     formats: tuple[StudyFormat, ...]
-    methods: tuple[StudyMethod, ...] = (StudyMethod(method="rtn"),)
+    methods: tuple[StudyMethod, ...] = (StudyMethod(method=RTN),)
     tasks: tuple[StudyTask, ...]
-    activations: str = SAME
+    activations: InputsField = Written(Same.SAME.value, Same.SAME)
     calibration: StudyCalibration | None = None
     effort: str = "fast"
     seed: int = 0
@@ -179,13 +173,6 @@ class Study(_Record):
     batch: int = Field(default=4, ge=1)
     name: str = ""
     folder: Path = Path()
-
-    @field_validator("activations")
-    @classmethod
-    def _activations_parse(cls, word: str) -> str:
-        if word not in (NONE, SAME):
-            parse_activation(word)
-        return word
 
     @model_validator(mode="after")
     def _nothing_is_empty_or_double(self) -> Study:
@@ -207,10 +194,11 @@ class Study(_Record):
                     raise ValueError(f"methods: {method.label!r} names format {wanted!r}, which is none of {known}")
         return self
 
-    def activations_of(self, format: StudyFormat) -> str | None:
-        """Return the activation format that goes with a format, None for none."""
-        word = format.activations or self.activations
-        return format.weights if word == SAME else None if word == NONE else word
+    def activations_of(self, format: StudyFormat) -> WrittenInputs | None:
+        """Return the setting of the inputs that goes with a format, None for none."""
+        asked = format.activations or self.activations
+        spec = ActivationSpec(format=format.weights.record) if asked.record is Same.SAME else asked.record
+        return None if spec is None else Written(str(format.weights if asked.record is Same.SAME else asked), spec)
 
     def format_label(self, format: StudyFormat) -> str:
         """Return the name of a format: its own, or WEIGHTS where the activations are the same, else both.
@@ -219,13 +207,17 @@ class Study(_Record):
         """
         if format.name:
             return format.name
-        activations = self.activations_of(format)
-        both = format.weights if activations == format.weights else f"{format.weights} / {activations or NONE}"
+        weights, activations = str(format.weights), str(self.activations_of(format) or NONE)
+        both = weights if activations == weights else f"{weights} / {activations}"
         return ", ".join((both, *format.attention_words))
 
     def settings_hash(self, method: StudyMethod) -> str:
         """Return eight digits for all that shapes a quantized model beside its format and method."""
-        facts: dict[str, Any] = {"seed": self.seed, "effort": method.effort or self.effort, "method": method.method}
+        facts: dict[str, Any] = {
+            "seed": self.seed,
+            "effort": method.effort or self.effort,
+            "method": str(method.method),
+        }
         if self.calibration is not None:
             calibration = self.calibration.model_dump()
             facts |= calibration | {"text": Path(self.calibration.text).name}

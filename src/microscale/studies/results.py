@@ -93,7 +93,7 @@ def _is_base(other: StudyRun, run: StudyRun) -> bool:
 
 def _is_plain(other: StudyRun, run: StudyRun) -> bool:
     """Whether a run is the RTN of another's model and formats."""
-    return _formats(other) == _formats(run) and other.method is not None and other.method.method == "rtn"
+    return _formats(other) == _formats(run) and other.method is not None and str(other.method.method) == "rtn"
 
 
 def _formats(run: StudyRun) -> tuple[object, ...]:

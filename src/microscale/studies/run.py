@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from microscale.errors import MicroscaleError, StudyError
+from microscale.formats import Written
 from microscale.planning.bench import resident_bytes
 from microscale.studies.file import Study, StudyMethod, StudyModel, StudyTask
 from microscale.studies.store import RunState, StudyScore, StudyStore
@@ -113,21 +114,25 @@ def study_runs(study: Study) -> list[StudyRun]:
             for method in study.methods:
                 if method.formats and label not in method.formats:
                     continue
-                words = (format.weights, activations or "none", *format.attention_words, method.label)
+                words = (str(format.weights), str(activations or "none"), *format.attention_words, method.label)
                 spec = " | ".join(words)
                 runs.append(
                     StudyRun(
                         key=f"{model.label} | {spec} | {study.settings_hash(method)}",
                         model=model,
                         format=label,
-                        weights=format.weights,
-                        activations=activations,
+                        weights=str(format.weights),
+                        activations=_word(activations),
                         method=method,
-                        attention=format.attention,
-                        kv_cache=format.kv_cache,
+                        attention=_word(format.attention),
+                        kv_cache=_word(format.kv_cache),
                     )
                 )
     return runs
+
+
+def _word(given: Written[Any] | None) -> str | None:
+    return None if given is None else str(given)
 
 
 def select_runs(runs: Sequence[StudyRun], only: Sequence[str]) -> list[StudyRun]:
