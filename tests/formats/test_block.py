@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from microscale.errors import FormatError
 from microscale.formats import (
@@ -34,6 +35,7 @@ from microscale.formats import (
     uint_element,
 )
 from microscale.formats.block import sparse_bits_per_value, sparse_column_bits
+from microscale.formats.codec import has_largest
 from microscale.formats.elements import BF16, E2M1, E4M3, E5M2, E8M0, FP16, FP32
 
 MXFP4: dict[str, Any] = {"element": E2M1, "block": VectorBlock(32), "scale": E8M0, "rule": ScaleRule.FLOOR}
@@ -261,3 +263,35 @@ def test_rule_refusal_is_asked_without_building_a_record() -> None:
 def test_power_of_two_scales_of_other_widths_and_biases_are_formats() -> None:
     for scale in (power_of_two_scale(5), power_of_two_scale(4, bias=3), power_of_two_scale(6)):
         assert BlockFormat(**{**MXFP4, "scale": scale}).scale == scale
+
+
+@pytest.mark.parametrize(
+    ("spec", "place", "delta", "has_zero_code"),
+    [
+        ("mxfp4_plus", 5, 0, True),
+        ("mxfp4_plusplus", 5, 3, True),
+        ("e2m1/16:e8m0:plus", 4, 0, True),
+        ("e2m1/64:e8m0:plusplus", 6, 3, True),
+        ("e2m1/16:e4m3:plus", 4, 0, False),
+        ("mxfp4", 0, 0, False),
+    ],
+)
+def test_what_an_index_says(spec: str, place: int, delta: int, has_zero_code: bool) -> None:
+    """Place below, exponent difference above; only a power-of-two scale has a code for zero (arXiv 2510.14557)."""
+    fmt = parse_format(spec)
+    assert isinstance(fmt, BlockFormat)
+    assert (fmt.place_bits, fmt.delta_bits, fmt.has_zero_code, fmt.is_extended) == (
+        place,
+        delta,
+        has_zero_code,
+        place > 0,
+    )
+
+
+@pytest.mark.parametrize(("spec", "smallest"), [("mxfp4_plus", 1), ("e2m1/16:e4m3:plus", 3)])
+def test_blocks_without_a_largest_element(spec: str, smallest: int) -> None:
+    """Scale code 0 of E8M0 says zero; over E4M3 codes up to 2 are too small, NaN is not (arXiv 2510.14557 §8.3)."""
+    fmt = parse_format(spec)
+    assert isinstance(fmt, BlockFormat) and fmt.scale.nan_code is not None
+    stored = torch.tensor([0, 1, 2, 3, 100, fmt.scale.nan_code], dtype=torch.uint8)
+    assert has_largest(stored, fmt).tolist() == [code >= smallest for code in stored.tolist()]

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from microscale.algorithms.contract import FormatStep
 from microscale.errors import FormatError
-from microscale.formats import ActivationSpec, BlockFormat, Extension, Format, RangeKind
+from microscale.formats import ActivationSpec, BlockFormat, Format, RangeKind
 from microscale.formats.grammar import parse_rule
 
 KEEP = "keep"
@@ -71,7 +71,7 @@ def why_not_ruled(fmt: Format, word: str) -> str | None:
     rule = parse_rule(word, fmt.scale)
     if not fmt.scale.is_power_of_two:
         return "its block scales are no powers of two, which the rule is about"
-    if fmt.extension is not Extension.NONE:
+    if fmt.is_extended:
         return f"{fmt.extension.value} needs the rule that it has"
     if fmt.zero_point is not None:
         return "a format with a zero point takes minimum and maximum"

@@ -29,7 +29,7 @@ from microscale.calibration.entropy import LinearHistogram, entropy_threshold
 from microscale.calibration.histogram import HistogramSketch
 from microscale.calibration.sampling import TailSample
 from microscale.errors import CalibrationError, NonFiniteError
-from microscale.formats import BlockFormat, ChannelBlock, Extension, Format, TensorBlock, format_name
+from microscale.formats import BlockFormat, ChannelBlock, Format, TensorBlock, format_name
 
 Quantize = Callable[[Float[Tensor, "rows cols"], Float[Tensor, "1"]], Float[Tensor, "rows cols"]]
 """Rounds values to the format at hand with the given amax, in float32."""
@@ -161,7 +161,7 @@ def _check_elementwise(fmt: Format) -> None:
     is_plain = (
         isinstance(fmt, BlockFormat)
         and isinstance(fmt.block, TensorBlock | ChannelBlock)
-        and fmt.extension is Extension.NONE
+        and not fmt.is_extended
         and fmt.sub_scale is None
         and fmt.sparse is None
     )

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import CheckpointError
-from microscale.formats import BlockFormat, Extension, Format, NaNPolicy, PairFormat, SegmentedFormat, VectorBlock
-from microscale.formats.block import PLUSPLUS_DELTA_BITS
+from microscale.formats import BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat, VectorBlock
 from microscale.layouts import matrix_shape, unpack_bits
 from microscale.layouts.row_major import grid_shape, high_count, scale_dtype
 from microscale.layouts.segments import shapes, split_parts
@@ -58,9 +57,7 @@ def _check_block_parts(name: str, fmt: BlockFormat, rows: int, cols: int, parts:
         raise CheckpointError(f"{name}: a scale is NaN, but the format says nan_raise")
     if fmt.index_bits and isinstance(fmt.block, VectorBlock):
         index = unpack_bits(parts["index"], fmt.index_bits, grid_shape(fmt.block, rows, cols)[1]).to(torch.int32)
-        is_wide = fmt.extension is Extension.PLUSPLUS
-        place_bits = fmt.index_bits - PLUSPLUS_DELTA_BITS if is_wide or fmt.block.size == 32 else fmt.index_bits
-        place = index & ((1 << place_bits) - 1)
+        place = index & ((1 << fmt.place_bits) - 1)
         if int(place.max()) >= fmt.block.size:
             raise CheckpointError(f"{name}: an index of the largest element is {int(place.max())}, past its block")
 

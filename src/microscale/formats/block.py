@@ -219,7 +219,7 @@ class BlockFormat:
     def _level_problems(self) -> list[str]:
         problems: list[str] = []
         size = self.block.size if isinstance(self.block, VectorBlock) else None
-        if self.extension is not Extension.NONE:
+        if self.is_extended:
             if size is None or not 2 <= size <= 256:
                 problems.append("plus and plusplus need blocks of 2 to 256 elements of the last axis")
             if self.zero_point is not None or self.sub_scale is not None:
@@ -246,7 +246,7 @@ class BlockFormat:
                 return None
             return "rule minmax belongs to formats with a zero point, and they take no other"
         if self.scale.is_power_of_two:
-            if self.extension is not Extension.NONE and rule.kind is not RuleKind.FLOOR:
+            if self.is_extended and rule.kind is not RuleKind.FLOOR:
                 return (
                     f"MX+ and MX++ over a power-of-two scale need rule floor, not {rule}: only floor puts the block's"
                     " largest element into the top binade, which is what frees its exponent bits (arXiv 2510.14557)"
@@ -254,7 +254,7 @@ class BlockFormat:
             allowed = POWER_OF_TWO_RULES
         else:
             allowed = FLOAT_SCALE_RULES
-            if self.extension is not Extension.NONE:
+            if self.is_extended:
                 allowed = frozenset({RuleKind.AMAX})
         if rule.kind in allowed:
             return self._window_refusal(rule)
@@ -276,14 +276,35 @@ class BlockFormat:
         return Draw(seed=self.seed)
 
     @property
+    def is_extended(self) -> bool:
+        """Whether the largest element of a block has a code of its own: MX+ and MX++."""
+        return self.extension is not Extension.NONE
+
+    @property
+    def has_zero_code(self) -> bool:
+        """Whether scale code 0 says that a block is zero, largest element and all (MX+ over a power-of-two scale).
+
+        Over a float scale a block whose scale is too small has no largest element apart
+        (:func:`microscale.formats.codec.is_plain_block`).
+        """
+        return self.is_extended and self.scale.is_power_of_two
+
+    @property
+    def place_bits(self) -> int:
+        """The low bits of an index that say where in its block the largest element stands: ceil(log2 block)."""
+        return math.ceil(math.log2(self.block.size)) if self.is_extended and isinstance(self.block, VectorBlock) else 0
+
+    @property
+    def delta_bits(self) -> int:
+        """Bits above the place that say how much smaller the scale of the others is: 3 for MX++, else 0."""
+        return PLUSPLUS_DELTA_BITS if self.extension is Extension.PLUSPLUS else 0
+
+    @property
     def index_bits(self) -> int:
         """Bits of the largest element's index as stored: ceil(log2 block), plus 3 for MX++; one byte for block 32."""
-        if self.extension is Extension.NONE or not isinstance(self.block, VectorBlock):
+        if not self.is_extended or not isinstance(self.block, VectorBlock):
             return 0
-        if self.block.size == 32:
-            return 8
-        delta = PLUSPLUS_DELTA_BITS if self.extension is Extension.PLUSPLUS else 0
-        return math.ceil(math.log2(self.block.size)) + delta
+        return 8 if self.block.size == 32 else self.place_bits + self.delta_bits
 
     @property
     def zero_point_bits(self) -> int:

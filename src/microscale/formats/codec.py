@@ -351,6 +351,15 @@ def is_plain_block(stored: Shaped[Tensor, "..."], scale: FloatElement) -> Bool[T
     return decode_scale(stored, scale) <= scale.value(PLAIN_SCALE_CODES)
 
 
+def has_largest(stored: Shaped[Tensor, "..."], fmt: BlockFormat) -> Bool[Tensor, "..."]:
+    """Whether blocks of MX+ and MX++ with these scale codes have a largest element apart.
+
+    Special values: not where scale code 0 says that the block is zero, nor where a float scale is too small; where the
+    scale is NaN, yes.
+    """
+    return stored != 0 if fmt.has_zero_code else ~is_plain_block(stored, fmt.scale)
+
+
 def decode_zero_point(stored: Shaped[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:
     """Return stored zero points as float32."""
     if fmt.zero_point is ZeroPoint.INT:

@@ -7,7 +7,6 @@ from microscale.formats.block import (
     Block,
     BlockFormat,
     ChannelBlock,
-    Extension,
     SparseTable,
     TensorBlock,
     TileBlock,
@@ -56,7 +55,7 @@ def option_words(fmt: BlockFormat) -> list[str]:
         words.append("asym" if fmt.zero_point is ZeroPoint.INT else f"asym({fmt.zero_point.value})")
     else:
         words.append(str(fmt.rule))
-    if fmt.extension is not Extension.NONE:
+    if fmt.is_extended:
         words.append(fmt.extension.value)
     if fmt.sub_scale is not None:
         words.append(f"sub({fmt.sub_scale.size},{fmt.sub_scale.bits},{fmt.sub_scale.kind.value})")

@@ -35,6 +35,7 @@ from microscale.errors import (
     check_kind,
 )
 from microscale.formats import RangeKind
+from microscale.formats.elements import E2M1, E4M3
 from microscale.integrations.dtypes import checked_dtype
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.integrations.pending import PendingTensor
@@ -56,7 +57,7 @@ LIBRARY_ERRORS = (
 )
 """What transformers raises about a config, a generation config or weights that it cannot take."""
 
-NVFP4_NUMERATOR = 448.0 * 6.0
+NVFP4_NUMERATOR = E4M3.max_value * E2M1.max_value
 """compressed-tensors stores a static NVFP4 range as this number over amax."""
 
 

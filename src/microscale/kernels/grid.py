@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from microscale.errors import FormatError, ShapeError, check_kind
-from microscale.formats import BlockFormat, Extension, Format, Rounding, SegmentedFormat, format_name
-from microscale.formats.codec import decode, decode_zero_point, encode, is_plain_block
+from microscale.formats import BlockFormat, Format, Rounding, SegmentedFormat, format_name
+from microscale.formats.codec import decode, decode_zero_point, encode, has_largest
 from microscale.formats.segmented import RECORDS
 from microscale.kernels.checks import check_float
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
@@ -93,7 +93,7 @@ class ElementGrid:
         self.dtype = dtype or weight.dtype
         self._encoded = encode_matrix(to_float32(weight, fmt), fmt, amax)
         factor = scale_factor(self._encoded.scale, fmt, self._encoded.tensor_inv_scale).unsqueeze(-1)
-        if fmt.extension is not Extension.NONE and fmt.scale.is_power_of_two:
+        if fmt.has_zero_code:
             factor = torch.where((self._encoded.scale == 0).unsqueeze(-1), 0.0, factor)  # the code of a zero block
         size = self._encoded.codes.shape[-1]
         self._largest_factor = self._expand(factor, size)
@@ -115,12 +115,12 @@ class ElementGrid:
 
     def _largest_places(self, size: int) -> Bool[Tensor, "rows cols"] | None:
         encoded, fmt = self._encoded, self.format
-        if fmt.extension is Extension.NONE or encoded.max_idx is None:
+        if not fmt.is_extended or encoded.max_idx is None:
             return None
         places = torch.zeros(*encoded.max_idx.shape, size, dtype=torch.bool, device=encoded.max_idx.device)
         places.scatter_(-1, encoded.max_idx.unsqueeze(-1).to(torch.int64), True)
-        if not fmt.scale.is_power_of_two:
-            places &= ~is_plain_block(encoded.scale, fmt.scale).unsqueeze(-1)
+        if not fmt.has_zero_code:
+            places &= has_largest(encoded.scale, fmt).unsqueeze(-1)
         return from_blocks(places, fmt.block, *self.shape)
 
     def _scaled(self, values: Tensor, columns: slice) -> Tensor:

@@ -159,7 +159,7 @@ def _block_pairs(fmt: BlockFormat) -> list[tuple[str, str]]:
         pairs.append(("sub-group scale", _sub_scale_sentence(fmt.sub_scale)))
     if fmt.zero_point is not None:
         pairs.append(("zero point", _ZERO_POINTS[fmt.zero_point].format(fmt.element.bits)))
-    if fmt.extension is not Extension.NONE:
+    if fmt.is_extended:
         pairs.append(("largest element", _extension_sentence(fmt)))
     stochastic = f"stochastic, seed {fmt.seed}"
     pairs += [
@@ -242,7 +242,7 @@ def _scale_word(fmt: BlockFormat) -> str:
 
 
 def _rule_word(fmt: BlockFormat) -> str:
-    extension = "" if fmt.extension is Extension.NONE else f" {fmt.extension.value}"
+    extension = "" if not fmt.is_extended else f" {fmt.extension.value}"
     return f"{fmt.rule}{extension}"
 
 

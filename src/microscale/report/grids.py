@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from microscale.formats import (
     BlockFormat,
     Element,
-    Extension,
     Format,
     IntElement,
     SegmentedFormat,
@@ -63,7 +62,7 @@ def largest_element_values(fmt: BlockFormat) -> list[float]:
 def _block_format_lines(fmt: BlockFormat, width: int) -> list[str]:
     element = fmt.element
     values = positive_values(element)
-    largest = largest_element_values(fmt) if fmt.extension is not Extension.NONE else None
+    largest = largest_element_values(fmt) if fmt.is_extended else None
     lines = _wrapped(_heading(fmt, values), width)
     if element.bits <= MAX_LISTED_BITS:
         top = max(values[-1], largest[-1] if largest else 0.0)

@@ -17,7 +17,6 @@ from typing import Any
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
-    Extension,
     Format,
     IntElement,
     NaNPolicy,
@@ -87,13 +86,13 @@ def _integers(fmt: BlockFormat) -> tuple[list[int], list[int], float] | None:
     block = fmt.block
     if not isinstance(block, ChannelBlock) and not (isinstance(block, VectorBlock) and _fits_chunks(block.size)):
         return None
-    if fmt.extension is Extension.PLUSPLUS or (fmt.extension is Extension.PLUS and not fmt.scale.is_power_of_two):
+    if fmt.delta_bits or (fmt.is_extended and not fmt.has_zero_code):
         return None
     values = value_table(fmt.element).tolist()
     step = fmt.element.value(1) if isinstance(fmt.element, IntElement) else min(abs(v) for v in values if v)
     codes = _whole(values, step)
     largest: list[int] | None = []
-    if fmt.extension is Extension.PLUS:
+    if fmt.is_extended:
         largest = _whole(fmt.largest_values(), step)
     if codes is None or largest is None or not 2.0**-60 <= step <= 2.0**60:
         return None

@@ -182,10 +182,9 @@ def descriptor(fmt: BlockFormat) -> FormatStruct:
     )
     _fill_rule(result, fmt)
     _fill_tables(result, fmt)
-    if fmt.extension is not Extension.NONE:
-        has_room = fmt.extension is Extension.PLUSPLUS or fmt.block == VectorBlock(32)
-        result.delta_shift = fmt.index_bits - (PLUSPLUS_DELTA_BITS if has_room else 0)
-        result.plain_limit = 0 if fmt.scale.is_power_of_two else fmt.scale.value(PLAIN_SCALE_CODES)
+    if fmt.is_extended:
+        result.delta_shift = fmt.place_bits
+        result.plain_limit = 0 if fmt.has_zero_code else fmt.scale.value(PLAIN_SCALE_CODES)
     if fmt.zero_point is not None:
         _fill_zero_point(result, fmt)
     return result

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from microscale.formats import BlockFormat, Extension, FloatElement, VectorBlock
-from microscale.formats.codec import is_plain_block
+from microscale.formats.codec import has_largest
 from microscale.layouts.bits import pack_bits, unpack_bits
 
 INDEX_BITS = 5
@@ -74,15 +74,11 @@ def low_values(fmt: BlockFormat) -> list[float]:
     return values + [0.0] * (8 - len(values))
 
 
-def _is_extended(scale: Tensor, fmt: BlockFormat) -> Bool[Tensor, "rows grid_cols"]:
-    return scale != 0 if fmt.scale.is_power_of_two else ~is_plain_block(scale, fmt.scale)
-
-
 def read_index(parts: Mapping[str, Tensor], fmt: BlockFormat) -> tuple[UInt8[Tensor, "rows grid_cols"], Tensor]:
     """Return the index byte of every block (0 where it has no largest element apart), and whether it has one."""
     assert isinstance(fmt.block, VectorBlock)
     scale = parts["scale"]
-    is_extended = _is_extended(scale, fmt)
+    is_extended = has_largest(scale, fmt)
     index = torch.where(is_extended, unpack_bits(parts["index"], fmt.index_bits, scale.shape[1]), 0)
     return index & (fmt.block.size - 1) if fmt.extension is Extension.PLUS else index, is_extended
 
@@ -93,7 +89,7 @@ def split_largest(codes: Tensor, parts: Mapping[str, Tensor], fmt: BlockFormat) 
     size = fmt.block.size
     index, is_extended = read_index(parts, fmt)
     blocks = codes.unflatten(1, (index.shape[1], size))
-    if fmt.scale.is_power_of_two and not bool(is_extended.all()):
+    if fmt.has_zero_code and not bool(is_extended.all()):
         blocks = torch.where(is_extended.unsqueeze(-1), blocks, 0)
     place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)
     raw = blocks.gather(-1, place).squeeze(-1)
@@ -113,7 +109,7 @@ def join_largest(codes: Tensor, scale: Tensor, grids: Mapping[str, Tensor], fmt:
     assert isinstance(fmt.block, VectorBlock)
     size = fmt.block.size
     blocks = codes.unflatten(1, (scale.shape[1], size))
-    is_extended = _is_extended(scale, fmt)
+    is_extended = has_largest(scale, fmt)
     index = grids["index"]
     place = (index & (size - 1)).to(torch.int64).unsqueeze(-1)
     in_place = blocks.gather(-1, place).squeeze(-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import KernelError
-from microscale.formats import BlockFormat, Extension, FloatElement, VectorBlock
+from microscale.formats import BlockFormat, FloatElement, VectorBlock
 from microscale.kernels.cpu import native, rows16
 from microscale.kernels.cpu.largest import INDEX_BITS, compact_largest, read_index
 from microscale.layouts import matrix_shape, part_specs
@@ -44,7 +44,7 @@ def pack_rows16(tensor: QuantizedTensor) -> QuantizedTensor:
     for name, spec in rows16.part_specs(fmt, tensor.shape).items():
         is_shared = rows16.is_shared(name)
         packed[name] = parts[name] if is_shared else torch.empty(spec.shape, dtype=spec.dtype)
-    largest = _Largest(parts, fmt) if fmt.extension is not Extension.NONE else None
+    largest = _Largest(parts, fmt) if fmt.is_extended else None
     if rows * cols:
         arguments = _arguments(parts["codes"], packed, fmt, rows, cols)
         arguments |= _largest_arguments(largest, fmt)
@@ -62,7 +62,7 @@ class _Largest:
         assert isinstance(fmt.block, VectorBlock)
         self.split = compact_largest(fmt)
         self.index, is_extended = read_index(parts, fmt)
-        other = ZERO_BLOCK if fmt.scale.is_power_of_two else NO_PLACE
+        other = ZERO_BLOCK if fmt.has_zero_code else NO_PLACE
         self.place = torch.where(is_extended, self.index & (fmt.block.size - 1), other)
         self.side = torch.zeros_like(self.place)
 

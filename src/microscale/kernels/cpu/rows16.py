@@ -47,7 +47,6 @@ from microscale.errors import LayoutError
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
-    Extension,
     FloatElement,
     Format,
     PairFormat,
@@ -92,7 +91,7 @@ def refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:
         return f"blocks have 16 or a multiple of {CHUNK} elements in it, not {fmt.block.size}"
     if fmt.sub_scale is not None:
         return "it has no place for the scales of sub-groups"
-    if fmt.extension is Extension.NONE:
+    if not fmt.is_extended:
         return None
     if compact_largest(fmt) is None and fmt.block != VectorBlock(32):
         return f"{fmt.extension.value} of {fmt.element.name} needs blocks of 32 in it"
@@ -119,7 +118,7 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
     }
     if fmt.zero_point is not None:
         specs["zero_point"] = PartSpec(torch.float16 if fmt.zero_point is ZeroPoint.FP16 else torch.uint8, side)
-    if fmt.extension is not Extension.NONE:
+    if fmt.is_extended:
         specs["index"] = PartSpec(torch.uint8, side)
         if compact_largest(fmt) is None:
             specs["largest"] = PartSpec(torch.uint8, side)
@@ -219,7 +218,7 @@ def _pack_rows(parts: Parts, fmt: BlockFormat, cols: int) -> dict[str, Tensor]:
         packed["codes"] = _interleave_dwords(parts["codes"])
     else:
         codes = unpack_bits(parts["codes"], bits, padded_cols(fmt.block, cols))
-        if fmt.extension is not Extension.NONE:
+        if fmt.is_extended:
             codes, own = split_largest(codes, parts, fmt)
             sides.update(own)
         codes = _pad(codes[:, :cols], ROWS, CHUNK)
@@ -251,7 +250,7 @@ def _unpack_rows(parts: Parts, fmt: BlockFormat, rows: int, cols: int) -> dict[s
         if fmt.zero_point is not None:
             zero = _separate(parts["zero_point"], rows, grid_cols)
             codes[:, cols:] = _padding_codes(zero[:, -1:], fmt)
-        if fmt.extension is not Extension.NONE:
+        if fmt.is_extended:
             grids = {name: _separate(parts[name], rows, grid_cols) for name in ("index", "largest") if name in parts}
             codes, unpacked["index"] = join_largest(codes, unpacked["scale"], grids, fmt)
         unpacked["codes"] = pack_bits(codes, bits)
@@ -265,7 +264,7 @@ def _unpack_rows(parts: Parts, fmt: BlockFormat, rows: int, cols: int) -> dict[s
 def _keeps_dwords(fmt: BlockFormat, cols: int) -> bool:
     """Whether dwords of row_major are dwords of this layout: nibbles, nothing split off, no padding."""
     is_whole = cols > 0 and cols % CHUNK == 0 and padded_cols(fmt.block, cols) == cols
-    return fmt.element.bits == 4 and fmt.extension is Extension.NONE and is_whole
+    return fmt.element.bits == 4 and not fmt.is_extended and is_whole
 
 
 def _padding_codes(zero_point: Tensor, fmt: BlockFormat) -> UInt8[Tensor, "rows 1"]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from microscale.errors import KernelError
 from microscale.formats import (
     BlockFormat,
-    Extension,
     FloatElement,
     IntElement,
     SparseElement,
@@ -153,7 +152,7 @@ def _special_code(fmt: BlockFormat) -> int:
 def _extra(fmt: BlockFormat) -> Extra:
     if fmt.zero_point is not None:
         return Extra.ZERO_POINT
-    if fmt.extension is Extension.NONE:
+    if not fmt.is_extended:
         return Extra.NONE
     return Extra.LOW if compact_largest(fmt) is not None else Extra.LARGEST
 
@@ -165,7 +164,7 @@ def _largest_tables(fmt: BlockFormat) -> dict[str, Any]:
         low = low_values(fmt)
     elif _extra(fmt) is Extra.LARGEST:
         largest = fmt.largest_values()
-    has_delta = fmt.extension is Extension.PLUSPLUS
+    has_delta = bool(fmt.delta_bits)
     deltas = [2.0**-delta if has_delta else 1.0 for delta in range(2**PLUSPLUS_DELTA_BITS)]
     return {"low_values": low, "largest_values": largest, "delta_values": deltas}
 
@@ -207,7 +206,7 @@ def _int_tables(fmt: BlockFormat, values: list[float]) -> dict[str, Any]:
             "int_values": [value + offset for value in integers],
             "int_step": step,
         }
-    if element.bits != 6 or top >= 16 * INT_LIMIT or fmt.extension is not Extension.NONE:
+    if element.bits != 6 or top >= 16 * INT_LIMIT or fmt.is_extended:
         return none
     low = [int(math.copysign(abs(value) % 16, value)) for value in integers]
     high = [int(math.copysign(abs(value) // 16, value)) for value in integers]
@@ -258,7 +257,7 @@ def _scale_tables(fmt: BlockFormat, tensor_inv: Tensor | None) -> dict[str, Any]
     if fmt.scale.bits <= 8:
         codes = torch.arange(2**fmt.scale.bits, dtype=torch.uint8)
         factors = scale_factor(codes, fmt, tensor_inv)
-        if fmt.extension is not Extension.NONE and fmt.scale.is_power_of_two:
+        if fmt.has_zero_code:
             factors[0] = 0.0  # scale code 0 means that the whole block is zero (arXiv 2510.14557)
         is_shift = fmt.scale == E8M0 and fmt.rule.multiplier == 1.0
         kind = ScaleKind.POWER_OF_TWO if is_shift else ScaleKind.TABLE

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microscale.formats import BlockFormat, Extension
-from microscale.formats.codec import decode, decode_zero_point, is_plain_block
+from microscale.formats import BlockFormat
+from microscale.formats.codec import decode, decode_zero_point, has_largest
 from microscale.kernels.reference.encode import EncodedBlocks, sub_factor
 from microscale.kernels.reference.scales import scale_factor
 
@@ -26,7 +26,7 @@ def decode_blocks(encoded: EncodedBlocks, fmt: BlockFormat) -> Float[Tensor, "gr
         assert fmt.sub_scale is not None
         groups = values.unflatten(-1, (-1, fmt.sub_scale.size))
         return (groups * sub_factor(factor, encoded.sub_scale, fmt).unsqueeze(-1)).flatten(-2)
-    if fmt.extension is not Extension.NONE:
+    if fmt.is_extended:
         return _decode_extended(encoded, fmt, values, factor)
     return values * factor
 
@@ -42,11 +42,7 @@ def _decode_extended(
     else:
         others = values * factor
     extended = others.scatter(-1, max_idx, largest)
-    if fmt.scale.is_power_of_two:
-        is_zero = (encoded.scale == 0).unsqueeze(-1)
-        return torch.where(is_zero, 0.0, extended)
-    is_plain = is_plain_block(encoded.scale, fmt.scale).unsqueeze(-1)
-    return torch.where(is_plain, others, extended)
+    return torch.where(has_largest(encoded.scale, fmt).unsqueeze(-1), extended, 0.0 if fmt.has_zero_code else others)
 
 
 def decode_largest(codes: Int[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:

@@ -25,7 +25,7 @@ from microscale.formats import (
     SubScaleKind,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
-from microscale.formats.codec import encode, encode_scale, is_plain_block, random_bits, round_to_int
+from microscale.formats.codec import encode, encode_scale, has_largest, random_bits, round_to_int
 from microscale.kernels.reference.blocking import to_blocks
 from microscale.kernels.reference.scales import (
     FLOAT32_MAX,
@@ -121,7 +121,7 @@ def _encode_asymmetric(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None) -
 
 def _encode_symmetric(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, amax: Tensor | None) -> EncodedBlocks:
     scales = block_scales(blocks, fmt, amax)
-    if fmt.extension is not Extension.NONE:
+    if fmt.is_extended:
         return _encode_extended(blocks, fmt, noise, scales)
     sub_codes: Tensor | None = None
     factor = scales.factor.unsqueeze(-1)
@@ -175,15 +175,11 @@ def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, sca
     largest = divide(blocks.gather(-1, max_idx), scales.factor)
     largest_noise = None if noise is None else noise.gather(-1, max_idx)
     largest_codes = encode_largest(largest, fmt, largest_noise)
-    if fmt.scale.is_power_of_two:
-        is_zero = (scales.stored == 0).unsqueeze(-1)
-        codes = torch.where(is_zero, 0, codes.scatter(-1, max_idx, largest_codes))
-        max_idx = torch.where(is_zero, 0, max_idx)
-        delta = None if delta is None else torch.where(is_zero.squeeze(-1), 0, delta)
-    else:
-        is_plain = is_plain_block(scales.stored, fmt.scale).unsqueeze(-1)
-        codes = torch.where(is_plain, codes, codes.scatter(-1, max_idx, largest_codes))
-        max_idx = torch.where(is_plain, 0, max_idx)
+    is_own = has_largest(scales.stored, fmt)
+    delta = None if delta is None else torch.where(is_own, delta, 0)
+    is_own = is_own.unsqueeze(-1)
+    codes = torch.where(is_own, codes.scatter(-1, max_idx, largest_codes), 0 if fmt.has_zero_code else codes)
+    max_idx = torch.where(is_own, max_idx, 0)
     return EncodedBlocks(
         codes=codes,
         scale=scales.stored,

@@ -14,7 +14,6 @@ from microscale.formats import (
     BlockFormat,
     ChannelBlock,
     Draw,
-    Extension,
     Format,
     PairFormat,
     Rounding,
@@ -22,7 +21,6 @@ from microscale.formats import (
     VectorBlock,
     ZeroPoint,
 )
-from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.formats.draw import part_draw
 from microscale.kernels.checks import check_amax, check_values, uses_amax
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
@@ -230,14 +228,9 @@ def pack_encoded(encoded: EncodedBlocks, fmt: BlockFormat, rows: int, cols: int)
     if encoded.max_idx is not None:
         index = encoded.max_idx.to(torch.int32)
         if encoded.delta is not None:
-            index = index | encoded.delta.to(torch.int32) << _delta_shift(fmt)
+            index = index | encoded.delta.to(torch.int32) << fmt.place_bits
         parts["index"] = pack_bits(index, fmt.index_bits)
     return parts
-
-
-def _delta_shift(fmt: BlockFormat) -> int:
-    """MX++ keeps its exponent difference in the bits above the index (bits 5 to 7 for blocks of 32)."""
-    return fmt.index_bits - PLUSPLUS_DELTA_BITS
 
 
 def _decode_parts(parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int) -> Float[Tensor, "rows cols"]:
@@ -260,11 +253,9 @@ def _decode_parts(parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols
 
 
 def _with_index(encoded: EncodedBlocks, index: Tensor, fmt: BlockFormat) -> EncodedBlocks:
-    is_wider = fmt.block == VectorBlock(32) or fmt.extension is Extension.PLUSPLUS
-    shift = _delta_shift(fmt) if is_wider else fmt.index_bits
-    max_idx = index & ((1 << shift) - 1)
-    if fmt.extension is Extension.PLUSPLUS:
-        return dataclasses.replace(encoded, max_idx=max_idx, delta=index >> shift)
+    max_idx = index & ((1 << fmt.place_bits) - 1)
+    if fmt.delta_bits:
+        return dataclasses.replace(encoded, max_idx=max_idx, delta=index >> fmt.place_bits)
     return dataclasses.replace(encoded, max_idx=max_idx)
 
 
