@@ -1,7 +1,7 @@
 """How numbers are computed: one contract for each operation, several backends, a dispatcher that explains itself."""
 
 from microscale.kernels.backend import Backend, Operation, Request
-from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, note_execution, why_not
+from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, note_execution, remove_backend, why_not
 from microscale.kernels.layout import is_at_home, preferred_layout, to_layout
 from microscale.kernels.ops import (
     dequantize,
@@ -36,6 +36,7 @@ __all__ = [
     "note_execution",
     "preferred_layout",
     "quantize",
+    "remove_backend",
     "rms_norm",
     "rms_norm_quantize",
     "silu_mul",

@@ -16,7 +16,8 @@ from typing import Any
 
 from microscale.errors import KernelError, check_kind
 from microscale.kernels.backend import Backend, Operation, Request
-from microscale.layouts import add_layout
+from microscale.kernels.remedy import remedy
+from microscale.layouts import add_layout, remove_layout
 
 BACKENDS: list[Backend] = []
 """All backends, the preferred one first."""
@@ -38,6 +39,20 @@ def add_backend(backend: Backend) -> None:
     BACKENDS.sort(key=lambda each: each.rank)
 
 
+def remove_backend(name: str) -> None:
+    """Take a backend and its memory layouts out again; no tensor may be left in one of them.
+
+    Raises:
+        KernelError: there is none of this name.
+    """
+    backend = next((each for each in BACKENDS if each.name == name), None)
+    if backend is None:
+        raise KernelError(f"there is no backend {name!r}; there are: {', '.join(each.name for each in BACKENDS)}")
+    BACKENDS.remove(backend)
+    for layout in backend.layouts:
+        remove_layout(layout.name)
+
+
 def _add_folders() -> None:
     for found in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if found.ispkg:
@@ -54,14 +69,15 @@ def choose(*requests: Request) -> Backend:
     """Return the first backend that can run every one of the requests of one call.
 
     Raises:
-        KernelError: none can; every backend is listed with its reason.
+        KernelError: none can; every backend is listed with its reason, and what could be changed.
     """
     for backend in BACKENDS:
         if all(backend.refusal(request) is None for request in requests):
             return backend
     request = next((each for each in requests if BACKENDS[-1].refusal(each) is not None), requests[0])
     reasons = "\n".join(f"  {name}: {reason}" for name, reason in why_not(request).items())
-    raise KernelError(f"no backend can run {request}:\n{reasons}\nchoose another format, layout or device")
+    advice = remedy(request, lambda other: any(each.refusal(other) is None for each in BACKENDS))
+    raise KernelError(f"no backend can run {request}:\n{reasons}\n{advice}")
 
 
 def execute(requests: Request | Sequence[Request], *arguments: Any, **keywords: Any) -> Any:

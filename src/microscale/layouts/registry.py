@@ -65,6 +65,15 @@ def add_layout(layout: Layout) -> None:
         raise LayoutError(f"there is a layout {layout.name!r} already; give this one a name of its own")
 
 
+def remove_layout(name: str) -> None:
+    """Take a layout out again, with the backend that owns it.
+
+    Raises:
+        LayoutError: there is none of this name.
+    """
+    del _LAYOUTS[find_layout(name).name]
+
+
 def find_layout(name: str) -> Layout:
     """Return a layout by its name.
 
