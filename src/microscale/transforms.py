@@ -20,6 +20,7 @@ arXiv 2410.09426 (Kronecker affine), arXiv 2211.10438 (scale).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,14 @@ class TransformSpec:
                     "left": ((self.outer, self.outer), torch.float32),
                     "right": ((self.size, self.size), torch.float32),
                 }
+
+    def num_bytes(self, cols: int) -> int:
+        """Return the bytes of all parts.
+
+        Raises:
+            ShapeError: a width that the transform cannot act on.
+        """
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.part_specs(cols).values())
 
 
 _SPEC = re.compile(r"(scale|permute|hadamard|block|kronecker)(?:\(([0-9a-z, ]+)\))?$")

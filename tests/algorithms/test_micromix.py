@@ -380,7 +380,7 @@ def test_what_was_cut_can_be_cut_again(options: str, formats: tuple[str, str | N
     before = task.format
     assert isinstance(before, BlockFormat)
     done = step.segmented(group_task(task)).layers[0]
-    again = step.repeated(before, task.activations, done.format, done.activations)
+    again = step.repeated((before, task.activations), (done.format, done.activations))
     assert (again is None) == (done is task or done.format == before)
     if again is not None:
         assert parse_method(make_pipeline([again]).text).steps[0] == again

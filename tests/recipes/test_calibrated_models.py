@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import microscale
 from family_models import CONFIGS, family_model, run
-from microscale.algorithms import BlockProblem, BlockStep, GroupTask, LayerTask, parse_method, pipeline
+from microscale.algorithms import BlockProblem, BlockStep, GroupTask, LayerTask, parse_method, registry
 from microscale.calibration import StatisticsCollector, Wanted
 from microscale.errors import CalibrationError, ModelError, NonFiniteError, TextError
 from microscale.formats import parse_format
@@ -134,7 +134,7 @@ class Watch(BlockStep):
 
 @pytest.mark.parametrize("sequential", [True, False])
 def test_what_learns_from_a_layer_sees_the_exact_outputs(sequential: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "STEPS", {**pipeline.STEPS, "watch": Watch})
+    monkeypatch.setitem(registry.REGISTERED, "watch", Watch)
     monkeypatch.setattr(Watch, "seen", [])
     original, model = family_model("llama", dtype=torch.float32), family_model("llama", dtype=torch.float32)
     apply(model, "watch+rtn", sequential=sequential)

@@ -6,6 +6,7 @@ from microscale.algorithms.contract import (
     BlockProblem,
     BlockStep,
     FoldStep,
+    Formats,
     FormatStep,
     GroupTask,
     LayerFunction,
@@ -23,10 +24,6 @@ from microscale.algorithms.contract import (
     as_it_is,
 )
 from microscale.algorithms.pipeline import (
-    AUTO,
-    EFFORTS,
-    METHODS,
-    STEPS,
     Method,
     Pipeline,
     beside_segments,
@@ -35,16 +32,20 @@ from microscale.algorithms.pipeline import (
     read_method,
     with_budget,
 )
+from microscale.algorithms.registry import AUTO, BEST, EFFORTS, METHODS, PLAIN, STEPS, is_method
 
 __all__ = [
     "AUTO",
+    "BEST",
     "EFFORTS",
     "METHODS",
+    "PLAIN",
     "STEPS",
     "BlockProblem",
     "BlockStep",
     "FoldStep",
     "FormatStep",
+    "Formats",
     "GroupTask",
     "LayerFunction",
     "LayerTask",
@@ -62,6 +63,7 @@ __all__ = [
     "TransformStep",
     "as_it_is",
     "beside_segments",
+    "is_method",
     "make_pipeline",
     "parse_method",
     "read_method",

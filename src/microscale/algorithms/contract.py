@@ -123,12 +123,44 @@ class GroupTask:
         return apply_transforms(self.inputs.sample, self.layers[0].transforms)
 
 
+Formats = tuple[Format, ActivationSpec | None]
+"""The formats of a layer's weight and of its inputs (None: not rounded)."""
+
+
+def option_word(value: object) -> str:
+    """Return the word that stands for the value of an option in a chain."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return (short if float(short) == value else repr(value)).replace("e+", "e")  # a + would end the step
+    return str(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """Base of all steps: ``name`` is the word in a chain, ``source`` the paper."""
 
     name: ClassVar[str]
     source: ClassVar[str]
+    has_budget: ClassVar[bool] = False
+    """Whether the step spends a budget of bits for each weight; see :meth:`with_budget`."""
+
+    @property
+    def text(self) -> str:
+        """The words of the step, with every option that is not the default."""
+        values = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        given = [f"{name}={option_word(value)}" for name, value, default in values if value != default]
+        return f"{self.name}:{','.join(given)}" if given else self.name
+
+    @property
+    def budget(self) -> float | None:
+        """The bits for each weight that it was told to spend, if any."""
+        return None
+
+    def with_budget(self, bits: float) -> Step:
+        """Return the step with a budget; for steps that have one."""
+        raise NotImplementedError
 
     @property
     def wanted(self) -> Wanted | None:
@@ -160,11 +192,19 @@ class Step:
         del fmt, activations
         return None
 
+    def repeated(self, before: Formats, after: Formats) -> Step | None:
+        """Return the step that makes of a layer what this one made of it, whatever is chosen for other layers.
+
+        ``before`` and ``after`` are the layer's formats. None: it made nothing of it.
+        """
+        del before, after
+        return self
+
 
 class FormatStep(Step):
     """Changes the formats."""
 
-    def adapt(self, fmt: Format, activations: ActivationSpec | None) -> tuple[Format, ActivationSpec | None]:
+    def adapt(self, fmt: Format, activations: ActivationSpec | None) -> Formats:
         """Return the formats to use instead; a format that the step does not concern comes back as it is."""
         raise NotImplementedError
 
@@ -196,7 +236,14 @@ class TransformStep(Step):
 
 
 class SegmentStep(Step):
-    """Gives channels of a group's input formats of their own."""
+    """Gives channels of a group's input formats of their own.
+
+    It sorts the channels by a permutation, the last transform of the layers that it cuts. Where the group's
+    ``is_order_folded`` says so, that order goes into the layers before and costs nothing; else it stays online.
+    """
+
+    companions: ClassVar[str] = ""
+    """What may stand in a chain with it, as advice for one who put something else there."""
 
     @property
     def is_online(self) -> bool:

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import GroupTask, LayerTask, SegmentStep
+from microscale.algorithms.contract import Formats, GroupTask, LayerTask, SegmentStep, option_word
 from microscale.calibration import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import (
@@ -49,7 +49,7 @@ from microscale.formats import (
     parse_format,
 )
 from microscale.kernels.transform import apply_transforms
-from microscale.transforms import permute_transform
+from microscale.transforms import TransformKind, TransformSpec, permute_transform
 
 PAPER = "paper"
 """The word of ``bits`` for the published thresholds, whatever they cost."""
@@ -59,8 +59,8 @@ SAME, BASE = "same", "base"
 """The words of ``weights``: segments in wider and wider formats, or all in the layer's own."""
 WIDE_LAYER, WIDE_GRANULE, GRANULE = 2048, 128, 32
 """From this width on segments are multiples of 128 channels, below of 32."""
-ORDER_BITS = 32
-"""What a layer stores for each channel, to find it: an int32."""
+ORDER_BITS = 8 * TransformSpec(kind=TransformKind.PERMUTE).num_bytes(1)
+"""What a layer stores for each channel, to find it."""
 LARGEST_FACTOR_LOG2, SEARCH_STEPS = 20.0, 40
 """Factors of the thresholds are sought between 2^-20 and 2^20, where the narrowest segment takes all numbers."""
 
@@ -138,6 +138,11 @@ class MicroMix(SegmentStep):
 
     name: ClassVar[str] = "micromix"
     source: ClassVar[str] = "arXiv 2508.02343"
+    has_budget: ClassVar[bool] = True
+    companions: ClassVar[str] = (
+        "take scale folds (smoothquant, awq) before micromix, and distill:transform=none, autoround, rtn or gptq"
+        " after it"
+    )
 
     wider: str = "(mxfp6_e2m3,mxfp8)"
     bits: str = PAPER
@@ -191,6 +196,15 @@ class MicroMix(SegmentStep):
             raise RecipeError(f"step micromix: bits must be {PAPER} or a number like 5.0, got {self.bits!r}") from None
 
     @property
+    def budget(self) -> float | None:
+        """The number of ``bits``, None for the thresholds of the paper."""
+        return self._budget()
+
+    def with_budget(self, bits: float) -> MicroMix:
+        """Return the step with ``bits``."""
+        return dataclasses.replace(self, bits=option_word(float(bits)))
+
+    @property
     def wanted(self) -> Wanted | None:
         """Mean magnitudes of the channels, and tokens for the shares."""
         return Wanted.MEAN_ABS | Wanted.SAMPLE
@@ -224,7 +238,7 @@ class MicroMix(SegmentStep):
             names = ", ".join(format_name(part) for part in (inputs or weights))
             return f"its segments must be ever finer, got {names}; list other formats in wider=(…)"
         lowest = (inputs if self.weights == BASE else weights)[0].bits_per_value()
-        budget = self._budget()
+        budget = self.budget
         if budget is not None and budget < lowest:
             return f"bits={budget:g} is below the {lowest:g} bits of the narrowest segment, the smallest possible"
         return None
@@ -245,15 +259,12 @@ class MicroMix(SegmentStep):
             changed.update({layer.name: self._cut(layer, counts, order) for layer in layers})
         return dataclasses.replace(group, layers=tuple(changed[layer.name] for layer in group.layers))
 
-    def repeated(
-        self, fmt: BlockFormat, activations: ActivationSpec | None, cut: Format, cut_inputs: ActivationSpec | None
-    ) -> MicroMix | None:
-        """Return the step with the counts of a layer that it has cut, or None where it left the layer in one segment.
-
-        ``fmt`` and ``activations`` are the layer's formats before, ``cut`` and ``cut_inputs`` those after.
-        """
+    def repeated(self, before: Formats, after: Formats) -> MicroMix | None:
+        """Return the step with the counts of a layer that it has cut, or None where one segment was enough."""
+        (fmt, activations), (cut, cut_inputs) = before, after
         if not isinstance(cut, SegmentedFormat):
             return None
+        assert isinstance(fmt, BlockFormat)
         weights, inputs = self._sides(fmt, activations)
         inner = None if cut_inputs is None else cut_inputs.format
         parts = inner.segments if isinstance(inner, SegmentedFormat) else cut.segments
@@ -291,7 +302,7 @@ class MicroMix(SegmentStep):
         def counts_at(scale: float) -> tuple[int, ...]:
             return segment_counts(magnitudes, [scale * factor for factor in factors], cols, unit)
 
-        budget = self._budget()
+        budget = self.budget
         if budget is None:
             return counts_at(self.scale)
         rows = sum(layer.weight.shape[0] for layer in layers)

@@ -8,14 +8,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from microscale.algorithms.autoround import AutoRound
-from microscale.algorithms.awq import Awq
-from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
@@ -28,107 +24,9 @@ from microscale.algorithms.contract import (
     Step,
     TransformStep,
 )
-from microscale.algorithms.distill import Distill
-from microscale.algorithms.flatquant import FlatQuant
-from microscale.algorithms.gptq import Gptq
-from microscale.algorithms.hadamard import Hadamard
-from microscale.algorithms.low_rank import LowRankStep
-from microscale.algorithms.macro_block import MacroBlock
-from microscale.algorithms.micromix import PAPER, MicroMix
-from microscale.algorithms.mxplus import MxPlus
-from microscale.algorithms.omniquant import OmniQuant
-from microscale.algorithms.permute import Permute
-from microscale.algorithms.quarot import QuaRot
-from microscale.algorithms.rtn import Rtn
-from microscale.algorithms.scale_rule import ScaleRuleStep
-from microscale.algorithms.smoothquant import SmoothQuant
-from microscale.algorithms.spinquant import SpinQuant
+from microscale.algorithms.registry import AUTO, BEST, EFFORTS, FINE_EFFORTS, METHODS, PLAIN, STEPS
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, BlockFormat, Format, format_name, list_items
-
-STEPS: Mapping[str, type[Step]] = MappingProxyType(
-    {
-        step.name: step
-        for step in (
-            ScaleRuleStep,
-            MxPlus,
-            QuaRot,
-            SpinQuant,
-            Distill,
-            SmoothQuant,
-            Awq,
-            MacroBlock,
-            Permute,
-            Hadamard,
-            MicroMix,
-            OmniQuant,
-            FlatQuant,
-            BatQuant,
-            AutoRound,
-            Rtn,
-            Gptq,
-            LowRankStep,
-        )
-    }
-)
-"""Every step by its word."""
-
-BEST = "best"
-"""The word that stands for other steps by effort and format."""
-
-AUTO = "auto"
-"""The word in the place of a method that stands for an allocation of formats; it is no method itself."""
-
-METHODS: Mapping[str, str] = MappingProxyType(
-    {
-        "rtn": "rtn",
-        "rtn-search": "rtn:search=true",
-        "rtn-weighted": "rtn:weighted=true",
-        "threshold": "rule+rtn",
-        "prescale": "rule:weights=prescale(0.75),activations=prescale(0.75)+rtn",
-        "smoothquant": "smoothquant+rtn",
-        "awq": "awq+rtn:weighted=true",
-        "gptq": "gptq",
-        "hadamard": "hadamard+rtn",
-        "mr-gptq": "rule+hadamard+gptq",
-        "permute": "permute+rtn",
-        "mxplus": "mxplus+rtn",
-        "micromix": "micromix+rtn",
-        "adaptive-2-4": "micromix:wider=(int4/32:fp16:asym,mxfp8)+rtn",
-        "lowrank": "rtn+lowrank",
-        "macroblock": "rule:weights=threshold(7),activations=threshold(7)+macroblock+rtn",
-        "quarot": "quarot+hadamard:size=128,roles=down+gptq",
-        "spinquant": "spinquant+hadamard:size=128,roles=down+gptq",
-        "omniquant": "omniquant+rtn",
-        "flatquant": "flatquant+rtn",
-        "batquant": "batquant+gptq",
-        "autoround": "autoround+rtn",
-        "qad": "rule+distill+rtn",
-    }
-)
-"""Named chains."""
-
-_SMOOTHED = "smoothquant:gain=3"
-"""How ``best`` begins. Outlier channels that a scale takes care of are rare in models as they are trained (of two small
-ones no group gains three times), but where they are, no rotation of blocks makes up for it."""
-
-EFFORTS: Mapping[str, str] = MappingProxyType(
-    {
-        "fast": f"rule+{_SMOOTHED}+hadamard+gptq",
-        "good": f"rule+{_SMOOTHED}+distill+rtn",
-        "max": f"rule+{_SMOOTHED}+distill:epochs=8+rtn",
-    }
-)
-"""The chain of ``best`` at each effort."""
-
-FINE_EFFORTS: Mapping[str, str] = MappingProxyType(
-    {
-        "fast": f"{_SMOOTHED}+gptq",
-        "good": f"{_SMOOTHED}+distill:transform=none+rtn",
-        "max": f"{_SMOOTHED}+distill:transform=none,epochs=8+rtn",
-    }
-)
-"""Where ``best`` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
 
 ORDER = (FormatStep, RotationStep, FoldStep, ModelStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)
 
@@ -147,7 +45,7 @@ class Pipeline:
     @property
     def text(self) -> str:
         """The chain in full, as :func:`parse_method` reads it."""
-        return "+".join(map(_step_text, self.steps))
+        return "+".join(step.text for step in self.steps)
 
     def of_kind(self, kind: type[KindT]) -> tuple[KindT, ...]:
         """Return the steps of one kind."""
@@ -275,8 +173,8 @@ def make_pipeline(steps: Sequence[Step], asked: str = "") -> Pipeline:
     steps = list(steps)
     if not any(isinstance(step, RoundStep) for step in steps):
         first_side = next((i for i, step in enumerate(steps) if isinstance(step, SideStep)), len(steps))
-        steps.insert(first_side, Rtn())
-    _check_order(asked or "+".join(map(_step_text, steps)), steps)
+        steps.insert(first_side, PLAIN)
+    _check_order(asked or "+".join(step.text for step in steps), steps)
     return Pipeline(steps=tuple(steps))
 
 
@@ -287,16 +185,16 @@ def with_budget(method: Method, bits: float) -> Pipeline:
         RecipeError: no step of the chain has a budget, or the one that has is given another already.
     """
     pipeline = method.pipeline()
-    cutting = pipeline.of_kind(MicroMix)
-    if not cutting:
+    spending = next((step for step in pipeline.steps if step.has_budget), None)
+    if spending is None:
+        *words, last = (AUTO, *(word for word in METHODS if any(step.has_budget for step in _parse_word(word))))
         raise RecipeError(
-            f"method {method} has no budget, so {bits:g} bits say nothing to it; auto, micromix and adaptive-2-4 have"
-            " one"
+            f"method {method} has no budget, so {bits:g} bits say nothing to it; {', '.join(words)} and {last} have one"
         )
-    if cutting[0].bits != PAPER and float(cutting[0].bits) != bits:
-        raise RecipeError(f"method {method} has bits={cutting[0].bits} already; leave one of the two budgets out")
-    given = dataclasses.replace(cutting[0], bits=_word(float(bits)))
-    return Pipeline(steps=tuple(given if step is cutting[0] else step for step in pipeline.steps))
+    if spending.budget not in (None, bits):
+        raise RecipeError(f"method {method} has bits={spending.budget:g} already; leave one of the two budgets out")
+    given = spending.with_budget(bits)
+    return Pipeline(steps=tuple(given if step is spending else step for step in pipeline.steps))
 
 
 def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
@@ -308,7 +206,7 @@ def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
     if not own.of_kind(SegmentStep):
         return own
     places = {_place(step, SEGMENTED_ORDER) for step in own.steps}
-    is_plain = own.rounding == Rtn()
+    is_plain = own.rounding == PLAIN
     kept = [step for step in own.steps if not (is_plain and isinstance(step, RoundStep))]
     for step in common.steps:
         is_new = _place(step, SEGMENTED_ORDER) not in places or (isinstance(step, RoundStep) and is_plain)
@@ -343,7 +241,7 @@ def _parse_step(text: str) -> Step:
         )
     if kind is None:
         raise RecipeError(
-            f"unknown method or step {word!r}; methods: best, {', '.join(METHODS)}; steps: {', '.join(STEPS)}"
+            f"unknown method or step {word!r}; methods: {BEST}, {', '.join(METHODS)}; steps: {', '.join(STEPS)}"
         )
     options: dict[str, Any] = {}
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -368,25 +266,6 @@ def _value(step: str, name: str, text: str, default: object) -> object:
         raise RecipeError(f"step {step}: {name} must be {wanted}, got {text!r}") from None
 
 
-def _step_text(step: Step) -> str:
-    """Return the words of a step with every option that is not the default."""
-    given = [
-        f"{field.name}={_word(getattr(step, field.name))}"
-        for field in dataclasses.fields(step)
-        if getattr(step, field.name) != field.default
-    ]
-    return f"{step.name}:{','.join(given)}" if given else step.name
-
-
-def _word(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        short = f"{value:g}"
-        return (short if float(short) == value else repr(value)).replace("e+", "e")  # a + would end the step
-    return str(value)
-
-
 def _place(step: Step, order: Sequence[type[Step]]) -> int:
     return next(place for place, kind in enumerate(order) if isinstance(step, kind))
 
@@ -397,8 +276,7 @@ def _check_order(text: str, steps: list[Step]) -> None:
         if segmenting is not None and step.segment_obstacle is not None:
             raise RecipeError(
                 f"method {text!r}: {step.name} cannot stand beside {segmenting.name}, for {step.segment_obstacle};"
-                f" take scale folds (smoothquant, awq) before {segmenting.name}, and distill:transform=none, autoround,"
-                " rtn or gptq after it"
+                f" {segmenting.companions}"
             )
     order = ORDER if segmenting is None else SEGMENTED_ORDER
     places = [_place(step, order) for step in steps]

@@ -20,11 +20,11 @@ def methods(
 
     Examples: `microscale methods`, `microscale methods hadamard:size=64+gptq`
     """
-    from microscale.algorithms import EFFORTS, METHODS, STEPS, parse_method
+    from microscale.algorithms import BEST, EFFORTS, METHODS, STEPS, parse_method
 
     del seed
     chains = {word: parse_method(word).text for word in METHODS}
-    chains |= {f"best --effort {effort}": parse_method("best", effort=effort).text for effort in EFFORTS}
+    chains |= {f"{BEST} --effort {effort}": parse_method(BEST, effort=effort).text for effort in EFFORTS}
     if name is not None:
         chains = {name: parse_method(name).text}
     steps: list[dict[str, Any]] = [

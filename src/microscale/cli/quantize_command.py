@@ -175,6 +175,7 @@ def quantize(
 
 
 def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Recipe | AutoRecipe:
+    from microscale.algorithms import BEST
     from microscale.integrations.quantization import choose_recipe
 
     given = {key: value for key, value in flags.items() if value is not None}
@@ -184,8 +185,8 @@ def _recipe(path: Path | None, flags: dict[str, Any], layout: str | None) -> Rec
             raise RecipeError(f"give either --recipe or --{option}, not both; write all of it into the recipe")
         found = load_recipe(path)
         return found.model_copy(update={"layout": layout or found.layout or "auto"})
-    if "effort" in given and "best" not in str(given.get("method")).split("+"):
-        raise RecipeError(f"--effort {given['effort']} chooses a chain of method best; add --method best")
+    if "effort" in given and BEST not in str(given.get("method")).split("+"):
+        raise RecipeError(f"--effort {given['effort']} chooses a chain of method {BEST}; add --method {BEST}")
     return choose_recipe(given.pop("format", None), given.pop("bits", None), layout=layout or "auto", **given)
 
 

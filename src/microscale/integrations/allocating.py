@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from microscale.algorithms import AUTO, parse_method
+from microscale.algorithms import AUTO, PLAIN, parse_method
 from microscale.errors import AllocationError, CalibrationError, RecipeError, TextError
 from microscale.families import describe
 from microscale.formats import WrittenInputs, WrittenWeights, parse_inputs
@@ -128,7 +128,7 @@ def make_auto_recipe(
         raise RecipeError(f"method auto measures layers on text, which does not reach part {part}")
     if bits is None:
         raise AllocationError("method auto needs a budget of bits per weight: --bits 4.5 (bits=4.5 in Python)")
-    rounding = method.partition("+")[2].strip() or "rtn"
+    rounding = method.partition("+")[2].strip() or PLAIN.text
     parse_method(rounding, effort=effort)
     rounded = {"attention": attention, "kv_cache": kv_cache}
     beside = {key: None if word is None else parse_rounded(word) for key, word in rounded.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from microscale.algorithms import METHODS, STEPS, FoldStep, Method, ModelStep, RotationStep, read_method
+from microscale.algorithms import FoldStep, Method, ModelStep, RotationStep, is_method, read_method
 from microscale.errors import AllocationError, FormatError
 from microscale.formats import (
     NONE,
@@ -110,7 +110,7 @@ def _split_method(word: str) -> tuple[str, str | None]:
 
 def _is_method(text: str) -> bool:
     first = re.split(r"[:+]", text, maxsplit=1)[0].strip()
-    return first in STEPS or first in METHODS or first == "best"
+    return is_method(first)
 
 
 def _parse_formats(word: str) -> Candidate:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from microscale.algorithms import Pipeline
-from microscale.algorithms.micromix import ORDER_BITS
 from microscale.families import ModelStructure, describe
 from microscale.formats import SegmentedFormat
 from microscale.layerwise.blocks import float32_model
@@ -106,10 +105,9 @@ def _bytes_of(stand_in: nn.Module | None, original: nn.Module, is_order_folded: 
         return weight.numel() * weight.element_size()
     if isinstance(stand_in, QuantizedLinear):
         specs = () if stand_in.transforms is None else stand_in.transforms.specs
-        has_order = bool(specs) and specs[-1].kind is TransformKind.PERMUTE
-        is_cut = isinstance(stand_in.format, SegmentedFormat)
-        free_bits = ORDER_BITS * stand_in.shape[1] if has_order and is_cut and is_order_folded else 0
-        return stand_in.num_bytes - free_bits // 8
+        is_free = is_order_folded and isinstance(stand_in.format, SegmentedFormat)
+        orders = [spec for spec in specs[-1:] if is_free and spec.kind is TransformKind.PERMUTE]
+        return stand_in.num_bytes - sum(order.num_bytes(stand_in.shape[1]) for order in orders)
     assert isinstance(stand_in, PackedModule)
     return stand_in.tensor.num_bytes
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from microscale.algorithms import (
     FoldStep,
+    Formats,
     FormatStep,
     ModelStep,
     Pipeline,
@@ -20,10 +21,9 @@ from microscale.algorithms import (
     make_pipeline,
     parse_method,
 )
-from microscale.algorithms.micromix import MicroMix
 from microscale.errors import AllocationError, MicroscaleError
-from microscale.formats import NONE, BlockFormat
-from microscale.nn import QuantizedLinear
+from microscale.formats import NONE
+from microscale.nn import PackedModule, QuantizedLinear
 from microscale.planning.candidates import Candidate
 from microscale.recipes import Calibration, Recipe, make_plan, make_recipe, quantize_model
 
@@ -144,22 +144,15 @@ def repeating_method(stand_in: nn.Module | None, candidate: Candidate, method: s
     if candidate.method is None or stand_in is None:
         return None
     pipeline = layer_method(candidate, method, effort)
-    cutting = pipeline.of_kind(MicroMix)
-    if not cutting:
-        return pipeline
-    steps = list(pipeline.steps)
-    place = steps.index(cutting[0])
-    steps[place : place + 1] = _repeated(cutting[0], stand_in, candidate, pipeline)
-    return make_pipeline(steps)
-
-
-def _repeated(step: MicroMix, stand_in: nn.Module, candidate: Candidate, pipeline: Pipeline) -> list[MicroMix]:
-    """Return the step that cuts a layer as it did, or none where it did not cut."""
     assert candidate.weights.record is not None
     asked = None if candidate.activations is None else candidate.activations.record
-    fmt, inputs = pipeline.adapt(candidate.weights.record, asked)
-    if not isinstance(stand_in, QuantizedLinear) or not isinstance(fmt, BlockFormat):
-        return []
-    quantizer = stand_in.activations
-    again = step.repeated(fmt, inputs, stand_in.format, None if quantizer is None else quantizer.spec)
-    return [] if again is None else [again]
+    before = pipeline.adapt(candidate.weights.record, asked)
+    steps = (step.repeated(before, _formats(stand_in)) for step in pipeline.steps)
+    return make_pipeline([step for step in steps if step is not None])
+
+
+def _formats(stand_in: nn.Module) -> Formats:
+    """Return what a layer and its inputs are rounded to."""
+    assert isinstance(stand_in, PackedModule)
+    quantizer = stand_in.activations if isinstance(stand_in, QuantizedLinear) else None
+    return stand_in.tensor.format, None if quantizer is None else quantizer.spec

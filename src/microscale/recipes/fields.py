@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from microscale.algorithms import Method, Pipeline, read_method
+from microscale.algorithms import PLAIN, Method, Pipeline, read_method
 from microscale.formats import (
     ActivationSpec,
     BlockFormat,
@@ -23,7 +23,7 @@ from microscale.formats import (
 from microscale.nn import parse_attention
 
 FORMATS = (BlockFormat, PairFormat, SegmentedFormat)
-RTN = read_method("rtn")
+RTN = read_method(PLAIN.text)
 
 
 def read_by(parse: Callable[[Any], Any], *records: type) -> PlainValidator:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from microscale.algorithms import PLAIN
 from microscale.studies.file import Study
 from microscale.studies.run import StudyRun, study_runs
 from microscale.studies.store import RunState, StoredRun, StudyScore, StudyStore
@@ -93,7 +94,8 @@ def _is_base(other: StudyRun, run: StudyRun) -> bool:
 
 def _is_plain(other: StudyRun, run: StudyRun) -> bool:
     """Whether a run is the RTN of another's model and formats."""
-    return _formats(other) == _formats(run) and other.method is not None and str(other.method.method) == "rtn"
+    is_rounded = other.method is not None and other.method.method.pipeline().steps == (PLAIN,)
+    return is_rounded and _formats(other) == _formats(run)
 
 
 def _formats(run: StudyRun) -> tuple[object, ...]:

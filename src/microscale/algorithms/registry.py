@@ -1,0 +1,120 @@
+"""Every step and every named chain: a new method is a file of its own and its line in the table of steps.
+
+Chains and words of efforts are data; what a step needs of others it says by the properties of its contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from microscale.algorithms.autoround import AutoRound
+from microscale.algorithms.awq import Awq
+from microscale.algorithms.batquant import BatQuant
+from microscale.algorithms.contract import RoundStep, Step
+from microscale.algorithms.distill import Distill
+from microscale.algorithms.flatquant import FlatQuant
+from microscale.algorithms.gptq import Gptq
+from microscale.algorithms.hadamard import Hadamard
+from microscale.algorithms.low_rank import LowRankStep
+from microscale.algorithms.macro_block import MacroBlock
+from microscale.algorithms.micromix import MicroMix
+from microscale.algorithms.mxplus import MxPlus
+from microscale.algorithms.omniquant import OmniQuant
+from microscale.algorithms.permute import Permute
+from microscale.algorithms.quarot import QuaRot
+from microscale.algorithms.rtn import Rtn
+from microscale.algorithms.scale_rule import ScaleRuleStep
+from microscale.algorithms.smoothquant import SmoothQuant
+from microscale.algorithms.spinquant import SpinQuant
+
+REGISTERED: dict[str, type[Step]] = {
+    step.name: step
+    for step in (
+        ScaleRuleStep,
+        MxPlus,
+        QuaRot,
+        SpinQuant,
+        Distill,
+        SmoothQuant,
+        Awq,
+        MacroBlock,
+        Permute,
+        Hadamard,
+        MicroMix,
+        OmniQuant,
+        FlatQuant,
+        BatQuant,
+        AutoRound,
+        Rtn,
+        Gptq,
+        LowRankStep,
+    )
+}
+STEPS: Mapping[str, type[Step]] = MappingProxyType(REGISTERED)
+"""Every step by its word, in the order in which they are listed."""
+
+PLAIN: RoundStep = Rtn()
+"""What rounds where a chain does not say how."""
+
+BEST = "best"
+"""The word that stands for other steps by effort and format."""
+
+AUTO = "auto"
+"""The word in the place of a method that stands for an allocation of formats; it is no method itself."""
+
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "rtn": "rtn",
+        "rtn-search": "rtn:search=true",
+        "rtn-weighted": "rtn:weighted=true",
+        "threshold": "rule+rtn",
+        "prescale": "rule:weights=prescale(0.75),activations=prescale(0.75)+rtn",
+        "smoothquant": "smoothquant+rtn",
+        "awq": "awq+rtn:weighted=true",
+        "gptq": "gptq",
+        "hadamard": "hadamard+rtn",
+        "mr-gptq": "rule+hadamard+gptq",
+        "permute": "permute+rtn",
+        "mxplus": "mxplus+rtn",
+        "micromix": "micromix+rtn",
+        "adaptive-2-4": "micromix:wider=(int4/32:fp16:asym,mxfp8)+rtn",
+        "lowrank": "rtn+lowrank",
+        "macroblock": "rule:weights=threshold(7),activations=threshold(7)+macroblock+rtn",
+        "quarot": "quarot+hadamard:size=128,roles=down+gptq",
+        "spinquant": "spinquant+hadamard:size=128,roles=down+gptq",
+        "omniquant": "omniquant+rtn",
+        "flatquant": "flatquant+rtn",
+        "batquant": "batquant+gptq",
+        "autoround": "autoround+rtn",
+        "qad": "rule+distill+rtn",
+    }
+)
+"""Named chains."""
+
+_SMOOTHED = "smoothquant:gain=3"
+"""How ``best`` begins. Outlier channels that a scale takes care of are rare in models as they are trained (of two small
+ones no group gains three times), but where they are, no rotation of blocks makes up for it."""
+
+EFFORTS: Mapping[str, str] = MappingProxyType(
+    {
+        "fast": f"rule+{_SMOOTHED}+hadamard+gptq",
+        "good": f"rule+{_SMOOTHED}+distill+rtn",
+        "max": f"rule+{_SMOOTHED}+distill:epochs=8+rtn",
+    }
+)
+"""The chain of :data:`BEST` at each effort."""
+
+FINE_EFFORTS: Mapping[str, str] = MappingProxyType(
+    {
+        "fast": f"{_SMOOTHED}+gptq",
+        "good": f"{_SMOOTHED}+distill:transform=none+rtn",
+        "max": f"{_SMOOTHED}+distill:transform=none,epochs=8+rtn",
+    }
+)
+"""Where :data:`BEST` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
+
+
+def is_method(word: str) -> bool:
+    """Whether a chain may begin with a word."""
+    return word == BEST or word in STEPS or word in METHODS
