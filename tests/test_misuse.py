@@ -123,6 +123,20 @@ CALLS: list[Call] = [
         {"layout": "row_major", "fmt": FORMAT, "dtype": torch.float32, "device": torch.device("cpu")},
         {"layout": "word empty", "fmt": FMT, "dtype": "float64 int64"},
     ),
+    (
+        kernels.make_cache,
+        {
+            "stored": "mxfp4",
+            "positions": 8,
+            "kv_heads": 2,
+            "head_dim": 4,
+            "length": torch.tensor([0]),
+            "dtype": torch.float32,
+        },
+        {"stored": "format float64", "positions": "whole", "kv_heads": "whole", "dtype": "float64"},
+    ),
+    (kernels.largest_index, {"numbers": ROW}, {"numbers": "vector"}),
+    (kernels.bind, {"calls": []}, {"calls": "list"}),
     (kernels.why_not, {"request": REQUEST}, {}),
     (kernels.add_backend, {"backend": kernels.BACKENDS[0]}, {}),
     (kernels.remove_backend, {"name": "cpu"}, {}),
@@ -237,7 +251,7 @@ def _functions(room: Any) -> set[Callable[..., Any]]:
     return {each for each in found if inspect.isfunction(each)}
 
 
-ELSEWHERE = {"count_executions", "note_execution"}
+ELSEWHERE = {"count_executions"}
 """Without arguments that a user gives."""
 
 

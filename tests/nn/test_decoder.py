@@ -22,6 +22,7 @@ from kernel_levels import LEVELS
 from microscale.errors import ModelError, ShapeError
 from microscale.formats import parse_format
 from microscale.integrations.decoding import make_decoder, why_not_decoder
+from microscale.kernels import Operation, count_executions, dispatch
 from microscale.kernels.cpu import native
 from microscale.nn.decoder_linear import Execution, rows_stand_alone
 from small_models import POSITIONS, same_bits, save_random_model
@@ -225,6 +226,41 @@ def test_levels(tmp_path: Path, level: str) -> None:
     model = small_model(tmp_path, "llama", "mxfp4")
     with native.use_level(level):
         check(model, make_decoder(model, positions=40))
+
+
+@pytest.mark.parametrize(("family", "fmt"), [("llama", None), ("qwen3", "mxfp4"), ("mistral", "e2m1/16x16:e8m0")])
+def test_the_reference_backend_runs_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, fmt: str | None
+) -> None:
+    model = small_model(tmp_path, family, fmt, sliding_window=7 if family == "mistral" else None)
+    monkeypatch.setattr(dispatch, "BACKENDS", dispatch.BACKENDS[-1:])
+    decoder = make_decoder(model, positions=40)
+    check(model, decoder)
+    assert decoder.executions[Execution.MODULE] == (0 if fmt is None else 14)
+    assert {call.backend for plan in decoder.plans for call in plan.explain()} == {"reference"}
+
+
+def test_a_cache_of_a_format_rounds_as_rounded_attention_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(tmp_path, "llama")
+    monkeypatch.setattr(dispatch, "BACKENDS", dispatch.BACKENDS[-1:])
+    found = decoder_logits(make_decoder(model, positions=40, cache_dtype=parse_format("mxfp4")))
+    exact = decoder_logits(make_decoder(model, positions=40))
+    expected = module_logits(microscale.quantize_attention(model, kv_cache="mxfp4"))[8:]
+    moved = float((exact - expected).abs().max())
+    assert float((found - expected).abs().max()) <= 0.05 * moved  # what rounding does, but for flips at ties
+
+
+def test_who_ran_is_counted(tmp_path: Path) -> None:
+    decoder = make_decoder(small_model(tmp_path, "llama", "mxfp4"), positions=40)
+    with count_executions() as counts:
+        decoder.prefill(TOKENS[:3])
+        decoder.step(1)
+    assert counts[Operation.ATTEND, "cpu"] == 2 * 2  # two layers, twice
+    assert counts[Operation.ADD_RMS_NORM, "cpu"] == 2 * (2 * 2 + 1)
+    assert {name for _, name in counts} == {"cpu"}
+    reasons = {call.operation: call.passed_over for call in decoder.plans[0].explain()}
+    assert reasons[Operation.ADD_RMS_NORM] == {"reference": None}
+    assert reasons[Operation.ATTEND] == {"reference": "reads caches in the layout row_major only, not lanes16"}
 
 
 def test_room_and_reset(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from microscale.errors import ModelError
 from microscale.families import DECODER_FAMILIES, DecoderFamily
-from microscale.kernels.cpu import native
-from microscale.kernels.cpu.decoder import Gate
+from microscale.formats import Format
+from microscale.kernels import Gate
+from microscale.kernels.decoder_ops import decoder_refusal
 from microscale.nn import NarrowEmbedding, QuantizedEmbedding, QuantizedLinear, model_attention
 from microscale.nn.decoder import DEFAULT_CHUNK, Decoder, DecoderParts, LayerParts, Norm
 
@@ -20,9 +21,12 @@ _GATES = {"silu": Gate.SILU, "swish": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU_
 
 
 def why_not_decoder(model: Any) -> str | None:
-    """Return why the decoder runtime cannot run a model, or None where it can."""
-    if native.NATIVE is None:
-        return native.UNAVAILABLE
+    """Return why the decoder runtime does not run a model, or None where it does: faster than transformers."""
+    return _structure_refusal(model) or decoder_refusal(next(model.parameters()).device, torch.float32)
+
+
+def _structure_refusal(model: Any) -> str | None:
+    """Return what the decoder runtime does not know of a model, on any backend."""
     attention = model_attention(model)
     if attention is not None:
         return f"it does not round attention; this model has {attention}"
@@ -31,9 +35,9 @@ def why_not_decoder(model: Any) -> str | None:
     if family is None or type(model).__name__ != family.architecture:
         known = ", ".join(DECODER_FAMILIES)
         return f"it runs the families {known}; this is {type(model).__name__} of the family {config.model_type}"
-    devices = {str(tensor.device.type) for tensor in (*model.parameters(), *model.buffers())}
-    if devices != {"cpu"}:
-        return f"it runs on the CPU; the model lies on {', '.join(sorted(devices))}"
+    devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        return f"it runs on one device; the model lies on {', '.join(sorted(devices))}"
     rotary = model.get_submodule(family.rotary).rope_type
     if rotary not in FIXED_ROTARY:
         return f"the rotary embedding {rotary!r} depends on the length of the text; fixed ones are {FIXED_ROTARY}"
@@ -71,17 +75,19 @@ def _module_refusal(model: Any, family: DecoderFamily) -> str | None:
 
 
 def make_decoder(
-    model: Any, *, positions: int, cache_dtype: torch.dtype = torch.float32, chunk: int = DEFAULT_CHUNK
+    model: Any, *, positions: int, cache_dtype: Format | torch.dtype = torch.float32, chunk: int = DEFAULT_CHUNK
 ) -> Decoder:
     """Build the decoder of a model; it shares the model's weights, and lays packed ones out anew in their modules.
+
+    It runs on any backend and device, slowly on the reference one (:func:`why_not_decoder`).
 
     Raises:
         ModelError: a model that the runtime cannot run, with the reason.
     """
-    reason = why_not_decoder(model)
+    reason = _structure_refusal(model)
     if reason is not None:
         raise ModelError(f"the decoder runtime cannot run this model: {reason}")
-    return Decoder(decoder_parts(model), positions=positions, cache_dtype=cache_dtype, chunk=chunk)
+    return Decoder(decoder_parts(model), positions=positions, cache=cache_dtype, chunk=chunk)
 
 
 def decoder_parts(model: Any) -> DecoderParts:
@@ -94,7 +100,9 @@ def decoder_parts(model: Any) -> DecoderParts:
 
     @torch.inference_mode()
     def tables(positions: int) -> tuple[Tensor, Tensor]:
-        cosines, sines = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(positions)[None])
+        device = next(model.parameters()).device
+        places = torch.arange(positions, device=device)[None]
+        cosines, sines = rotary(torch.zeros(1, dtype=torch.float32, device=device), places)
         return cosines[0].contiguous(), sines[0].contiguous()
 
     return DecoderParts(

@@ -19,7 +19,7 @@ from microscale.checkpoint import CheckpointReader, read_stored_layers
 from microscale.checkpoint.native import online_infos
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.loading import check_local, is_gguf, load_model
-from microscale.kernels.cpu import native
+from microscale.kernels.dispatch import level_name
 from microscale.nn.decoder import Decoder
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -57,7 +57,7 @@ class Runtime(Enum):
     """Who runs a model."""
 
     DECODER = "decoder"
-    """Our prepared native calls (:mod:`microscale.nn.decoder`)."""
+    """Our plan of prepared calls (:mod:`microscale.nn.decoder`)."""
     TRANSFORMERS = "transformers"
     """The modules of the model, called by transformers."""
 
@@ -75,7 +75,7 @@ class DecoderEngine:
     @property
     def level(self) -> str:
         """The instruction-set level of the kernels."""
-        return native.level_name()
+        return level_name()
 
     def reset(self) -> None:
         """Begin a new sequence."""
@@ -105,7 +105,7 @@ class TransformersEngine:
     @property
     def level(self) -> str:
         """The instruction-set level of the kernels that the packed modules may call."""
-        return native.level_name()
+        return level_name()
 
     def reset(self) -> None:
         """Begin a new sequence."""

@@ -19,7 +19,7 @@ from transformers import TextStreamer
 
 from microscale.errors import ModelError, TextError
 from microscale.integrations.engines import DecoderEngine, Engine, Runtime, TransformersEngine, make_engine
-from microscale.kernels.cpu.decoder import largest_index
+from microscale.kernels import largest_index
 
 DEFAULT_TOP_K = 50
 """What transformers takes where the generation config says nothing."""

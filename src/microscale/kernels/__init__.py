@@ -1,8 +1,10 @@
 """How numbers are computed: one contract for each operation, several backends, a dispatcher that explains itself."""
 
 from microscale.kernels.backend import Backend, Operation, Request
-from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, note_execution, remove_backend, why_not
+from microscale.kernels.decoder_ops import largest_index, make_cache
+from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, remove_backend, why_not
 from microscale.kernels.layout import is_at_home, preferred_layout, to_layout
+from microscale.kernels.operands import Combine, Gate, KeyValueCache, Rotation
 from microscale.kernels.ops import (
     dequantize,
     fake_quantize,
@@ -17,13 +19,20 @@ from microscale.kernels.ops import (
     silu_mul,
     silu_mul_quantize,
 )
+from microscale.kernels.plan import Plan, bind
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "Combine",
+    "Gate",
+    "KeyValueCache",
     "Operation",
+    "Plan",
     "Request",
+    "Rotation",
     "add_backend",
+    "bind",
     "count_executions",
     "dequantize",
     "fake_quantize",
@@ -31,9 +40,10 @@ __all__ = [
     "hadamard",
     "hadamard_quantize",
     "is_at_home",
+    "largest_index",
     "linear",
     "linear_mixed",
-    "note_execution",
+    "make_cache",
     "preferred_layout",
     "quantize",
     "remove_backend",

@@ -7,7 +7,7 @@ first that can run a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from microscale.formats import Format, format_name
+from microscale.kernels.operands import CacheLayout
 from microscale.layouts import Layout
 
 
 class Operation(Enum):
-    """The operations whose contracts :mod:`microscale.kernels.ops` states."""
+    """The operations; :mod:`microscale.kernels.ops` and :mod:`microscale.kernels.decoder_ops` state their contracts."""
 
     QUANTIZE = "quantize"
     DEQUANTIZE = "dequantize"
@@ -34,6 +35,13 @@ class Operation(Enum):
     SILU_MUL_QUANTIZE = "silu_mul_quantize"
     GATHER_QUANTIZE = "gather_quantize"
     HADAMARD_QUANTIZE = "hadamard_quantize"
+    ADD_RMS_NORM = "add_rms_norm"
+    STORE_HEADS = "store_heads"
+    ATTEND = "attend"
+    GATE = "gate"
+    LINEAR_DENSE = "linear_dense"
+    LINEAR_GROUP = "linear_group"
+    LARGEST_INDEX = "largest_index"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +59,10 @@ class Request:
     """``to_layout``: the layout that is wanted."""
     records_gradient: bool = False
     """Whether autograd must see the operation."""
+    stored: torch.dtype | None = None
+    """The float type of the other operand: of a weight that is not quantized, or of a cache's numbers."""
+    group_size: int = 1
+    """``linear_group``: how many weights share the input."""
 
     def __str__(self) -> str:
         subject = "" if self.format is None else f" of {format_name(self.format)}"
@@ -67,6 +79,43 @@ def _nothing() -> str | None:
     return None
 
 
+class StepKind(Enum):
+    """What a step of a plan is, for the share of time that each kind takes."""
+
+    NORM = "norms"
+    LINEAR = "linears"
+    ATTENTION = "attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Call:
+    """One operation with all its operands, results included: to be run at once, or bound into a plan.
+
+    ``requests`` are the parts of the call, as :func:`microscale.kernels.dispatch.execute` takes them.
+    """
+
+    kind: StepKind
+    requests: tuple[Request, ...]
+    arguments: tuple[Any, ...]
+
+    @property
+    def operation(self) -> Operation:
+        """The operation."""
+        return self.requests[0].operation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """A prepared piece of a plan: ``run()`` does what its calls say, on the same memory every time.
+
+    A step without calls is a function that stands between them, such as a module that keeps a state.
+    """
+
+    kinds: tuple[StepKind, ...]
+    run: Callable[[], object]
+    calls: tuple[Call, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """A named set of implementations with what is to be known of them.
@@ -78,6 +127,9 @@ class Backend:
     the backend runs on this machine (None: it runs), ``advice`` what its user should be told on this machine: how to
     get it where it could be had. ``title`` is how a person calls it. ``level`` names what the kernels were built for
     and use now: an instruction-set level or a GPU's architecture.
+
+    ``cache_layout`` is how the backend lays out keys and values. ``bind`` prepares consecutive calls, none of which it
+    refuses: one step for each, or one for several (a captured graph); without it the implementations are called.
     """
 
     name: str
@@ -90,6 +142,8 @@ class Backend:
     unavailable: Callable[[], str | None] = _nothing
     level: Callable[[], str | None] = _nothing
     advice: Callable[[], str | None] = _nothing
+    cache_layout: CacheLayout | None = None
+    bind: Callable[[Sequence[Call]], Sequence[Step]] | None = None
 
     def refusal(self, request: Request) -> str | None:
         """Return why this backend cannot run the request, or None where it can."""

@@ -80,6 +80,22 @@ def choose(*requests: Request) -> Backend:
     raise KernelError(f"no backend can run {request}:\n{reasons}\n{advice}")
 
 
+def why_not_compiled(*requests: Request) -> str | None:
+    """Return why nothing but the backend that takes everything can run the parts of one call; None: another can."""
+    reasons: list[str] = []
+    for backend in BACKENDS[:-1]:
+        found = [reason for request in requests if (reason := backend.refusal(request)) is not None]
+        if not found:
+            return None
+        reasons.append(found[0])
+    return "; ".join(reasons) or "there are no compiled kernels"
+
+
+def level_name() -> str:
+    """Return what the kernels of the first backend with levels were built for and use now; ``none`` without one."""
+    return next((level for backend in BACKENDS if (level := backend.level()) is not None), "none")
+
+
 def execute(requests: Request | Sequence[Request], *arguments: Any, **keywords: Any) -> Any:
     """Run an operation on the backend that :func:`choose` names; several requests are the parts of one call."""
     parts = (requests,) if isinstance(requests, Request) else requests
@@ -107,10 +123,10 @@ def count_executions() -> Generator[Executions, None, None]:
         _COUNTS[:] = [each for each in _COUNTS if each is not counts]
 
 
-def note_execution(operation: Operation, backend: str, times: int = 1) -> None:
-    """Count an operation that ran past :func:`execute`: one that was bound before, as part of a plan."""
+def note_executions(executions: Executions) -> None:
+    """Count operations that ran past :func:`execute`: those of a plan, bound before."""
     for counts in _COUNTS:
-        counts[operation, backend] += times
+        counts.update(executions)
 
 
 _add_folders()

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from microscale.errors import ModelError
 from microscale.formats import BlockFormat, Format, VectorBlock
 from microscale.kernels import fake_quantize
+from microscale.kernels.decoder_ops import as_cached
 from microscale.nn.attention_setting import AttentionFormats
 
 QUERIES_AT_ONCE = 128
@@ -58,8 +59,8 @@ def rounded_attention(
         ModelError: the function does not compute attention by two matrix products.
     """
     if formats.kv_cache is not None:
-        key = fake_quantize(key, formats.kv_cache, name="the keys of the cache")
-        value = fake_quantize(value, formats.kv_cache, name="the values of the cache")
+        key = as_cached(key, formats.kv_cache, "the keys of the cache")
+        value = as_cached(value, formats.kv_cache, "the values of the cache")
     if formats.products is None:
         return attention(module, query, key, value, mask, **options)
     query = fake_quantize(query, formats.products, name="the queries of attention")

@@ -1,13 +1,13 @@
-"""Decoder: a whole model as prepared native calls over buffers and a key/value cache that are allocated once.
+"""Decoder: a whole model as a plan of operations over buffers and a key/value cache that are allocated once.
 
 It computes in float32 what the modules of the model compute in float32 (:mod:`microscale.families.decoders` states the
-structure): sums may be in another order, everything else is the same. One sequence at a time. A step of one token makes
-eight native calls for each layer and allocates nothing; a prompt goes through the same calls in chunks of rows.
+structure): sums may be in another order, everything else is the same. One sequence at a time. The operations are bound
+once (:mod:`microscale.kernels.plan`): on a compiled backend a step of one token makes eight prepared calls for each
+layer and allocates nothing; a prompt goes through the same calls in chunks of rows.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.errors import ShapeError
-from microscale.kernels import dequantize
-from microscale.kernels.cpu.decoder import (
-    Gate,
-    KeyValueCache,
-    Rotation,
-    Step,
-    StepKind,
-    attention_scratch,
-    prepare_attention,
-    prepare_heads,
-    prepare_norm,
-)
+from microscale.formats import Format
+from microscale.kernels import Gate, KeyValueCache, Plan, Rotation, bind, dequantize, make_cache
+from microscale.kernels.backend import Call, Step
+from microscale.kernels.decoder_ops import add_rms_norm, attend, store_heads
 from microscale.nn.decoder_linear import Execution, LinearGroup, rows_stand_alone
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
@@ -100,18 +92,18 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Program:
-    """The calls for a number of rows: ``body`` fills the cache, ``tail`` turns the last row into logits."""
+    """The plans for a number of rows: ``body`` fills the cache, ``tail`` turns the last row into logits."""
 
     residual: Tensor
-    body: tuple[Step, ...]
-    tail: tuple[Step, ...]
+    body: Plan
+    tail: Plan
 
 
 class Decoder:
-    """A decoder with room for ``positions`` tokens; ``cache_dtype`` is float32 or bfloat16.
+    """A decoder with room for ``positions`` tokens on the device of its norms; ``cache`` is what keys and values store.
 
     Raises:
-        KernelError: no compiled kernels.
+        KernelError: no backend keeps such a cache.
     """
 
     def __init__(
@@ -119,23 +111,20 @@ class Decoder:
         parts: DecoderParts,
         *,
         positions: int,
-        cache_dtype: torch.dtype = torch.float32,
+        cache: Format | torch.dtype = torch.float32,
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
         self.positions = positions
-        self.cache_dtype = cache_dtype
         self.num_tokens = 0
         self._parts = parts
-        self._first = torch.zeros(1, dtype=torch.int64)
-        self._first_view = self._first.numpy()
-        self._layers = _make_layers(parts, positions, cache_dtype)
+        self._device = parts.final_norm.weight.device
+        self._length = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._layers = _make_layers(parts, positions, cache, self._length)
         self._head = LinearGroup([parts.head])
-        self._logits = torch.empty(1, self._head.rows_out)
-        self._scratch = attention_scratch(parts.num_heads, self._layers[0].cache)
+        self._logits = torch.empty(1, self._head.rows_out, device=self._device)
         self._chunk = chunk if _can_cut(parts) else positions
         self._table = _float_table(parts.embedding)
         self._decode = self._program(1)
-        self._runs = [step.run for step in (*self._decode.body, *self._decode.tail)]
         self._programs: dict[int, _Program] = {1: self._decode}
 
     @property
@@ -175,13 +164,11 @@ class Decoder:
         for begin in range(0, len(tokens), self._chunk):
             part = tokens[begin : begin + self._chunk]
             program = self._program_for(len(part))
-            self._first_view[0] = self.num_tokens
+            self._length.fill_(self.num_tokens)
             program.residual.copy_(self._look_up(part))
-            for step in program.body:
-                step.run()
+            program.body.run()
             self.num_tokens += len(part)
-        for step in program.tail:
-            step.run()
+        program.tail.run()
         return self._logits[0]
 
     @torch.inference_mode()
@@ -192,27 +179,29 @@ class Decoder:
             ShapeError: no room is left.
         """
         self._begin_step(token)
-        for run in self._runs:
-            run()
+        self._decode.body.run()
+        self._decode.tail.run()
         self.num_tokens += 1
         return self._logits[0]
 
     @torch.inference_mode()
-    def timed_step(self, token: int) -> dict[StepKind, float]:
+    def timed_step(self, token: int) -> dict[str, float]:
         """Run :meth:`step` and return the seconds spent in each kind of call."""
         self._begin_step(token)
-        seconds = dict.fromkeys(StepKind, 0.0)
-        for step in (*self._decode.body, *self._decode.tail):
-            started = time.perf_counter()
-            step.run()
-            seconds[step.kind] += time.perf_counter() - started
+        seconds = Counter(self._decode.body.timed_run())
+        seconds.update(self._decode.tail.timed_run())
         self.num_tokens += 1
-        return seconds
+        return dict(seconds)
+
+    @property
+    def plans(self) -> tuple[Plan, Plan]:
+        """The plans of a step: through all layers, and from the last of them to the logits."""
+        return self._decode.body, self._decode.tail
 
     def _begin_step(self, token: int) -> None:
         if self.num_tokens >= self.positions:
             self._check_room(1)
-        self._first_view[0] = self.num_tokens
+        self._length.fill_(self.num_tokens)
         row = self._look_up([token]) if self._table is None else self._table[token]
         self._decode.residual.copy_(row)
 
@@ -224,7 +213,7 @@ class Decoder:
             )
 
     def _look_up(self, tokens: Sequence[int]) -> Tensor:
-        indices = torch.tensor(tokens)
+        indices = torch.tensor(tokens, device=self._device)
         embedding = self._parts.embedding
         if isinstance(embedding, QuantizedEmbedding):
             chosen = embedding.tensor.select_rows(indices)
@@ -246,44 +235,35 @@ class Decoder:
     def _program(self, rows: int) -> _Program:
         parts = self._parts
         hidden = parts.final_norm.weight.shape[0]
-        residual, normed, delta = (torch.empty(rows, hidden) for _ in range(3))
-        heads = torch.empty(rows, (parts.num_heads + 2 * parts.kv_heads) * parts.head_dim)
-        attended = torch.empty(rows, parts.num_heads * parts.head_dim)
-        gated = torch.empty(rows, self._layers[0].gated.rows_out)
-        body: list[Step] = []
+        residual, normed, delta = (self._buffer(rows, hidden) for _ in range(3))
+        heads = self._buffer(rows, (parts.num_heads + 2 * parts.kv_heads) * parts.head_dim)
+        attended = self._buffer(rows, parts.num_heads * parts.head_dim)
+        gated = self._buffer(rows, self._layers[0].gated.rows_out)
+        body: list[Call | Step] = []
         for place, layer in enumerate(self._layers):
             norm = layer.input_norm
-            body.append(prepare_norm(residual, delta if place else None, norm.weight, normed, norm.eps))
-            body += layer.heads.steps(normed, heads)
-            body.append(prepare_heads(heads, self._first, layer.cache, layer.rotation))
-            body.append(
-                prepare_attention(
-                    heads,
-                    self._first,
-                    layer.cache,
-                    attended,
-                    self._scratch,
-                    scale=parts.head_dim**-0.5,
-                    window=layer.window,
-                )
-            )
-            body += layer.output.steps(attended, delta)
-            body.append(prepare_norm(residual, delta, layer.mlp_norm.weight, normed, layer.mlp_norm.eps))
-            body += layer.gated.steps(normed, gated)
-            body += layer.down.steps(gated, delta)
+            body.append(add_rms_norm(residual, delta if place else None, norm.weight, norm.eps, normed))
+            body += layer.heads.calls(normed, heads)
+            body.append(store_heads(heads, layer.cache, layer.rotation))
+            body.append(attend(heads, layer.cache, attended, scale=parts.head_dim**-0.5, window=layer.window))
+            body += layer.output.calls(attended, delta)
+            body.append(add_rms_norm(residual, delta, layer.mlp_norm.weight, layer.mlp_norm.eps, normed))
+            body += layer.gated.calls(normed, gated)
+            body += layer.down.calls(gated, delta)
         last, norm = slice(rows - 1, rows), parts.final_norm
-        tail = [prepare_norm(residual[last], delta[last], norm.weight, normed[last], norm.eps)]
-        tail += self._head.steps(normed[last], self._logits)
-        return _Program(residual=residual, body=tuple(body), tail=tuple(tail))
+        tail: list[Call | Step] = [add_rms_norm(residual[last], delta[last], norm.weight, norm.eps, normed[last])]
+        tail += self._head.calls(normed[last], self._logits)
+        return _Program(residual=residual, body=bind(body), tail=bind(tail))
+
+    def _buffer(self, rows: int, cols: int) -> Float[Tensor, "rows cols"]:
+        return torch.empty(rows, cols, device=self._device)
 
 
-def _make_layers(parts: DecoderParts, positions: int, cache_dtype: torch.dtype) -> list[_Layer]:
+def _make_layers(parts: DecoderParts, positions: int, stored: Format | torch.dtype, length: Tensor) -> list[_Layer]:
     layers: list[_Layer] = []
     tables: tuple[Tensor, Tensor] | None = None
     for layer in parts.layers:
-        cache = KeyValueCache.make(
-            positions=positions, kv_heads=parts.kv_heads, head_dim=parts.head_dim, dtype=cache_dtype
-        )
+        cache = make_cache(stored, positions=positions, kv_heads=parts.kv_heads, head_dim=parts.head_dim, length=length)
         tables = tables or parts.rotary(cache.capacity)
         rotation = Rotation(
             cosines=tables[0],

@@ -5,7 +5,7 @@ import torch
 from microscale.formats import Format
 from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.checks import FLOAT_DTYPES
-from microscale.kernels.cpu import native
+from microscale.kernels.cpu import decoder, native
 from microscale.kernels.cpu.fused import (
     gather_quantize,
     hadamard,
@@ -36,6 +36,8 @@ def _why_not(request: Request) -> str | None:
         return None if packs else f"packs {ROW_MAJOR} into {ROWS16.name} only"
     if request.dtype not in FLOAT_DTYPES:
         return f"takes float32, bfloat16 and float16 only, not {request.dtype}"
+    if request.operation in decoder.IMPLEMENTATIONS:
+        return decoder.decoder_refusal(request)
     if request.operation in (Operation.LINEAR, Operation.LINEAR_MIXED):
         if request.records_gradient:
             return "does not record gradients"
@@ -72,6 +74,7 @@ BACKEND = Backend(
         Operation.SILU_MUL_QUANTIZE: silu_mul_quantize,
         Operation.GATHER_QUANTIZE: gather_quantize,
         Operation.HADAMARD_QUANTIZE: hadamard_quantize,
+        **decoder.IMPLEMENTATIONS,
     },
     why_not=_why_not,
     layouts=(ROWS16,),
@@ -79,6 +82,8 @@ BACKEND = Backend(
     unavailable=lambda: native.UNAVAILABLE,
     level=native.level_name,
     advice=lambda: native.UNAVAILABLE,
+    cache_layout=decoder.CACHE,
+    bind=decoder.bind,
 )
 
 __all__ = ["BACKEND"]

@@ -1,30 +1,31 @@
-"""What stands between the linear layers of a decoder, prepared once and run without checks: norms, heads, attention.
+"""The operations of a decoder by the compiled kernels: each call becomes one prepared native call without checks.
 
-Each ``prepare_…`` function checks its tensors and returns a :class:`Step`, whose ``run`` is one native call on the same
-memory every time. ``run`` holds the tensors, so that their memory stays as long as it can be called.
+A ``_prepare_…`` function takes the operands of a call, which :mod:`microscale.kernels.decoder_ops` has checked, and
+returns the function that runs it. That function holds the operands, so that their memory stays as long as it can be
+called; level and number of threads are those of the moment it was prepared.
 
-Exactness: float32 sums in an order that depends on shapes and positions only, never on the number of threads. Each
-function states its terms; the tests bound them against float64. Special values: NaN in a row or head makes that row or
-head NaN; Inf follows IEEE arithmetic.
-
-Source: RMSNorm arXiv 1910.07467; rotary embedding arXiv 2104.09864 (halves as pairs, as transformers has it); online
-softmax arXiv 1805.02867; grouped queries arXiv 2305.13245.
+The layout ``lanes16`` of a cache, with P = head_dim rounded up to 16: ``keys`` [kv_heads, capacity / 16, head_dim, 16]
+with 16 positions side by side, so that a score needs no sum over lanes, ``values`` [kv_heads, capacity, P]. Padding
+holds zero.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
-from microscale.errors import DtypeError, KernelError, ShapeError
+from microscale.formats import Format, SegmentedFormat
+from microscale.kernels.backend import Call, Operation, Request, Step
 from microscale.kernels.cpu import native
+from microscale.kernels.cpu.linear import linear_refusal, prepare_linear, prepare_segments
+from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation
+from microscale.tensor import QuantizedTensor
 
 LANE = 16
 """Positions that lie side by side in the cache of keys."""
@@ -32,198 +33,87 @@ SPAN = 64
 """Every capacity is a multiple of this many positions, over which attention goes in one piece."""
 SPLIT = 512
 """A single query shares its positions out in pieces of this many."""
+FEW_ROWS = 8
+"""Up to so many rows the dense linear kernel is taken; from then on torch's matrix product is faster."""
+CAST_ROWS = 2048
+"""Rows of a bfloat16 weight that are cast to float32 at a time for a product with many rows."""
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
-
-
-class StepKind(Enum):
-    """What a step is, for the share of time that each kind takes."""
-
-    NORM = "norms"
-    LINEAR = "linears"
-    ATTENTION = "attention"
-
-
-class Gate(Enum):
-    """The activation function of a gated layer; the value is the name in a transformers config."""
-
-    SILU = "silu"
-    GELU_TANH = "gelu_pytorch_tanh"
-
-
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _GATE_CODES = {Gate.SILU: 0, Gate.GELU_TANH: 1}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One prepared call: ``run()`` reads and writes the tensors it was prepared with."""
-
-    kind: StepKind
-    run: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyValueCache:
-    """Keys and values of one layer for ``capacity`` positions, allocated once.
-
-    With P = head_dim rounded up to 16: ``keys`` [kv_heads, capacity / 16, head_dim, 16] with 16 positions side by side,
-    ``values`` [kv_heads, capacity, P]; both float32 or bfloat16 (rounded to nearest even). Padding holds zero.
-    """
-
-    keys: Tensor
-    values: Tensor
-    kv_heads: int
-    head_dim: int
-    capacity: int
-
-    @classmethod
-    def make(cls, *, positions: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> KeyValueCache:
-        """Allocate a cache for at least so many positions.
-
-        Raises:
-            DtypeError: neither float32 nor bfloat16.
-            ShapeError: a size below 1, or an odd head_dim, whose halves cannot be rotated.
-        """
-        if dtype not in DTYPE_CODES:
-            raise DtypeError(f"a key/value cache is float32 or bfloat16, got {dtype}")
-        if min(positions, kv_heads, head_dim) < 1 or head_dim % 2:
-            raise ShapeError(
-                "a key/value cache needs positions ≥ 1, kv_heads ≥ 1 and an even head_dim, got"
-                f" {positions}, {kv_heads} and {head_dim}"
-            )
-        capacity = -(-positions // SPAN) * SPAN
-        keys = torch.zeros(kv_heads, capacity // LANE, head_dim, LANE, dtype=dtype)
-        values = torch.zeros(kv_heads, capacity, _padded(head_dim), dtype=dtype)
-        return cls(keys=keys, values=values, kv_heads=kv_heads, head_dim=head_dim, capacity=capacity)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of keys and values together."""
-        return self.keys.numel() * self.keys.element_size() + self.values.numel() * self.values.element_size()
-
-    def pointers(self) -> tuple[int, int, int, int, int, int]:
-        """Return what the native functions take for a cache."""
-        code = DTYPE_CODES[self.keys.dtype]
-        return self.keys.data_ptr(), self.values.data_ptr(), code, self.kv_heads, self.head_dim, self.capacity
+Run = Callable[[], None]
 
 
 def _padded(head_dim: int) -> int:
     return -(-head_dim // LANE) * LANE
 
 
-def _native() -> ModuleType:
-    if native.NATIVE is None:
-        raise KernelError(str(native.UNAVAILABLE))
+def _allocate(
+    capacity: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    keys = torch.zeros(kv_heads, capacity // LANE, head_dim, LANE, dtype=dtype, device=device)
+    return keys, torch.zeros(kv_heads, capacity, _padded(head_dim), dtype=dtype, device=device)
+
+
+def _read(cache: KeyValueCache) -> tuple[Tensor, Tensor]:
+    keys = cache.keys.permute(0, 1, 3, 2).reshape(cache.kv_heads, cache.capacity, cache.head_dim)
+    return keys, cache.values[..., : cache.head_dim]
+
+
+CACHE = CacheLayout(name="lanes16", span=SPAN, allocate=_allocate, read=_read)
+
+
+def decoder_refusal(request: Request) -> str | None:
+    """Return why an operation of a decoder cannot run here, or None where it can."""
+    if request.dtype != torch.float32:
+        return f"computes {request.operation.value} in float32 only, not {request.dtype}"
+    if request.operation is Operation.LINEAR_GROUP:
+        if request.group_size > 1 and isinstance(request.format, SegmentedFormat):
+            return "gives a weight of segments a call of its own"
+        return linear_refusal(request.layout, request.format, request.activations)
+    if request.operation in (Operation.STORE_HEADS, Operation.ATTEND):
+        if request.layout != CACHE.name:
+            return f"reads caches in the layout {CACHE.name} only, not {request.layout}"
+        if request.stored not in _DTYPE_CODES:
+            return f"keeps keys and values in float32 or bfloat16 only, not {request.stored or request.format}"
+    return None
+
+
+def _prepared(holds: tuple[Any, ...], function: Callable[..., None], *arguments: float) -> Run:
+    run = functools.partial(function, native.level(), native.num_threads(), *arguments)
+    run.__dict__["holds"] = holds
+    return run
+
+
+def _native() -> Any:
+    assert native.NATIVE is not None
     return native.NATIVE
-
-
-def _check(tensor: Tensor, name: str, shape: Sequence[int], dtypes: Sequence[torch.dtype] = (torch.float32,)) -> None:
-    if tensor.dtype not in dtypes:
-        raise DtypeError(f"{name} must be {' or '.join(str(dtype) for dtype in dtypes)}, got {tensor.dtype}")
-    if tuple(tensor.shape) != tuple(shape):
-        raise ShapeError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise ShapeError(f"{name} must be contiguous and on the CPU, got {tensor.device}; call .cpu().contiguous()")
 
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _present(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(tensor for tensor in tensors if tensor is not None)
+def _cache_pointers(cache: KeyValueCache) -> tuple[int, int, int, int, int, int]:
+    code = _DTYPE_CODES[cache.keys.dtype]
+    return cache.keys.data_ptr(), cache.values.data_ptr(), code, cache.kv_heads, cache.head_dim, cache.capacity
 
 
-def _step(kind: StepKind, holds: tuple[Tensor, ...], function: Callable[..., None], *arguments: float) -> Step:
-    run = functools.partial(function, native.level(), native.num_threads(), *arguments)
-    run.__dict__["holds"] = holds
-    return Step(kind=kind, run=run)
+def _prepare_norm(residual: Tensor, added: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> Run:
+    pointers = residual.data_ptr(), _pointer(added), weight.data_ptr(), out.data_ptr()
+    return _prepared((residual, added, weight, out), _native().add_rms_norm, *pointers, *residual.shape, eps)
 
 
-def prepare_norm(
-    residual: Float[Tensor, "rows cols"],
-    added: Float[Tensor, "rows cols"] | None,
-    weight: Float[Tensor, "cols"],
-    out: Float[Tensor, "rows cols"],
-    eps: float,
-) -> Step:
-    """Prepare residual += added (where given), then out = residual / sqrt(mean(residual²) + eps) · weight by rows.
-
-    Raises:
-        ShapeError, DtypeError: tensors that do not fit together.
-    """
-    rows, cols = residual.shape
-    _check(residual, "residual", (rows, cols))
-    _check(out, "out", (rows, cols))
-    _check(weight, "weight", (cols,))
-    if added is not None:
-        _check(added, "added", (rows, cols))
-    return _step(
-        StepKind.NORM,
-        _present(residual, added, weight, out),
-        _native().add_rms_norm,
-        residual.data_ptr(),
-        _pointer(added),
-        weight.data_ptr(),
-        out.data_ptr(),
-        rows,
-        cols,
-        eps,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rotation:
-    """Cosines and sines [positions, head_dim] of the rotary embedding, and the norms of query and key heads."""
-
-    cosines: Tensor
-    sines: Tensor
-    query_norm: Tensor | None = None
-    key_norm: Tensor | None = None
-    eps: float = 0.0
-
-
-def prepare_heads(
-    heads: Float[Tensor, "rows width"], first: Int[Tensor, "1"], cache: KeyValueCache, rotation: Rotation
-) -> Step:
-    """Prepare: norm (where given) and rotation of queries and keys, keys and values into the cache.
-
-    A row of ``heads`` holds the queries, then the keys, then the values, each [heads, head_dim]; the queries are
-    changed in place. Row t stands at position first + t, which must lie below the capacity.
-
-    Raises:
-        ShapeError, DtypeError: tensors that do not fit together.
-    """
+def _prepare_heads(heads: Tensor, cache: KeyValueCache, rotation: Rotation) -> Run:
     rows, width = heads.shape
-    num_heads = width // cache.head_dim - 2 * cache.kv_heads
-    _check(heads, "heads", (rows, (num_heads + 2 * cache.kv_heads) * cache.head_dim))
-    if num_heads < 1 or num_heads % cache.kv_heads:
-        raise ShapeError(f"{num_heads} query heads cannot share {cache.kv_heads} key/value heads evenly")
-    _check(first, "first", (1,), (torch.int64,))
-    _check(rotation.cosines, "cosines", (cache.capacity, cache.head_dim))
-    _check(rotation.sines, "sines", (cache.capacity, cache.head_dim))
-    for name, norm in (("query_norm", rotation.query_norm), ("key_norm", rotation.key_norm)):
-        if norm is not None:
-            _check(norm, name, (cache.head_dim,))
-    held = _present(
-        heads,
-        first,
-        cache.keys,
-        cache.values,
-        rotation.cosines,
-        rotation.sines,
-        rotation.query_norm,
-        rotation.key_norm,
-    )
-    return _step(
-        StepKind.ATTENTION,
-        held,
+    return _prepared(
+        (heads, cache, rotation),
         _native().store_heads,
-        *cache.pointers(),
+        *_cache_pointers(cache),
         heads.data_ptr(),
         rows,
-        num_heads,
-        first.data_ptr(),
+        width // cache.head_dim - 2 * cache.kv_heads,
+        cache.length.data_ptr(),
         rotation.cosines.data_ptr(),
         rotation.sines.data_ptr(),
         _pointer(rotation.query_norm),
@@ -232,116 +122,113 @@ def prepare_heads(
     )
 
 
-def attention_scratch(num_heads: int, cache: KeyValueCache) -> Float[Tensor, "floats"]:
-    """Return the memory that attention of one query needs beside its output."""
-    splits = -(-cache.capacity // SPLIT)
-    return torch.empty(num_heads * splits * (_padded(cache.head_dim) + 2), dtype=torch.float32)
+def _scratch_size(cache: KeyValueCache, out: Tensor) -> int:
+    """Return how many floats attention of one query needs beside its output."""
+    num_heads, splits = out.shape[1] // cache.head_dim, -(-cache.capacity // SPLIT)
+    return num_heads * splits * (_padded(cache.head_dim) + 2)
 
 
-def prepare_attention(
-    heads: Float[Tensor, "rows width"],
-    first: Int[Tensor, "1"],
-    cache: KeyValueCache,
-    out: Float[Tensor, "rows heads_out"],
-    scratch: Float[Tensor, "floats"],
-    *,
-    scale: float,
-    window: int | None,
-) -> Step:
-    """Prepare out = softmax(q Kᵀ scale) V over the cached positions up to each row's own, the row's own included.
-
-    ``window`` limits a row to its last so many positions. ``heads`` is as :func:`prepare_heads` leaves it,
-    ``scratch`` as :func:`attention_scratch` makes it. Weights below 2.5e-38 of the largest count as 0.
-
-    Raises:
-        ShapeError, DtypeError: tensors that do not fit together.
-    """
+def _prepare_attention(
+    heads: Tensor, cache: KeyValueCache, out: Tensor, scale: float, window: int | None, scratch: Tensor | None = None
+) -> Run:
+    if scratch is None:
+        scratch = torch.empty(_scratch_size(cache, out), dtype=torch.float32)
     rows, width = heads.shape
-    num_heads = width // cache.head_dim - 2 * cache.kv_heads
-    _check(heads, "heads", (rows, (num_heads + 2 * cache.kv_heads) * cache.head_dim))
-    _check(first, "first", (1,), (torch.int64,))
-    _check(out, "out", (rows, num_heads * cache.head_dim))
-    _check(scratch, "scratch", tuple(attention_scratch(num_heads, cache).shape))
-    if window is not None and window < 1:
-        raise ShapeError(f"a sliding window has at least one position, got {window}")
-    return _step(
-        StepKind.ATTENTION,
-        (heads, first, cache.keys, cache.values, out, scratch),
+    return _prepared(
+        (heads, cache, out, scratch),
         _native().attend,
-        *cache.pointers(),
+        *_cache_pointers(cache),
         heads.data_ptr(),
         width,
         out.data_ptr(),
         rows,
-        num_heads,
-        first.data_ptr(),
+        out.shape[1] // cache.head_dim,
+        cache.length.data_ptr(),
         window or 0,
         scale,
         scratch.data_ptr(),
     )
 
 
-def prepare_gate(pairs: Float[Tensor, "rows twice_cols"], out: Float[Tensor, "rows cols"], gate: Gate) -> Step:
-    """Prepare out = act(pairs[:, :cols]) · pairs[:, cols:], with the sigmoid form of SiLU or of the tanh GELU.
-
-    Raises:
-        ShapeError, DtypeError: tensors that do not fit together.
-    """
-    rows, cols = out.shape
-    _check(pairs, "pairs", (rows, 2 * cols))
-    _check(out, "out", (rows, cols))
-    return _step(
-        StepKind.LINEAR,
-        (pairs, out),
-        _native().gate,
-        pairs.data_ptr(),
-        out.data_ptr(),
-        rows,
-        cols,
-        _GATE_CODES[gate],
-    )
+def _prepare_gate(pairs: Tensor, out: Tensor, kind: Gate) -> Run:
+    return _prepared((pairs, out), _native().gate, pairs.data_ptr(), out.data_ptr(), *out.shape, _GATE_CODES[kind])
 
 
-def prepare_dense_linear(
-    inputs: Float[Tensor, "rows cols"],
-    weight: Float[Tensor, "out_cols cols"],
-    bias: Float[Tensor, "out_cols"] | None,
-    out: Float[Tensor, "rows out_cols"],
-) -> Step:
-    """Prepare out = inputs weightᵀ + bias for few rows: weights of float32 or bfloat16, read once for four rows.
-
-    Raises:
-        ShapeError, DtypeError: tensors that do not fit together.
-    """
-    rows, cols = inputs.shape
-    out_cols = out.shape[1]
-    _check(inputs, "inputs", (rows, cols))
-    _check(weight, "weight", (out_cols, cols), tuple(DTYPE_CODES))
-    _check(out, "out", (rows, out_cols))
-    if bias is not None:
-        _check(bias, "bias", (out_cols,))
-    return _step(
-        StepKind.LINEAR,
-        _present(inputs, weight, bias, out),
+def _prepare_dense(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Run:
+    if inputs.shape[0] > FEW_ROWS:
+        return functools.partial(_dense_many_rows, inputs, weight, bias, out)
+    return _prepared(
+        (inputs, weight, bias, out),
         _native().dense_linear,
         inputs.data_ptr(),
         weight.data_ptr(),
-        DTYPE_CODES[weight.dtype],
+        _DTYPE_CODES[weight.dtype],
         _pointer(bias),
         out.data_ptr(),
-        rows,
-        cols,
-        out_cols,
+        *inputs.shape,
+        out.shape[1],
     )
 
 
-def largest_index(numbers: Float[Tensor, "count"]) -> int:
-    """Return the index of the first largest number, of the first NaN where there is one.
+def _dense_many_rows(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    for begin in range(0, weight.shape[0], CAST_ROWS):
+        part = slice(begin, begin + CAST_ROWS)
+        added = None if bias is None else bias[part]
+        out[:, part] = functional.linear(inputs, weight[part].to(torch.float32), added)
 
-    Raises:
-        ShapeError, DtypeError: empty, or not a contiguous float32 vector.
-    """
-    _check(numbers, "numbers", (numbers.numel(),))
-    if not numbers.numel():
-        raise ShapeError("an empty vector has no largest number")
+
+def _prepare_group(
+    inputs: Tensor,
+    weights: Sequence[QuantizedTensor],
+    biases: Sequence[Tensor | None],
+    out: Tensor,
+    activations: Format | None,
+    combine: Combine,
+) -> Run:
+    if isinstance(weights[0].format, SegmentedFormat):
+        call = prepare_segments(weights[0], activations, biases[0])
+    else:
+        call = prepare_linear(weights, biases, activations, combine)
+    run = functools.partial(call.run_pointers, inputs.data_ptr(), inputs.shape[0], out.data_ptr())
+    run.__dict__["holds"] = (inputs, out)
+    return run
+
+
+def largest_index(numbers: Float[Tensor, "count"]) -> int:
+    """See :func:`microscale.kernels.decoder_ops.largest_index`."""
     return int(_native().largest_index(native.level(), numbers.data_ptr(), numbers.numel()))
+
+
+_PREPARE: Mapping[Operation, Callable[..., Run]] = {
+    Operation.ADD_RMS_NORM: _prepare_norm,
+    Operation.STORE_HEADS: _prepare_heads,
+    Operation.ATTEND: _prepare_attention,
+    Operation.GATE: _prepare_gate,
+    Operation.LINEAR_DENSE: _prepare_dense,
+    Operation.LINEAR_GROUP: _prepare_group,
+}
+
+
+def _at_once(prepare: Callable[..., Run]) -> Callable[..., None]:
+    def run(*arguments: Any) -> None:
+        prepare(*arguments)()
+
+    return run
+
+
+IMPLEMENTATIONS: Mapping[Operation, Callable[..., Any]] = {
+    **{operation: _at_once(prepare) for operation, prepare in _PREPARE.items()},
+    Operation.LARGEST_INDEX: largest_index,
+}
+
+
+def bind(calls: Sequence[Call]) -> list[Step]:
+    """Prepare one step for each call; all attention among them shares its scratch memory."""
+    sizes = [_scratch_size(*call.arguments[1:3]) for call in calls if call.operation is Operation.ATTEND]
+    scratch = torch.empty(max(sizes, default=0), dtype=torch.float32)
+    steps: list[Step] = []
+    for call in calls:
+        beside = (scratch,) if call.operation is Operation.ATTEND else ()
+        run = _PREPARE[call.operation](*call.arguments, *beside)
+        steps.append(Step(kinds=(call.kind,), run=run, calls=(call,)))
+    return steps

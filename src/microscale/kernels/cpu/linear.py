@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from microscale.kernels.cpu.activations import activation_refusal, plan_activati
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.rows16 import NAME as ROWS16
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
+from microscale.kernels.operands import Combine
 from microscale.tensor import QuantizedTensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -30,13 +30,7 @@ _TERMS = {torch.float32: 3, torch.bfloat16: 1, torch.float16: 3}
 """How many bfloat16 terms hold an activation of a dtype exactly."""
 
 
-class Combine(IntEnum):
-    """What becomes of the outputs of several weights."""
-
-    CONCATENATE = 0
-    """They stand side by side."""
-    SILU_MUL = 1
-    """Of two weights: silu(first) * second."""
+_COMBINE_CODES = {Combine.CONCATENATE: 0, Combine.SILU_MUL: 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +202,7 @@ def _make_call(
     cols = sum(each[1] for each in inputs)
     handles = [weight.handle for weight in packed]
     handle = NATIVE.make_linear_call(
-        inputs, handles, weight_inputs, outputs, int(combine), DTYPES[dtype], cols, rows_out
+        inputs, handles, weight_inputs, outputs, _COMBINE_CODES[combine], DTYPES[dtype], cols, rows_out
     )
     num_bytes = sum(weight.num_bytes for weight in packed)
     return LinearCall(handle=handle, cols=cols, rows_out=rows_out, dtype=dtype, num_bytes=num_bytes, kept=kept)

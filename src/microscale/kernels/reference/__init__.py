@@ -1,6 +1,16 @@
 """The reference backend: plain vectorised torch on any device; slow, exact, the definition of every operation."""
 
 from microscale.kernels.backend import Backend, Operation, Request
+from microscale.kernels.reference.decoder import (
+    CACHE,
+    add_rms_norm,
+    attend,
+    gate,
+    largest_index,
+    linear_dense,
+    linear_group,
+    store_heads,
+)
 from microscale.kernels.reference.fused import (
     gather_quantize,
     hadamard,
@@ -16,6 +26,9 @@ from microscale.layouts import LAYOUTS
 
 
 def _why_not(request: Request) -> str | None:
+    if request.operation in (Operation.STORE_HEADS, Operation.ATTEND):
+        is_own = request.layout == CACHE.name
+        return None if is_own else f"reads caches in the layout {CACHE.name} only, not {request.layout}"
     unknown = [name for name in (request.layout, request.target) if name is not None and name not in LAYOUTS]
     return f"knows the layouts {', '.join(LAYOUTS)}, not {unknown[0]}" if unknown else None
 
@@ -38,8 +51,16 @@ BACKEND = Backend(
         Operation.SILU_MUL_QUANTIZE: silu_mul_quantize,
         Operation.GATHER_QUANTIZE: gather_quantize,
         Operation.HADAMARD_QUANTIZE: hadamard_quantize,
+        Operation.ADD_RMS_NORM: add_rms_norm,
+        Operation.STORE_HEADS: store_heads,
+        Operation.ATTEND: attend,
+        Operation.GATE: gate,
+        Operation.LINEAR_DENSE: linear_dense,
+        Operation.LINEAR_GROUP: linear_group,
+        Operation.LARGEST_INDEX: largest_index,
     },
     why_not=_why_not,
+    cache_layout=CACHE,
 )
 
 __all__ = [
