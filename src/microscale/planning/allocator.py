@@ -15,6 +15,7 @@ from torch import nn
 
 from microscale.errors import AllocationError
 from microscale.formats import NONE
+from microscale.nn.sizes import Size, held_bytes
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.allocation import (
     Allocation,
@@ -27,7 +28,7 @@ from microscale.planning.allocation import (
 )
 from microscale.planning.budget import Budget, BudgetUnit, amount_text
 from microscale.planning.candidates import Candidate
-from microscale.planning.layer_table import LayerTable, other_bytes
+from microscale.planning.layer_table import LayerTable
 from microscale.recipes import Recipe, make_plan, make_recipe, quantizable_modules
 
 BITS_GRAIN = 0.0005
@@ -72,7 +73,11 @@ def check_budget(
         bits += min(own) * layer.num_weights
         weights += layer.num_weights
     is_bits = budget.unit is BudgetUnit.BITS
-    smallest = bits / weights if is_bits else math.floor(bits / 8) + other_bytes(model, layers)
+    smallest = (
+        bits / weights
+        if is_bits
+        else math.floor(bits / 8) + held_bytes(model, without=(layer.name for layer in layers))
+    )
     _refuse_small(budget, smallest, None)
 
 
@@ -186,9 +191,9 @@ def _point(table: LayerTable, groups: Sequence[ChoiceGroup], allocation: Allocat
     for group, choice in zip(groups, allocation.chosen, strict=True):
         counts[table.candidates[choice.candidate].text] += len(group.names)
         num_bytes += sum(table.num_bytes[name][choice.candidate] for name in group.names)
-    weights = sum(layer.num_weights for layer in table.layers)
+    size = Size(num_weights=sum(layer.num_weights for layer in table.layers), num_bytes=num_bytes)
     return FrontPoint(
-        cost=cost, bits_per_weight=8 * num_bytes / weights, sensitivity=allocation.sensitivity, counts=dict(counts)
+        cost=cost, bits_per_weight=size.bits_per_weight, sensitivity=allocation.sensitivity, counts=dict(counts)
     )
 
 

@@ -22,6 +22,7 @@ from microscale.nn import (
     replace_module,
     unstack_experts,
 )
+from microscale.nn.sizes import Size, file_bytes, packed_size
 from microscale.recipes import PlannedLayer, make_plan, make_recipe, quantize_module, set_activations
 from microscale.recipes.apply import check_weight, pipelines_of
 
@@ -90,51 +91,31 @@ def compare_formats(
         call=language_model(model),
         windows=windows,
         batch=batch,
+        stored_dtype=stored_dtype,
         counter=_Counter(total=len(windows) * (1 + num_modes * len(formats)), report=progress),
     )
-    num_all = sum(parameter.numel() for parameter in model.parameters())
-    width = stored_dtype.itemsize
-    name = str(stored_dtype).removeprefix("torch.")
-    results = [scorer.row(name, "none", 8.0 * width, num_all * width)]
+    name, nothing = str(stored_dtype).removeprefix("torch."), packed_size(())
+    results = [scorer.row(name, "none", 8.0 * stored_dtype.itemsize, file_bytes(model, nothing, stored_dtype))]
     for spec in formats:
         plan = make_plan(model, make_recipe(format=spec))
         head = _head_layers(model, spec) if round_attention is not None else []
         originals = {layer.name: model.get_submodule(layer.name) for layer in (*plan.layers, *head)}
         try:
-            sizes = _Sizes(model, width)
-            sizes.add(plan.layers, _swap_in(model, plan.layers))
+            size = _swap_in(model, plan.layers)
             for mode in MODES:
                 set_activations(model, parse_activation(spec) if mode == "w+a" else None)
-                results.append(scorer.packed_row(model, spec, mode, sizes))
+                results.append(scorer.packed_row(model, spec, mode, size))
             if round_attention is not None:
-                sizes.add(head, _swap_in(model, head))
+                size += _swap_in(model, head)
                 set_activations(model, parse_activation(spec))
                 round_attention(model, parse_attention(spec))
-                results.append(scorer.packed_row(model, spec, EVERYTHING, sizes))
+                results.append(scorer.packed_row(model, spec, EVERYTHING, size))
         finally:
             if round_attention is not None:
                 round_attention(model, None)
             for layer_name, module in originals.items():
                 replace_module(model, layer_name, module)
     return results
-
-
-class _Sizes:
-    """Bytes of a model with some layers packed; a head that shares its weight with the embedding comes on top of it."""
-
-    def __init__(self, model: nn.Module, width: int) -> None:
-        self.model, self.width = model, width
-        self.num_weights = self.num_bytes = 0
-
-    def add(self, layers: Sequence[PlannedLayer], num_bytes: int) -> None:
-        """Count layers that were packed."""
-        self.num_weights += sum(layer.shape[0] * layer.shape[1] for layer in layers)
-        self.num_bytes += num_bytes
-
-    @property
-    def whole(self) -> int:
-        """Bytes of the whole model."""
-        return self.num_bytes + sum(parameter.numel() for parameter in self.model.parameters()) * self.width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +125,7 @@ class _Scorer:
     call: LanguageModel
     windows: Sequence[Tensor]
     batch: int
+    stored_dtype: torch.dtype
     counter: _Counter
 
     def row(self, name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
@@ -159,10 +141,11 @@ class _Scorer:
             seconds=score.seconds,
         )
 
-    def packed_row(self, model: nn.Module, spec: str, mode: str, sizes: _Sizes) -> ComparisonResult:
+    def packed_row(self, model: nn.Module, spec: str, mode: str, size: Size) -> ComparisonResult:
+        """Score a model whose packed layers have a size; a head that shares the embedding's weight comes on top."""
         prepare_for_inference(model)
         with cached_weights(model):
-            return self.row(spec, mode, 8 * sizes.num_bytes / sizes.num_weights, sizes.whole)
+            return self.row(spec, mode, size.bits_per_weight, file_bytes(model, size, self.stored_dtype))
 
 
 def _head_layers(model: Any, spec: str) -> list[PlannedLayer]:
@@ -175,8 +158,8 @@ def _head_layers(model: Any, spec: str) -> list[PlannedLayer]:
     return [layer for layer in plan.layers if layer.name == name]
 
 
-def _swap_in(model: nn.Module, layers: Sequence[PlannedLayer]) -> int:
-    """Replace the planned modules by packed ones; returns the bytes of the packed weights."""
+def _swap_in(model: nn.Module, layers: Sequence[PlannedLayer]) -> Size:
+    """Replace the planned modules by packed ones; returns their size."""
     packed: dict[str, PackedModule] = {}
     pipelines = pipelines_of({layer.name: layer for layer in layers})
     for layer in layers:
@@ -185,7 +168,7 @@ def _swap_in(model: nn.Module, layers: Sequence[PlannedLayer]) -> int:
         packed[layer.name] = quantize_module(module, layer, pipelines[layer.name])
     for name, module in packed.items():
         replace_module(model, name, module)
-    return sum(module.num_bytes for module in packed.values())
+    return packed_size(packed.values())
 
 
 @dataclass(slots=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from microscale.checkpoint import CheckpointReader, StoredLayer, TensorInfo, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, online_infos
-from microscale.formats import Format, format_name
-from microscale.layouts import part_specs
+from microscale.formats import format_name
 from microscale.nn import AttentionFormats, read_attention
+from microscale.nn.sizes import Size, spec_bytes, total_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +31,14 @@ class LayerFacts:
     online: str = ""
 
     @property
+    def size(self) -> Size:
+        """Weights and bytes."""
+        return Size(num_weights=self.num_weights, num_bytes=self.num_bytes)
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits for each weight."""
-        return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
+        return self.size.bits_per_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +55,34 @@ class Inspection:
     """Format of keys and values as they are stored."""
 
     @property
+    def size(self) -> Size:
+        """The whole model."""
+        return self.quantized_size + total_size(layer.size for layer in self.others)
+
+    @property
+    def quantized_size(self) -> Size:
+        """The quantized layers."""
+        return total_size(layer.size for layer in self.quantized)
+
+    @property
     def num_weights(self) -> int:
         """Numbers in the whole model."""
-        return sum(layer.num_weights for layer in (*self.quantized, *self.others))
+        return self.size.num_weights
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole model."""
-        return sum(layer.num_bytes for layer in (*self.quantized, *self.others))
+        return self.size.num_bytes
 
     @property
     def bits_per_weight(self) -> float:
         """Stored bits for each weight over the whole model."""
-        return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
+        return self.size.bits_per_weight
 
     @property
     def bits_per_quantized_weight(self) -> float:
         """Stored bits for each weight over the quantized layers (0 without any)."""
-        count = sum(layer.num_weights for layer in self.quantized)
-        return 8 * sum(layer.num_bytes for layer in self.quantized) / count if count else 0.0
+        return self.quantized_size.bits_per_weight
 
 
 def inspect_checkpoint(path: str | Path) -> Inspection:
@@ -107,7 +121,7 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
 
 def _inspect_gguf(path: Path) -> Inspection:
     found = read_gguf(path)
-    quantized = tuple(_quantized_facts(layer, part_bytes(layer.format, layer.shape)) for layer in found.layers.values())
+    quantized = tuple(_quantized_facts(layer, spec_bytes(layer.format, layer.shape)) for layer in found.layers.values())
     others = tuple(_gguf_facts(found, name) for name in found.tensors)
     return Inspection(path=str(path), layout="gguf", quantized=quantized, others=others)
 
@@ -154,8 +168,3 @@ def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:
         num_weights=math.prod(info.shape),
         num_bytes=info.num_bytes,
     )
-
-
-def part_bytes(fmt: Format, shape: tuple[int, ...]) -> int:
-    """Return the bytes of all parts of a quantized tensor."""
-    return sum(spec.num_bytes for spec in part_specs(fmt, shape).values())

@@ -12,7 +12,8 @@ from microscale.algorithms import Pipeline
 from microscale.families import ModelStructure, describe
 from microscale.formats import SegmentedFormat
 from microscale.layerwise.blocks import float32_model
-from microscale.nn import PackedModule, QuantizedLinear
+from microscale.nn import QuantizedLinear
+from microscale.nn.sizes import held_bytes, module_bytes
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.candidates import Candidate
 from microscale.planning.latency import measure_latencies
@@ -71,7 +72,7 @@ def measure_table(
         name: [repeating_method(s, c, method, effort) for s, c in zip(stand_ins[name], candidates, strict=True)]
         for name in names
     }
-    rest = other_bytes(model, layers)
+    rest = held_bytes(model, without=(layer.name for layer in layers))
     with float32_model(model):
         times = None
         if latency_tokens is not None:
@@ -100,20 +101,8 @@ def _folding(structure: ModelStructure) -> set[str]:
 
 def _bytes_of(stand_in: nn.Module | None, original: nn.Module, is_order_folded: bool) -> int:
     """Return what a layer's file holds; an order that a recipe folds costs nothing there."""
-    if stand_in is None:
-        weight = original.get_parameter("weight")
-        return weight.numel() * weight.element_size()
-    if isinstance(stand_in, QuantizedLinear):
+    free = 0
+    if isinstance(stand_in, QuantizedLinear) and is_order_folded and isinstance(stand_in.format, SegmentedFormat):
         specs = () if stand_in.transforms is None else stand_in.transforms.specs
-        is_free = is_order_folded and isinstance(stand_in.format, SegmentedFormat)
-        orders = [spec for spec in specs[-1:] if is_free and spec.kind is TransformKind.PERMUTE]
-        return stand_in.num_bytes - sum(order.num_bytes(stand_in.shape[1]) for order in orders)
-    assert isinstance(stand_in, PackedModule)
-    return stand_in.tensor.num_bytes
-
-
-def other_bytes(model: nn.Module, layers: Sequence[AllocatedLayer]) -> int:
-    """Return the bytes of a model besides the weights of these layers."""
-    own = {id(model.get_submodule(layer.name).get_parameter("weight")) for layer in layers}
-    tensors = {id(p): p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers())}
-    return sum(size for key, size in tensors.items() if key not in own)
+        free = sum(s.num_bytes(stand_in.shape[1]) for s in specs[-1:] if s.kind is TransformKind.PERMUTE)
+    return module_bytes(original if stand_in is None else stand_in) - free

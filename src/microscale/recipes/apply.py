@@ -28,6 +28,7 @@ from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
 from microscale.nn.experts import unstack_experts
 from microscale.nn.modules import float_weight, replace_module, untie
+from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.folding import check_rotation
@@ -44,17 +45,10 @@ def ignore_progress(done: int, total: int, name: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizationReport:
-    """What was done to a model: the plan and the bytes of the quantized weights."""
+class QuantizationReport(Size):
+    """What was done to a model: the plan and the size of the quantized layers."""
 
     plan: Plan
-    num_weights: int
-    num_bytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits for each quantized weight, scales and all other parts included."""
-        return 8 * self.num_bytes / self.num_weights
 
 
 def check_job(model: nn.Module, recipe: Recipe, *, observer: str | None, has_text: bool, is_partial: bool) -> None:
@@ -131,11 +125,10 @@ def quantize_model(
     if rest:
         progress(len(rest), len(rest), "")
     untie(model, set(layers))
-    num_weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers)
-    num_bytes = sum(packed_module(model, name).num_bytes for name in layers)
+    size = packed_size(model.get_submodule(name) for name in layers)
     executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)
     plan = dataclasses.replace(plan, layers=executed, notes=(*plan.notes, *notes))
-    return QuantizationReport(plan=plan, num_weights=num_weights, num_bytes=num_bytes)
+    return QuantizationReport(plan=plan, num_weights=size.num_weights, num_bytes=size.num_bytes)
 
 
 def pipelines_of(layers: Mapping[str, PlannedLayer]) -> dict[str, Pipeline]:
@@ -207,13 +200,6 @@ def executed_layer(layer: PlannedLayer, module: nn.Module) -> PlannedLayer:
     quantizer = module.activations if isinstance(module, QuantizedLinear) else None
     activations = None if quantizer is None else quantizer.spec
     return dataclasses.replace(layer, format=module.format, activations=activations)
-
-
-def packed_module(model: nn.Module, name: str) -> PackedModule:
-    """Return a module that was replaced."""
-    module = model.get_submodule(name)
-    assert isinstance(module, PackedModule)
-    return module
 
 
 def poisoned(layer: PlannedLayer) -> PlannedLayer:

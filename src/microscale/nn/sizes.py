@@ -1,0 +1,82 @@
+"""How large layers and models are, in bytes and in bits per weight; each way of counting is a function of its own.
+
+==========================  ====================================================================================
+``spec_bytes``              a quantized tensor by its format and shape alone, as a file holds it
+``module_bytes``            a layer: its packed weight and what stays beside it for run time, or its float weight
+``packed_size``             several packed layers together
+``file_bytes``              a whole model as its file holds it: packed layers, all else in the dtype of the file
+``held_bytes``              all parameters and buffers of a model as they lie in memory, some weights left out
+==========================  ====================================================================================
+
+Biases count in whole models only. What a memory layout pads counts as soon as a layer is in that layout, so whoever
+wants the size of a file counts before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from microscale.formats import Format
+from microscale.layouts import part_specs
+from microscale.nn.packed import PackedModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """So many weights in so many bytes."""
+
+    num_weights: int
+    num_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits for each weight, scales and all other parts included; 0 without weights."""
+        return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
+
+    def __add__(self, other: Size) -> Size:
+        return total_size((self, other))
+
+
+def total_size(sizes: Iterable[Size]) -> Size:
+    """Return the sum."""
+    found = list(sizes)
+    return Size(num_weights=sum(one.num_weights for one in found), num_bytes=sum(one.num_bytes for one in found))
+
+
+def spec_bytes(fmt: Format, shape: tuple[int, ...]) -> int:
+    """Return the bytes of all parts of a quantized tensor in a file."""
+    return sum(spec.num_bytes for spec in part_specs(fmt, shape).values())
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes of a layer's weight: packed with what stays for run time, or float; a bias does not count."""
+    if isinstance(module, PackedModule):
+        return module.num_bytes
+    weight = module.get_parameter("weight")
+    return weight.numel() * weight.element_size()
+
+
+def packed_size(modules: Iterable[nn.Module]) -> Size:
+    """Return the size of the packed layers among some modules, with what stays for run time."""
+    packed = [module for module in modules if isinstance(module, PackedModule)]
+    weights = sum(module.shape[0] * module.shape[1] for module in packed)
+    return Size(num_weights=weights, num_bytes=sum(map(module_bytes, packed)))
+
+
+def file_bytes(model: nn.Module, packed: Size, dtype: torch.dtype) -> int:
+    """Return the bytes of a model's file, whatever dtype it computes in.
+
+    ``packed`` are its packed layers as they were counted in row_major; a parameter that two layers share counts once.
+    """
+    return packed.num_bytes + sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def held_bytes(model: nn.Module, without: Iterable[str] = ()) -> int:
+    """Return the bytes of parameters and buffers in their own dtypes, each once, besides the weights of some layers."""
+    left_out = {id(model.get_submodule(name).get_parameter("weight")) for name in without}
+    tensors = {id(p): p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers())}
+    return sum(size for key, size in tensors.items() if key not in left_out)
