@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from microscale.algorithms import BlockProblem, GroupTask, LayerFunction, LayerTask, ModelProblem
 from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.families import Batch
 from microscale.formats import parse_activation, parse_format
 
 COLS = 64
@@ -109,15 +110,15 @@ def model_problem(fmt: str = "mxfp4", activations: str | None = "mxfp4", *, seed
     embedding = input_rows(48, seed=seed + 20)
     head = random(48, COLS, seed=seed + 21) * 0.2
 
-    def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
-        x = functional.embedding(tokens, embedding)
+    def logits(stand_ins: Mapping[str, LayerFunction], batch: Batch) -> Tensor:
+        x = functional.embedding(batch.token_ids, embedding)
         return (torch.tanh(stand_ins.get(first.name, exact(first))(x))) @ head.T
 
     windows = torch.randint(0, 48, (6, 16), generator=torch.Generator().manual_seed(seed))
     return ModelProblem(
         groups=(group_task(first, role="mlp.mix"),),
         logits=logits,
-        windows=windows,
+        windows=Batch(token_ids=windows),
         biases={first.name: None},
         seed=seed,
         progress=silent,

@@ -31,6 +31,7 @@ from microscale.algorithms.rotation import start_rotation
 from microscale.algorithms.spinquant import SpinQuant, cayley_step, token_loss
 from microscale.algorithms.straight_through import clipped_rounding
 from microscale.errors import CalibrationError, RecipeError
+from microscale.families import Batch
 from microscale.formats import parse_format
 from microscale.kernels import fake_quantize
 from microscale.recipes.folding import keep_mean
@@ -193,7 +194,7 @@ def test_what_distillation_made_worse_is_taken_back() -> None:
     told: list[str] = []
     problem = dataclasses.replace(model_problem(), tell=told.append)
     start = learned_from(problem, "epochs=0")
-    wild = f"epochs=2,lr={100 * ENOUGH_TOKENS / problem.windows.numel():g}"
+    wild = f"epochs=2,lr={100 * ENOUGH_TOKENS / problem.windows.token_ids.numel():g}"
     back = learned_from(problem, wild)
     assert torch.equal(back.layers[0].weight, start.layers[0].weight)
     assert len(told) == 1 and "1 held-out window(s)" in told[0] and "the weights stay as they were" in told[0]
@@ -205,7 +206,7 @@ def test_what_distillation_made_worse_is_taken_back() -> None:
 def test_few_tokens_take_less_of_the_learning_rate() -> None:
     """The first step of Adam moves a weight by its rate: twice the tokens, twice the way."""
     small = model_problem()
-    large = dataclasses.replace(small, windows=small.windows.repeat(2, 1))
+    large = dataclasses.replace(small, windows=Batch(token_ids=small.windows.token_ids.repeat(2, 1)))
     start = learned_from(small, "epochs=0,transform=none").layers[0].weight
     ways: list[float] = []
     for problem in (small, large):

@@ -315,7 +315,7 @@ def test_distillation_learns_the_rounding_of_segments(activations: str | None) -
 
 
 def distilled(problem: ModelProblem, epochs: int) -> LayerTask:
-    rate = 0.003 * ENOUGH_TOKENS / problem.windows.numel()  # few tokens take less of it
+    rate = 0.003 * ENOUGH_TOKENS / problem.windows.token_ids.numel()  # few tokens take less of it
     step = parse_method(f"micromix+distill:transform=none,lr={rate:g},epochs={epochs}").steps[1]
     assert isinstance(step, ModelStep)
     with torch.enable_grad():

@@ -39,7 +39,7 @@ def test_the_source_is_never_overwritten(tmp_path: Path, output_name: str) -> No
 
 def test_nan_losses_give_a_nan_perplexity() -> None:
     windows = [torch.tensor([0, 1, 2])]
-    result = perplexity(lambda tokens: torch.full((*tokens.shape, 4), float("nan")), windows)
+    result = perplexity(lambda batch: torch.full((*batch.token_ids.shape, 4), float("nan")), windows)
     assert math.isnan(result.perplexity)
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from microscale.errors import ShapeError, TextError
 from microscale.evaluation import divergence, fidelity, perplexity
+from microscale.families import Batch
 
 INF, NAN = math.inf, math.nan
 
 
-def table_model(table: Tensor) -> Callable[[Tensor], Tensor]:
+def table_model(table: Tensor) -> Callable[[Batch], Tensor]:
     """A model whose logits depend on the last token alone: a row of a table."""
-    return lambda tokens: table[tokens]
+    return lambda batch: table[batch.token_ids]
 
 
 def test_a_divergence_by_hand() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from family_models import family_model
 from microscale.errors import ModelError, ShapeError, TextError
 from microscale.evaluation import decoder_layers, layer_errors
+from microscale.families import Batch, run_model
 from small_models import save_random_model
 
 
@@ -38,15 +39,15 @@ class Chain(nn.Module):
         self.layers = nn.ModuleList([Scale(factor, as_tuple) for factor in factors])
         self.values = torch.tensor(values)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.values[tokens][..., None].expand(*tokens.shape, 2)
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.values[batch.token_ids][..., None].expand(*batch.token_ids.shape, 2)
         for layer in self.layers:
             y = layer(x)
             x = y[0] if isinstance(y, tuple) else y
         return x
 
 
-def call(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def call(model: nn.Module) -> Callable[[Batch], Tensor]:
     return model
 
 
@@ -101,8 +102,8 @@ def test_real_structures(family: str, tmp_path: Path) -> None:
         for parameter in model.get_submodule(names[1]).parameters():
             parameter.mul_(1.05)
 
-    def logits(module: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda tokens: module(input_ids=tokens).logits
+    def logits(module: nn.Module) -> Callable[[Batch], Tensor]:
+        return lambda batch: run_model(module, batch).logits
 
     first, second = layer_errors(model, reference, [torch.arange(20), torch.arange(20, 40)], logits)
     assert first.relative_error == 0.0

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from microscale.errors import TextError
 from microscale.evaluation import DEFAULT_WINDOW, make_windows, perplexity
+from microscale.families import Batch
 
 VOCABULARY = 11
 
@@ -85,9 +86,9 @@ class Bigram:
         self.table = torch.randn(VOCABULARY, VOCABULARY, generator=generator).to(dtype)
         self.shapes: list[tuple[int, ...]] = []
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        self.shapes.append(tuple(tokens.shape))
-        return self.table[tokens]
+    def __call__(self, batch: Batch) -> Tensor:
+        self.shapes.append(tuple(batch.token_ids.shape))
+        return self.table[batch.token_ids]
 
 
 def by_definition(table: Tensor, windows: list[Tensor]) -> float:
@@ -122,7 +123,7 @@ def test_the_number_is_that_of_the_definition(bos: int | None, batch: int) -> No
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
     windows = make_windows(TOKENS, window=30, bos=0)
-    result = perplexity(lambda tokens: torch.zeros(*tokens.shape, VOCABULARY), windows)
+    result = perplexity(lambda batch: torch.zeros(*batch.token_ids.shape, VOCABULARY), windows)
     assert result.perplexity == pytest.approx(VOCABULARY, rel=1e-6)
 
 
@@ -143,15 +144,15 @@ def test_many_rows_are_summed_in_pieces() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_broken_model_gives_no_finite_number(value: float) -> None:
-    def broken(tokens: Tensor) -> Tensor:
-        return torch.full((*tokens.shape, VOCABULARY), value)
+    def broken(batch: Batch) -> Tensor:
+        return torch.full((*batch.token_ids.shape, VOCABULARY), value)
 
     assert not math.isfinite(perplexity(broken, make_windows(TOKENS, window=8, bos=0)).perplexity)
 
 
 def test_a_hopeless_model_overflows_to_inf() -> None:
-    def hopeless(tokens: Tensor) -> Tensor:
-        scores = torch.zeros(*tokens.shape, VOCABULARY)
+    def hopeless(batch: Batch) -> Tensor:
+        scores = torch.zeros(*batch.token_ids.shape, VOCABULARY)
         scores[..., 0] = 1e6
         return scores
 

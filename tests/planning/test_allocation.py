@@ -19,6 +19,7 @@ import microscale
 from microscale.algorithms import GroupTask, ModelProblem
 from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
+from microscale.families import Batch
 from microscale.formats import SegmentedFormat, format_name
 from microscale.nn import QuantizedLinear
 from microscale.planning import (
@@ -252,7 +253,7 @@ def test_kl_is_that_of_the_whole_model_and_the_model_stays(model: Any) -> None:
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     blocks = ["model.layers.0", "model.layers.1"]
     found = measure_sensitivity(
-        model, stand_ins, blocks, WINDOWS, Sensitivity.KL, progress=lambda done, total, label: None
+        model, stand_ins, blocks, Batch(token_ids=WINDOWS), Sensitivity.KL, progress=lambda done, total, label: None
     )
     for name in names:
         with torch.no_grad():

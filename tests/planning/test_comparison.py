@@ -13,6 +13,7 @@ from torch import Tensor
 import microscale
 from microscale.errors import FormatSpecError, ModelError, NonFiniteError
 from microscale.evaluation import make_windows, perplexity
+from microscale.families import Batch
 from microscale.nn import PackedModule
 from microscale.planning import ComparisonResult, Step, compare_formats
 from small_models import logits, same_bits, save_random_model
@@ -22,8 +23,8 @@ WINDOWS = make_windows(
 )
 
 
-def language_model(model: Any) -> Callable[[Tensor], Tensor]:
-    return lambda tokens: logits(model, tokens)
+def language_model(model: Any) -> Callable[[Batch], Tensor]:
+    return lambda batch: logits(model, batch.token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +73,13 @@ def test_the_model_is_restored_after_an_error(path: Path) -> None:
     before, expected = snapshot(model), logits(model)
     calls = [0]
 
-    def failing(model: Any) -> Callable[[Tensor], Tensor]:
-        def call(tokens: Tensor) -> Tensor:
+    def failing(model: Any) -> Callable[[Batch], Tensor]:
+        def call(batch: Batch) -> Tensor:
             calls[0] += 1
             if calls[0] > 5:
                 assert any(isinstance(module, PackedModule) for module in model.modules())
                 raise KeyboardInterrupt
-            return logits(model, tokens)
+            return logits(model, batch.token_ids)
 
         return call
 
@@ -102,7 +103,7 @@ def test_the_model_is_restored_after_a_weight_that_is_no_number(path: Path) -> N
 def test_a_wrong_format_is_found_before_anything_runs(path: Path) -> None:
     model = microscale.load(path)
 
-    def never(model: Any) -> Callable[[Tensor], Tensor]:
+    def never(model: Any) -> Callable[[Batch], Tensor]:
         raise AssertionError(model)
 
     with pytest.raises(FormatSpecError, match="mxfp5"):

@@ -28,10 +28,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from microscale.calibration import InputStatistics, Wanted
+from microscale.families import Batch
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels.transform import apply_transforms, transform_second_moment, transform_weight
 from microscale.tensor import QuantizedTensor
@@ -319,13 +320,13 @@ class BlockStep(Step):
 class ModelProblem:
     """The whole model as a function to learn from.
 
-    ``logits(stand_ins, tokens)`` runs the model with stand-ins for some linear layers (none: the unquantized model).
+    ``logits(stand_ins, batch)`` runs the model with stand-ins for some linear layers (none: the unquantized model).
     ``tell`` takes what a user should know of the outcome.
     """
 
     groups: tuple[GroupTask, ...]
-    logits: Callable[[Mapping[str, LayerFunction], Int[Tensor, "batch tokens"]], Float[Tensor, "batch tokens words"]]
-    windows: Int[Tensor, "samples tokens"]
+    logits: Callable[[Mapping[str, LayerFunction], Batch], Float[Tensor, "batch tokens words"]]
+    windows: Batch
     biases: Mapping[str, Tensor | None]
     seed: int
     progress: Progress

@@ -27,6 +27,7 @@ from microscale.algorithms.fit import Judged, adam, epoch_batches, fit, hold_out
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.learned import LearnedTransform, all_stand_ins
 from microscale.errors import RecipeError
+from microscale.families import Batch
 from microscale.kernels.transform import block_product, hadamard_matrix, restore_weight
 from microscale.transforms import Transform, block_transform, hadamard_transform
 
@@ -81,7 +82,7 @@ class Distill(ModelStep):
         """
         groups = [_LearnedGroup(group, self) for group in problem.groups]
         stand_ins = all_stand_ins(groups, problem.biases)
-        share = min(1.0, problem.windows.numel() / ENOUGH_TOKENS)
+        share = min(1.0, problem.windows.token_ids.numel() / ENOUGH_TOKENS)
         weights = [weight for group in groups for weight in group.weights]
         matrices = [group.matrix for group in groups if group.is_learned]
         parts = [(weights, share * self.lr), (matrices, share * self.lr_transform)]
@@ -114,16 +115,16 @@ class Distill(ModelStep):
         return tuple(group.result() for group in best)
 
 
-def divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Float[Tensor, ""]:
+def divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], batch: Batch) -> Float[Tensor, ""]:
     """Return the mean over tokens of KL(unquantized || quantized) in nats."""
     with torch.no_grad():
-        wanted = functional.log_softmax(problem.logits({}, tokens).to(torch.float32), -1)
-    got = functional.log_softmax(problem.logits(stand_ins, tokens).to(torch.float32), -1)
+        wanted = functional.log_softmax(problem.logits({}, batch).to(torch.float32), -1)
+    got = functional.log_softmax(problem.logits(stand_ins, batch).to(torch.float32), -1)
     return functional.kl_div(got.flatten(0, -2), wanted.flatten(0, -2), log_target=True, reduction="batchmean")
 
 
 @torch.no_grad()
-def held_out_divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], windows: Tensor) -> float:
+def held_out_divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], windows: Batch) -> float:
     """Return the mean :func:`divergence` of windows, 0 of none."""
     if not len(windows):
         return 0.0

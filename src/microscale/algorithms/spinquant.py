@@ -25,6 +25,7 @@ from microscale.algorithms.fit import Judged, fit, line, step_batches
 from microscale.algorithms.rotation import start_rotation
 from microscale.algorithms.straight_through import StandIn
 from microscale.errors import RecipeError
+from microscale.families import Batch
 
 JUDGES = 4
 """Batches that the learned rotation and its start are compared on."""
@@ -56,9 +57,9 @@ class SpinQuant(RotationStep):
         """
         model = problem.model
         assert model is not None
-        current = problem.admissible(start_rotation(problem.size, self.seed).to(model.windows.device))
+        current = problem.admissible(start_rotation(problem.size, self.seed).to(model.windows.token_ids.device))
         leaf = current.to(torch.float32, copy=True).requires_grad_()
-        judges = model.windows[: JUDGES * self.batch].split(self.batch)
+        judges = tuple(model.windows[: JUDGES * self.batch].split(self.batch))
 
         def update(step: int, steps: int) -> None:
             nonlocal current
@@ -89,7 +90,7 @@ class SpinQuant(RotationStep):
 
 
 def token_loss(
-    problem: RotationProblem, model: ModelProblem, rotation: Float[Tensor, "size size"], tokens: Tensor
+    problem: RotationProblem, model: ModelProblem, rotation: Float[Tensor, "size size"], batch: Batch
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the next token of the model that is rotated and quantized."""
     stand_ins = {
@@ -97,8 +98,8 @@ def token_loss(
         for group in model.groups
         for layer in group.layers
     }
-    logits = model.logits(stand_ins, tokens).to(torch.float32)
-    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    logits = model.logits(stand_ins, batch).to(torch.float32)
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.token_ids[:, 1:].flatten())
 
 
 def _stand_in(problem: RotationProblem, layer: LayerTask, rotation: Tensor, bias: Tensor | None) -> StandIn:

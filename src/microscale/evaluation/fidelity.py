@@ -75,7 +75,7 @@ def fidelity(
     num_equal, num_tokens = 0, 0
     for group in batches(windows, batch):
         with torch.inference_mode():
-            targets = group[:, 1:]
+            targets = group.token_ids[:, 1:]
             expected = reference(group)[:, :-1]
             found = model(group)[:, :-1]
             loss += summed_loss(found, targets)
@@ -83,7 +83,7 @@ def fidelity(
             divergences.append(divergence(expected, found).to("cpu").reshape(-1))
             num_equal += int((expected.argmax(-1) == found.to(expected.device).argmax(-1)).sum())
         num_tokens += targets.numel()
-        done += group.shape[0]
+        done += len(group)
         progress(done, len(windows))
     values = torch.cat(divergences).numpy()
     return FidelityResult(

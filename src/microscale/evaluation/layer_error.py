@@ -130,7 +130,7 @@ def layer_errors(
         for name, other in zip(names, others, strict=True):
             _check_shapes(name, wanted.tensors[name], found.tensors[other])
             sums[name].add(wanted.tensors.pop(name), found.tensors.pop(other))
-        done += group.shape[0]
+        done += len(group)
         progress(done, len(windows))
     return [sums[name].result(name) for name in names]
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from microscale.errors import TextError
+from microscale.families import Batch
 
-LanguageModel = Callable[[Int[Tensor, "batch tokens"]], Float[Tensor, "batch tokens vocabulary"]]
+LanguageModel = Callable[[Batch], Float[Tensor, "batch tokens vocabulary"]]
 
 DEFAULT_WINDOW = 1024
 DEFAULT_BATCH = 4
@@ -88,9 +89,10 @@ def perplexity(
     for group in batches(windows, batch):
         with torch.inference_mode():
             logits = model(group)
-            total_loss += summed_loss(logits[:, :-1], group[:, 1:])
-        total_tokens += group.shape[0] * (group.shape[1] - 1)
-        done += group.shape[0]
+            targets = group.token_ids[:, 1:]
+            total_loss += summed_loss(logits[:, :-1], targets)
+        total_tokens += targets.numel()
+        done += len(group)
         progress(done, len(windows))
     return PerplexityResult(
         perplexity=perplexity_of_mean(total_loss / total_tokens),
@@ -105,7 +107,7 @@ def perplexity_of_mean(loss: float) -> float:
     return math.inf if loss >= 700 else math.exp(loss)
 
 
-def batches(windows: Sequence[Tensor], batch: int) -> list[Int[Tensor, "batch tokens"]]:
+def batches(windows: Sequence[Tensor], batch: int) -> list[Batch]:
     """Stack neighbouring windows of equal length, at most ``batch`` of them."""
     groups: list[list[Tensor]] = []
     for window in windows:
@@ -113,7 +115,7 @@ def batches(windows: Sequence[Tensor], batch: int) -> list[Int[Tensor, "batch to
             groups[-1].append(window)
         else:
             groups.append([window])
-    return [torch.stack(group) for group in groups]
+    return [Batch(token_ids=torch.stack(group)) for group in groups]
 
 
 def summed_loss(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
 from microscale.calibration.texts import DEFAULT_FIELD
 from microscale.errors import CalibrationError, CheckpointError, ModelError, TextError
+from microscale.families import Batch, run_model
 from microscale.integrations.calibration_text import read_calibration
 from microscale.integrations.loading import check_window, load_tokenizer
 from microscale.integrations.tokenizing import token_ids
@@ -162,7 +163,7 @@ def measure_ranges(
     options: dict[str, int] = {"logits_to_keep": 1} if takes_logits else {}
 
     def forward(tokens: Tensor) -> object:
-        return model(input_ids=tokens.to(model.device), use_cache=False, **options)
+        return run_model(model, Batch(token_ids=tokens.to(model.device)), **options)
 
     with cached_weights(model):
         return calibrate_ranges(

@@ -18,6 +18,8 @@ from lm_eval.models import huggingface
 from torch import Tensor
 from torch.nn import functional
 
+from microscale.families import Batch, run_model
+
 _HFLM: Any = huggingface.HFLM
 """lm-eval's class; its decorator hides the type from checkers."""
 
@@ -98,12 +100,11 @@ class EvaluatedModel(_HFLM):
         for row, tokens in enumerate(chunk):
             padded[row, : len(tokens)] = torch.tensor(tokens)
         with torch.inference_mode():
+            batch = Batch(token_ids=padded.to(self.device))
             if self._keeps_logits:
-                logits = self.model(
-                    input_ids=padded.to(self.device), use_cache=False, logits_to_keep=length - first
-                ).logits
+                logits = run_model(self.model, batch, logits_to_keep=length - first).logits
             else:
-                logits = self.model(input_ids=padded.to(self.device), use_cache=False).logits[:, first:]
+                logits = run_model(self.model, batch).logits[:, first:]
         ends: list[Tensor] = []
         for row, (tokens, count) in enumerate(zip(chunk, wanted, strict=True)):
             end = len(tokens) - first

@@ -34,6 +34,8 @@ from microscale.errors import (
     ShapeError,
     check_kind,
 )
+from microscale.evaluation import LanguageModel
+from microscale.families import Batch, run_model
 from microscale.formats import RangeKind
 from microscale.formats.elements import E2M1, E4M3
 from microscale.integrations.dtypes import checked_dtype
@@ -357,11 +359,11 @@ def load_tokenizer(path: str | Path) -> Any:
         logger.setLevel(before)
 
 
-def logits_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return a callable from token ids [batch, tokens] to logits, as the evaluation room wants it."""
+def logits_of(model: Any) -> LanguageModel:
+    """Return a callable from batches to logits, as the evaluation room wants it."""
 
-    def call(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens.to(model.device), use_cache=False).logits
+    def call(batch: Batch) -> Tensor:
+        return run_model(model, batch.to(model.device)).logits
 
     return call
 

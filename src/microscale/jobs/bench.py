@@ -21,6 +21,7 @@ from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
 from microscale.nn import QuantizedLinear
 from microscale.nn.decoder import Decoder
+from microscale.nn.sizes import module_bytes
 from microscale.planning.bench import Speeds, measure_speed, resident_bytes
 from microscale.recipes.apply import set_activations
 
@@ -160,9 +161,7 @@ def _layers(model: Any) -> tuple[dict[str, int], dict[str, int], int]:
     formats = Counter(format_name(module.format) for module in packed)
     formats.update(str(module.weight.dtype).removeprefix("torch.") for module in plain)
     activations = Counter("none" if m.activations is None else str(m.activations.spec) for m in packed)
-    num_bytes = sum(module.num_bytes for module in packed)
-    num_bytes += sum(module.weight.numel() * module.weight.element_size() for module in plain)
-    return dict(formats), dict(activations), num_bytes
+    return dict(formats), dict(activations), sum(map(module_bytes, (*packed, *plain)))
 
 
 def _decoder_facts(decoder: Decoder, speeds: Speeds) -> DecoderFacts:

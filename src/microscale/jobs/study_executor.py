@@ -18,7 +18,8 @@ from microscale.integrations.lm_eval_runner import TaskRequest, run_tasks
 from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 from microscale.integrations.quantization import choose_recipe, quantize_original
 from microscale.integrations.tokenizing import text_windows
-from microscale.nn import PackedModule, cached_weights, prepare_for_inference
+from microscale.nn import cached_weights, prepare_for_inference
+from microscale.nn.sizes import file_bytes, packed_size
 from microscale.recipes import Recipe, ignore_progress
 from microscale.studies import PreparedModel, Study, StudyMethod, StudyRun, StudyScore, StudyTask
 from microscale.version import __version__
@@ -52,7 +53,7 @@ class QuantizeAndScore:
                 tokenizer=load_tokenizer(path),
             )
             model, notes = done.model, done.notes
-        prepared = _measured(model, stored_dtype(path).itemsize, notes)  # before a layout pads anything
+        prepared = _measured(model, stored_dtype(path), notes)  # before a layout pads anything
         prepare_for_inference(model)
         return prepared
 
@@ -133,16 +134,13 @@ def _score(
     )
 
 
-def _measured(model: Any, width: int, notes: Sequence[str]) -> PreparedModel:
+def _measured(model: Any, dtype: torch.dtype, notes: Sequence[str]) -> PreparedModel:
     """Return a model with its bits per quantized weight (all bits of the stored type where none is) and its size."""
-    packed = [module for module in model.modules() if isinstance(module, PackedModule)]
-    packed_bytes = sum(module.num_bytes for module in packed)
-    weights = sum(module.tensor.shape[0] * module.tensor.shape[1] for module in packed)
-    others = sum(parameter.numel() for parameter in model.parameters())
+    packed = packed_size(model.modules())
     return PreparedModel(
         model=model,
-        bits_per_weight=8 * packed_bytes / weights if weights else 8.0 * width,
-        num_bytes=packed_bytes + others * width,
+        bits_per_weight=packed.bits_per_weight if packed.num_weights else 8.0 * dtype.itemsize,
+        num_bytes=file_bytes(model, packed, dtype),
         notes=tuple(notes),
     )
 

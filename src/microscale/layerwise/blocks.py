@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.algorithms import LayerFunction
 from microscale.errors import ModelError
+from microscale.families import Batch, run_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +47,7 @@ class BlockRunner:
         self,
         model: nn.Module,
         names: Sequence[str],
-        windows: Int[Tensor, "samples tokens"],
+        windows: Batch,
         *,
         batch: int,
         is_tuple: bool | None = None,
@@ -55,9 +56,9 @@ class BlockRunner:
         self._names = tuple(names)
         self._calls: dict[tuple[int, int], BlockCall] = {}
         self.device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
-        self._pieces = windows.split(batch)
+        self._pieces = tuple(windows.split(batch))
         first = self._pieces[0].to(self.device)
-        self.is_tuple = self._returns_tuple(first) if is_tuple is None else is_tuple
+        self.is_tuple = self._returns_tuple(first[:1]) if is_tuple is None else is_tuple
         for size in sorted({len(piece) for piece in self._pieces}):
             self._record(first[:size], size)
 
@@ -71,8 +72,8 @@ class BlockRunner:
         for piece in self._pieces:
             yield self._embed(piece.to(self.device))
 
-    def _returns_tuple(self, tokens: Tensor) -> bool:
-        """Run the first layer on two tokens to see what kind of value it returns."""
+    def _returns_tuple(self, sample: Batch) -> bool:
+        """Run the first layer to see what kind of value it returns."""
         block = self._model.get_submodule(self._names[0])
         seen: list[bool] = []
 
@@ -81,22 +82,22 @@ class BlockRunner:
             raise FoundError
 
         with removed_after(block.register_forward_hook(after)):
-            self._forward(tokens[:1, :2])
+            self._forward(sample)
         if not seen:
             raise ModelError(f"{self._names[0]} is not run by the model; it cannot be calibrated layer by layer")
         return seen[0]
 
-    def _forward(self, tokens: Tensor) -> None:
+    def _forward(self, batch: Batch) -> None:
         with torch.no_grad(), contextlib.suppress(FoundError):
-            self._model(input_ids=tokens, use_cache=False)
+            run_model(self._model, batch)
 
-    def _record(self, tokens: Tensor, size: int) -> None:
+    def _record(self, batch: Batch, size: int) -> None:
         """Record the arguments of all blocks with a batch of ``size``, the blocks passing their input on."""
         with contextlib.ExitStack() as stack:
             for index, name in enumerate(self._names):
                 stand_in = self._recorder(index, size)
                 stack.enter_context(replaced_forward({name: stand_in}, self._model))
-            self._forward(tokens)
+            self._forward(batch)
         missing = [name for index, name in enumerate(self._names) if (index, size) not in self._calls]
         if missing:
             raise ModelError(f"{missing[0]} is not run by the model; it cannot be calibrated layer by layer")
@@ -114,7 +115,7 @@ class BlockRunner:
 
         return record
 
-    def _embed(self, tokens: Tensor) -> Float[Tensor, "batch tokens width"]:
+    def _embed(self, batch: Batch) -> Float[Tensor, "batch tokens width"]:
         """Return what the first block gets."""
         found: list[Tensor] = []
 
@@ -123,7 +124,7 @@ class BlockRunner:
             raise FoundError
 
         with replaced_forward({self._names[0]: take}, self._model):
-            self._forward(tokens)
+            self._forward(batch)
         return found[0]
 
     def run(self, index: int, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:

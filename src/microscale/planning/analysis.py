@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from microscale.calibration import ActivationStore
 from microscale.errors import CalibrationError, ModelError
-from microscale.families import BlockStructure, LinearGroup, describe, is_inside, is_transposed
+from microscale.families import Batch, BlockStructure, LinearGroup, describe, is_inside, is_transposed, run_model
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn import PackedModule
@@ -107,7 +107,7 @@ def analyze_model(
     job = _Job(model=model, candidates=candidates)
     steps = _Steps(progress, len(names) + 1 + (0 if gradients is None else len(names) + 2))
     with loader.stored(names[0]):
-        runner = BlockRunner(model, names, calibration.windows, batch=1)
+        runner = BlockRunner(model, names, calibration.samples, batch=1)
     hidden = list(runner.embedded())
     for index, block in enumerate(blocks):
         steps.advance(block.name)
@@ -121,12 +121,12 @@ def analyze_model(
     steps.advance("embeddings and head")
     if gradients is not None:
         _keep(gradients, len(names), hidden)
-    outside = _run_ends(job, names, calibration.windows, hidden, runner)
+    outside = _run_ends(job, names, calibration.samples, hidden, runner)
     hidden.clear()
     _describe_rest(job, "", model, outside, apart=names)
     if gradients is not None:
         visit = _gradient_visitor(job, names)
-        measure_gradients(loader, blocks, calibration.windows, runner, gradients, visit, steps.advance)
+        measure_gradients(loader, blocks, calibration.samples, runner, gradients, visit, steps.advance)
     return _summary(job, calibration.windows.numel(), target_db, progress)
 
 
@@ -252,7 +252,7 @@ def _raw_weight(module: nn.Module) -> Tensor:
 
 
 def _run_ends(
-    job: _Job, names: Sequence[str], windows: Tensor, hidden: list[Tensor], runner: BlockRunner
+    job: _Job, names: Sequence[str], windows: Batch, hidden: list[Tensor], runner: BlockRunner
 ) -> dict[str, TensorObserver]:
     """Observe what the norms outside of the decoder layers and the head get, in the model's own dtype."""
     head = job.model.get_output_embeddings() if hasattr(job.model, "get_output_embeddings") else None
@@ -270,10 +270,10 @@ def _run_ends(
 
             stack.enter_context(removed_after(head.register_forward_pre_hook(stop)))
         dtype = job.model.get_input_embeddings().weight.dtype
-        for place, tokens in enumerate(windows.split(1)):
+        for place, window in enumerate(windows.split(1)):
             give = _giving(hidden[place].to(dtype), runner)
             with replaced_forward(dict.fromkeys(names, give), job.model), contextlib.suppress(FoundError):
-                job.model(input_ids=tokens.to(runner.device), use_cache=False)
+                run_model(job.model, window.to(runner.device))
     return observers
 
 

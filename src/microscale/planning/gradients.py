@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.calibration import ActivationStore
-from microscale.families import BlockStructure, is_inside, vision_roots
+from microscale.families import Batch, BlockStructure, is_inside, run_model, vision_roots
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters
 from microscale.planning.tensor_facts import TensorObserver
@@ -34,7 +34,7 @@ what the gradients of its linear layers' outputs were like, by name inside the p
 def measure_gradients(
     loader: LayerLoader,
     blocks: Sequence[BlockStructure],
-    windows: Int[Tensor, "samples tokens"],
+    windows: Batch,
     runner: BlockRunner,
     store: ActivationStore,
     visit: Visitor,
@@ -54,7 +54,7 @@ def measure_gradients(
     with float32_parameters(ends), torch.enable_grad():
         for parameter in ends:
             parameter.requires_grad_(parameter.is_floating_point())
-        num_predicted = windows.shape[0] * (windows.shape[1] - 1)
+        num_predicted = windows.token_ids[:, 1:].numel()
         flowing = [
             _through_head(model, names, window, _stored(store, len(names), place), runner, num_predicted)
             for place, window in enumerate(windows.split(1))
@@ -90,7 +90,7 @@ def _stored(store: ActivationStore, layer: int, window: int) -> Tensor:
 
 
 def _through_head(
-    model: Any, names: Sequence[str], tokens: Tensor, hidden: Tensor, runner: BlockRunner, num_predicted: int
+    model: Any, names: Sequence[str], window: Batch, hidden: Tensor, runner: BlockRunner, num_predicted: int
 ) -> Float[Tensor, "1 tokens width"]:
     """Return the gradient of the last hidden states of one window; those of the head add up in ``grad``."""
     hidden = hidden.to(runner.device).requires_grad_()
@@ -98,10 +98,10 @@ def _through_head(
     def give(*_arguments: Any, **_keywords: Any) -> Any:
         return (hidden,) if runner.is_tuple else hidden
 
-    tokens = tokens.to(runner.device)
+    window = window.to(runner.device)
     with replaced_forward(dict.fromkeys(names, give), model):
-        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+        logits = run_model(model, window).logits[:, :-1]
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), window.token_ids[:, 1:].flatten(), reduction="sum")
     (loss / num_predicted).backward()
     assert hidden.grad is not None
     return hidden.grad
@@ -143,7 +143,7 @@ def _watching(observers: dict[str, TensorObserver], name: str, block: str) -> Ca
     return hook
 
 
-def _through_embedding(model: Any, first: str, tokens: Tensor, gradient: Tensor) -> None:
+def _through_embedding(model: Any, first: str, window: Batch, gradient: Tensor) -> None:
     """Add the gradients of the embeddings up in ``grad``."""
     found: list[Tensor] = []
 
@@ -152,5 +152,5 @@ def _through_embedding(model: Any, first: str, tokens: Tensor, gradient: Tensor)
         raise FoundError
 
     with replaced_forward({first: take}, model), contextlib.suppress(FoundError):
-        model(input_ids=tokens.to(gradient.device), use_cache=False)
+        run_model(model, window.to(gradient.device))
     found[0].backward(gradient.to(found[0].dtype))

@@ -88,7 +88,7 @@ def measure_table(
         )
         check(table)
         found = measure_sensitivity(
-            model, stand_ins, blocks, calibration.windows, sensitivity, seed=calibration.seed, progress=progress
+            model, stand_ins, blocks, calibration.samples, sensitivity, seed=calibration.seed, progress=progress
         )
     return replace(table, sensitivity=found)
 

@@ -23,11 +23,12 @@ from enum import Enum
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
+from microscale.families import Batch, run_model
 from microscale.layerwise.blocks import removed_after, replaced_forward
 from microscale.nn import PackedModule
 
@@ -79,7 +80,7 @@ def measure_sensitivity(
     model: Any,
     layers: Layers,
     blocks: Sequence[str],
-    windows: Int[Tensor, "samples tokens"],
+    windows: Batch,
     kind: Sensitivity,
     *,
     seed: int = 0,
@@ -118,7 +119,7 @@ class _Sums:
 def _output_errors(
     model: Any,
     layers: Layers,
-    windows: Int[Tensor, "samples tokens"],
+    windows: Batch,
     kind: Sensitivity,
     seed: int,
     progress: Progress,
@@ -137,7 +138,7 @@ def _output_errors(
         for index, window in enumerate(windows.split(1)):
             progress(index, len(windows), "windows")
             with torch.set_grad_enabled(is_fisher):
-                logits = model(input_ids=window.to(model.device), use_cache=False).logits[:, :-1]
+                logits = run_model(model, window.to(model.device)).logits[:, :-1]
                 num_tokens += logits.shape[0] * logits.shape[1]
                 if is_fisher:
                     _drawn_loss(logits, generator).backward()
@@ -207,15 +208,15 @@ def _float_weight(stand_in: nn.Module) -> Generator[None, None, None]:
 
 @torch.no_grad()
 def _divergences(
-    model: Any, layers: Layers, blocks: Sequence[str], windows: Int[Tensor, "samples tokens"], progress: Progress
+    model: Any, layers: Layers, blocks: Sequence[str], windows: Batch, progress: Progress
 ) -> dict[str, list[float]]:
     totals = {name: [0.0] * len(stand_ins) for name, stand_ins in layers.items()}
-    pieces = windows.split(4)
+    pieces = list(windows.split(4))
     num_steps, done, num_rows = len(pieces) * len(layers), 0, 0
     for piece in pieces:
-        tokens = piece.to(model.device)
+        batch = piece.to(model.device)
         with _recorded(model, blocks) as inputs:
-            reference = model(input_ids=tokens, use_cache=False).logits
+            reference = run_model(model, batch).logits
         num_rows += reference.shape[0] * reference.shape[1]
         for name, stand_ins in layers.items():
             progress(done, num_steps, name)
@@ -226,7 +227,7 @@ def _divergences(
                 if stand_in is None:
                     continue
                 with _float_weight(stand_in), replaced_forward({**before, name: stand_in.forward}, model):
-                    logits = model(input_ids=tokens, use_cache=False).logits
+                    logits = run_model(model, batch).logits
                 totals[name][place] += float(divergence(reference, logits).sum())
     progress(num_steps, num_steps, "")
     return {name: [value / num_rows for value in values] for name, values in totals.items()}

@@ -27,7 +27,7 @@ from microscale.algorithms import (
     SideStep,
 )
 from microscale.calibration import ActivationStore, Wanted
-from microscale.families import LinearGroup, ModelStructure
+from microscale.families import Batch, LinearGroup, ModelStructure, run_model
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.stream import Flow, LayerStream
@@ -157,14 +157,14 @@ class Quantizer:
         pairs = [pair for block in self._structure.blocks for p in pipelines for pair in book.groups(block, p)]
         groups = tuple(group for _, group in pairs)
 
-        def logits(stand_ins: Mapping[str, LayerFunction], tokens: Tensor) -> Tensor:
+        def logits(stand_ins: Mapping[str, LayerFunction], batch: Batch) -> Tensor:
             with replaced_forward(stand_ins, self._model):
-                return self._model(input_ids=tokens, use_cache=False).logits
+                return run_model(self._model, batch).logits
 
         return ModelProblem(
             groups=groups,
             logits=logits,
-            windows=settings.windows.to(next(self._model.parameters()).device),
+            windows=settings.samples.to(next(self._model.parameters()).device),
             biases=self._book.biases(groups),
             seed=settings.seed,
             progress=self._progress,
@@ -218,7 +218,7 @@ class Quantizer:
 
     def _runner(self, is_tuple: bool | None) -> BlockRunner:
         settings, names = self._settings, [block.name for block in self._structure.blocks]
-        return BlockRunner(self._model, names, settings.windows, batch=settings.batch, is_tuple=is_tuple)
+        return BlockRunner(self._model, names, settings.samples, batch=settings.batch, is_tuple=is_tuple)
 
     def _load(self, name: str) -> None:
         """See that a layer's weights are at hand, in float32."""

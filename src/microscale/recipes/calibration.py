@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from microscale.families import Batch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
@@ -22,3 +24,8 @@ class Calibration:
     is_sequential: bool = True
     seed: int = 0
     is_order_online: bool = False
+
+    @property
+    def samples(self) -> Batch:
+        """The windows as what a model is given."""
+        return Batch(token_ids=self.windows)
