@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import microscale
-from microscale.errors import CheckpointNotFoundError, DtypeError, ModelError, ShapeError
-from microscale.integrations.loading import check_local, check_window, parse_dtype, stored_dtype
+from microscale.errors import CheckpointNotFoundError, ModelError, ShapeError
+from microscale.integrations.loading import check_local, check_window, stored_dtype
 from microscale.nn import NarrowEmbedding
 from small_models import edit_config, logits, read_config, same_bits, save_random_model
 
@@ -90,12 +90,7 @@ def test_weights_that_the_config_has_no_place_for_are_told(source: Path, tmp_pat
         microscale.load(tmp_path / "copy")
 
 
-def test_words_for_dtypes(source: Path) -> None:
-    assert [parse_dtype(word) for word in ("float32", "bfloat16", "float16")] == [
-        *(torch.float32, torch.bfloat16, torch.float16)
-    ]
-    with pytest.raises(DtypeError, match="possible: float32, bfloat16, float16"):
-        parse_dtype("float64")
+def test_the_dtype_of_a_checkpoint(source: Path) -> None:
     assert stored_dtype(source) == torch.bfloat16
     with pytest.raises(ModelError, match="no config"):
         stored_dtype(source / "absent")

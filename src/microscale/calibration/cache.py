@@ -20,6 +20,7 @@ from torch import Tensor
 
 from microscale.calibration.tensor_group import FolderGroup, MemoryGroup, TensorGroup, digest, raw_bytes
 from microscale.errors import CalibrationError
+from microscale.formats.dtypes import dtype_name
 
 _LAYER = re.compile(r"(inputs|state)-(\d{4,})$")
 
@@ -164,7 +165,7 @@ class ActivationStore:
 def _encode(value: Any, group: TensorGroup, name: str) -> Any:
     """Return a value as JSON can say it, its tensors replaced by their digests; tuples stay tuples."""
     if isinstance(value, Tensor):
-        key = digest(raw_bytes(value)) + f"-{str(value.dtype).removeprefix('torch.')}-{'x'.join(map(str, value.shape))}"
+        key = digest(raw_bytes(value)) + f"-{dtype_name(value.dtype)}-{'x'.join(map(str, value.shape))}"
         if key not in group.names():
             group.put(key, value)
         return {"tensor": key}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import CalibrationError
+from microscale.formats.dtypes import dtype_name
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -124,7 +125,7 @@ class FolderGroup:
         except OSError as error:
             raise self._cannot_write(error) from error
         self.entries[name] = {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "dtype": dtype_name(tensor.dtype),
             "shape": list(tensor.shape),
             "digest": digest(content),
         }

@@ -32,6 +32,7 @@ from microscale.checkpoint.gguf_names import ARCHITECTURES, GgufTensor, place_te
 from microscale.checkpoint.schema import StoredLayer
 from microscale.errors import CheckpointError, DependencyError
 from microscale.formats import parse_format
+from microscale.formats.dtypes import dtype_name
 from microscale.tensor import QuantizedTensor
 
 BLOCK_SIZE = 32
@@ -181,7 +182,7 @@ def _entry_bytes(path: Path, entry: GgufEntry) -> int:
 
 def _type_word(entry: GgufEntry) -> str:
     if entry.type_id in _FLOAT_TYPES:
-        return str(_FLOAT_TYPES[entry.type_id]).removeprefix("torch.")
+        return dtype_name(_FLOAT_TYPES[entry.type_id])
     return "mxfp4" if entry.type_id == MXFP4_TYPE else str(_library(entry).GGMLQuantizationType(entry.type_id).name)
 
 

@@ -18,6 +18,7 @@ from microscale.checkpoint.schema import StoredLayer, TensorInfo
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError, FormatError, LayoutError
 from microscale.formats import RangeKind, format_name, parse_activation, parse_format, spec_text
+from microscale.formats.dtypes import FLOAT_DTYPES, dtype_name
 from microscale.layouts import part_specs
 from microscale.tensor import QuantizedTensor
 from microscale.transforms import parse_transform
@@ -62,7 +63,7 @@ class NativeLayout:
                 "activations": None if layer.activations is None else str(layer.activations),
                 "method": layer.method,
                 "kind": layer.kind,
-                "dtype": str(layer.dtype).removeprefix("torch."),
+                "dtype": dtype_name(layer.dtype),
             }
             if layer.transforms:
                 scheme["transforms"] = [str(spec) for spec in layer.transforms]
@@ -198,7 +199,7 @@ def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLay
     if len(shape) < 2:
         raise ValueError(f"shape {list(shape)}")
     dtype = getattr(torch, str(scheme["dtype"]))
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in FLOAT_DTYPES:
         raise ValueError(f"dtype {scheme['dtype']!r}")
     activations = scheme.get("activations")
     transforms, low_rank = scheme.get("transforms", []), scheme.get("low_rank", 0)

@@ -18,6 +18,7 @@ from torch import Tensor
 from microscale.checkpoint.file_bytes import read_tensor
 from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, CheckpointNotFoundError
+from microscale.formats.dtypes import named_dtype
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -175,7 +176,7 @@ class CheckpointReader:
         note = self.config.get("microscale")
         recorded = cast("dict[str, Any]", note).get("dtype") if isinstance(note, dict) else None
         name = str(recorded or self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16")
-        dtype = getattr(torch, name.removeprefix("torch."), None)
-        if not isinstance(dtype, torch.dtype):
+        dtype = named_dtype(name)
+        if dtype is None:
             raise CheckpointError(f"{self.path / CONFIG_NAME}: unknown dtype {name!r}")
         return dtype

@@ -25,6 +25,7 @@ from microscale.formats import (
     parse_format,
     spec_text,
 )
+from microscale.formats.dtypes import dtype_name
 
 _COMPRESSED_TENSORS = CompressedTensorsLayout()
 _NATIVE = NativeLayout()
@@ -100,7 +101,7 @@ def describe(layers: Sequence[StoredLayer], layout: str, version: str, dtype: to
     return {
         "version": version,
         "layout": layout,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "schemes": [
             {**_scheme(members[0]), "layers": [layer.name for layer in members]} for members in groups.values()
         ],

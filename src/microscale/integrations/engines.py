@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from microscale.checkpoint import CheckpointReader, read_stored_layers
 from microscale.checkpoint.native import online_infos
+from microscale.formats.dtypes import dtype_name
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.loading import check_local, is_gguf, load_model
 from microscale.kernels.dispatch import level_name
@@ -143,7 +144,7 @@ def make_engine(
     dtype = compute_dtype or model.dtype
     reason = why_not_decoder(model) or _generation_refusal(model.generation_config)
     if dtype != torch.float32:
-        reason = f"it computes in float32, asked for is {str(dtype).removeprefix('torch.')}"
+        reason = f"it computes in float32, asked for is {dtype_name(dtype)}"
     if reason is not None:
         return TransformersEngine(model.to(dtype) if model.dtype != dtype else model, reason)
     decoder = make_decoder(model, positions=positions, cache_dtype=cache_dtype)

@@ -28,7 +28,6 @@ from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.errors import (
     CheckpointError,
     CheckpointNotFoundError,
-    DtypeError,
     MicroscaleError,
     ModelError,
     ShapeError,
@@ -37,12 +36,11 @@ from microscale.errors import (
 from microscale.evaluation import LanguageModel
 from microscale.families import Batch, run_model
 from microscale.formats import RangeKind
+from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3
-from microscale.integrations.dtypes import checked_dtype
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
-from microscale.kernels.checks import FLOAT_DTYPES
 from microscale.nn import prepare_for_inference
 from microscale.tensor import QuantizedTensor
 
@@ -366,18 +364,6 @@ def logits_of(model: Any) -> LanguageModel:
         return run_model(model, batch.to(model.device)).logits
 
     return call
-
-
-def parse_dtype(word: str) -> torch.dtype:
-    """Return the torch float type of a word.
-
-    Raises:
-        DtypeError: another word.
-    """
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if word not in known:
-        raise DtypeError(f"unknown dtype {word!r}; possible: {', '.join(known)}")
-    return known[word]
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:

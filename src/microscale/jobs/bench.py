@@ -13,8 +13,8 @@ import torch
 
 from microscale.errors import DtypeError, ModelError, ShapeError
 from microscale.formats import ActivationSpec, RangeKind, format_name, parse_activation, parse_format
+from microscale.formats.dtypes import dtype_name, parse_dtype
 from microscale.integrations.engines import DecoderEngine, Engine, load_for_decoding, make_engine
-from microscale.integrations.loading import parse_dtype
 from microscale.integrations.random_models import parse_shape, random_llama
 from microscale.jobs.bench_options import BenchOptions
 from microscale.jobs.reporting import SILENT, Reporter
@@ -159,7 +159,7 @@ def _layers(model: Any) -> tuple[dict[str, int], dict[str, int], int]:
     packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     plain = [module for module in model.modules() if type(module) is torch.nn.Linear]
     formats = Counter(format_name(module.format) for module in packed)
-    formats.update(str(module.weight.dtype).removeprefix("torch.") for module in plain)
+    formats.update(dtype_name(module.weight.dtype) for module in plain)
     activations = Counter("none" if m.activations is None else str(m.activations.spec) for m in packed)
     return dict(formats), dict(activations), sum(map(module_bytes, (*packed, *plain)))
 

@@ -16,6 +16,7 @@ from microscale.calibration import read_text_file
 from microscale.checkpoint import check_text_target, write_text_file
 from microscale.errors import FormatError, ModelError
 from microscale.formats import Format, list_items, parse_format
+from microscale.formats.dtypes import dtype_name
 from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.loading import check_window, load_original, logits_of, stored_dtype
 from microscale.integrations.tokenizing import text_windows
@@ -130,7 +131,7 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> Comparison:
         text=str(options.text),
         tokens=sum(piece.numel() - 1 for piece in windows),
         window=options.window,
-        dtype=str(original.dtype).removeprefix("torch."),
+        dtype=dtype_name(original.dtype),
         formats=tuple(formats),
         rows=tuple(rows),
     )

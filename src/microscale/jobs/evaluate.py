@@ -26,9 +26,10 @@ from microscale.evaluation import (
     perplexity,
 )
 from microscale.formats import list_items
+from microscale.formats.dtypes import dtype_name, parse_dtype
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.lm_eval_runner import CodeExecution, TaskRequest, check_request, run_tasks
-from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of, parse_dtype
+from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of
 from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.evaluate_options import EvaluateOptions
 from microscale.jobs.reporting import SILENT, Reporter
@@ -119,7 +120,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> Evaluatio
             on_tasks = _score_tasks(model, tokenizer, request, reporter)
     return Evaluation(
         model=label_of(options.model),
-        dtype=options.dtype if isinstance(options.model, str | Path) else str(model.dtype).removeprefix("torch."),
+        dtype=options.dtype if isinstance(options.model, str | Path) else dtype_name(model.dtype),
         attention=attention,
         on_text=on_text,
         on_tasks=on_tasks,

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from microscale.errors import OptionError
+from microscale.formats.dtypes import parse_dtype
 from microscale.integrations.engines import Engine, load_for_decoding, make_engine
 from microscale.integrations.generation import Generation, encode_prompt, generate_text
-from microscale.integrations.loading import load_tokenizer, parse_dtype
+from microscale.integrations.loading import load_tokenizer
 from microscale.jobs.generate_options import GenerateOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError, check_kind
 from microscale.formats import Draw, Format, PairFormat, RuleKind, SegmentedFormat, format_name
+from microscale.formats.dtypes import FLOAT_DTYPES
 from microscale.layouts import matrix_shape
 from microscale.layouts.row_major import grid_shape
 from microscale.tensor import QuantizedTensor
-
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_values(values: Tensor, name: str) -> tuple[int, int]:

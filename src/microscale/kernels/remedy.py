@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from microscale.formats import NAMED_FORMATS, parse_format
+from microscale.formats.dtypes import FLOAT_DTYPES, dtype_name
 from microscale.kernels.backend import Request
-from microscale.kernels.checks import FLOAT_DTYPES
 from microscale.layouts import LAYOUTS
 
 SHOWN = 3
@@ -32,7 +32,7 @@ def remedy(request: Request, is_accepted: Callable[[Request], bool]) -> str:
         found.append("round the inputs beforehand (fake_quantize) and keep them")
     dtypes = [dtype for dtype in FLOAT_DTYPES if dtype != request.dtype and accepted(dtype=dtype)]
     if dtypes:
-        found.append(f"cast to {_any_of(str(dtype).removeprefix('torch.') for dtype in dtypes)}")
+        found.append(f"cast to {_any_of(dtype_name(dtype) for dtype in dtypes)}")
     layouts = [name for name in LAYOUTS if name != request.layout and accepted(layout=name)]
     if layouts:
         found.append(f"use the layout {_any_of(layouts)}")

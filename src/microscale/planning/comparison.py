@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import Format, parse_activation, parse_format
+from microscale.formats.dtypes import dtype_name
 from microscale.nn import (
     PackedModule,
     cached_weights,
@@ -94,7 +95,7 @@ def compare_formats(
         stored_dtype=stored_dtype,
         counter=_Counter(total=len(windows) * (1 + num_modes * len(formats)), report=progress),
     )
-    name, nothing = str(stored_dtype).removeprefix("torch."), packed_size(())
+    name, nothing = dtype_name(stored_dtype), packed_size(())
     results = [scorer.row(name, "none", 8.0 * stored_dtype.itemsize, file_bytes(model, nothing, stored_dtype))]
     for spec in formats:
         plan = make_plan(model, make_recipe(format=spec))

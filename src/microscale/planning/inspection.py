@@ -10,6 +10,7 @@ from microscale.checkpoint import CheckpointReader, StoredLayer, TensorInfo, rea
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, online_infos
 from microscale.formats import format_name
+from microscale.formats.dtypes import dtype_name
 from microscale.nn import AttentionFormats, read_attention
 from microscale.nn.sizes import Size, spec_bytes, total_size
 
@@ -162,7 +163,7 @@ def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:
     return LayerFacts(
         name=name,
         shape=info.shape,
-        format=str(info.dtype).removeprefix("torch."),
+        format=dtype_name(info.dtype),
         activations=None,
         method=None,
         num_weights=math.prod(info.shape),

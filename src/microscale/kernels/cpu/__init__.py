@@ -3,8 +3,8 @@
 import torch
 
 from microscale.formats import Format
+from microscale.formats.dtypes import FLOAT_DTYPES
 from microscale.kernels.backend import Backend, Operation, Request
-from microscale.kernels.checks import FLOAT_DTYPES
 from microscale.kernels.cpu import decoder, native
 from microscale.kernels.cpu.fused import (
     gather_quantize,
