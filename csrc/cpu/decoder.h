@@ -52,8 +52,6 @@ struct AttentionCall {
   float* scratch;  // one query: [num_heads, splits, P + 2] floats; else unused
 };
 
-enum class Gate : int32_t { silu = 0, gelu_tanh = 1 };
-
 struct DecoderKernels {
   // residual += added (where not null); out = residual / sqrt(mean(residual^2) + eps) * weight, for each row.
   void (*add_rms_norm)(float* residual, const float* added, const float* weight, float* out, int64_t rows,

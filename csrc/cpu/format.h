@@ -6,21 +6,11 @@
 
 #include <cstdint>
 
+#include "enums.h"
+
 namespace ms {
 
-enum class Rounding : int32_t { nearest_even = 0, nearest_away = 1, toward_zero = 2, stochastic = 3 };
-// How a scale lies in memory.
-enum class Storage : int32_t { code8 = 0, f16 = 1, bf16 = 2, f32 = 3 };
-// Which number of the block a rule looks at.
-enum class Statistic : int32_t { amax = 0, percentile = 1, range = 2, deviation = 3 };
-// What the rule makes of it: a power of two by exponent and mantissa, or a quotient rounded to nearest or up; or the
-// start of a search for the least squared error: among powers of two, or among quotients fitted to their codes.
-enum class Rule : int32_t { exponent = 0, nearest = 1, up = 2, search = 3, fit = 4 };
-enum class Extension : int32_t { none = 0, plus = 1, plusplus = 2 };
-enum class ZeroPoint : int32_t { none = 0, integer = 1, number = 2 };
 constexpr int kFitSteps = 16;
-// How codes of an element become float32 in vectors.
-enum class Decoding : int32_t { table = 0, table16 = 1, small_float = 2, integer = 3 };
 
 // An element, a scale or a zero point: a float or an integer of at most 8 bits, or one of fp16, bf16, fp32.
 struct Number {
@@ -44,6 +34,30 @@ struct Number {
   float steps_first;  // x * steps_first * steps_second counts units of the last place of subnormals
   float steps_second;
   float int_scale;  // integers: 2^fraction_bits
+};
+
+// How linear multiplies by elements of a format, as weights or as activations.
+struct Products {
+  ElementKind element;
+  Extra extra;
+  ScaleKind scale;
+  ZeroKind zero;
+  int32_t special_code;  // 8-bit floats: the first code (without sign) that is not finite
+  float low_values[8];        // Extra::low: what the three bits above the index add
+  float largest_values[256];  // Extra::largest: value of the largest element's code
+  float delta_values[8];      // Extra::largest: factor of the others for every exponent difference
+  // The values as small integers: value = (sum of planes) * step, plane 1 times 16. 0 planes: they are not.
+  int32_t int_planes;
+  int32_t int_offset[2];  // added to the integers so that they are unsigned bytes
+  int32_t int_values[2][64];
+  float int_step;
+  int32_t low_is_int;   // Extra::low: integers with the low part added are still unsigned bytes
+  int32_t bf16_exact;   // every value of a code is a normal bfloat16 or zero
+  int32_t bf16_values[32];  // magnitudes by code without sign; 4-bit elements: all 16 codes, twice
+  // The values as signed bytes for activations: value = integer * step; a step of 0: they are not.
+  int32_t act_integers[256];
+  int32_t act_largest[256];  // of every code of a largest element (MX+)
+  float act_step;
 };
 
 struct Format {
@@ -86,6 +100,7 @@ struct Format {
   float scale_values[256];
   float scale_inverses[256];  // 1 / value where has_exact_inverse
   float zero_values[256];
+  Products products;
 };
 
 }  // namespace ms

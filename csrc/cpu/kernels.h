@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-namespace ms {
+#include "enums.h"
 
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+namespace ms {
 
 enum class Level : int32_t { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 constexpr int kNumLevels = 4;
@@ -96,8 +96,6 @@ struct DequantizeKernels {
 };
 
 // ------------------------------------------------------------------------------------------ fused
-
-enum class FusedOperation : int32_t { rms_norm = 0, silu_mul = 1, gather = 2, hadamard = 3 };
 
 struct FusedArgs {
   FusedOperation operation;

@@ -1,6 +1,6 @@
 // What the linear kernels of all levels are told: weights in the layout rows16, prepared activations, and the call.
 //
-// Nothing here is a fact about a format: tables and parameters come from the format records (kernels/cpu/weights.py).
+// Nothing here is a fact about a format: tables and parameters come from the format records (format.h).
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,6 @@ namespace ms {
 constexpr int kLanes = 16;   // rows that the layout rows16 interleaves
 constexpr int kChunk = 32;   // columns that stand together
 constexpr int kPanel = 32;   // rows of a decoded panel
-
-enum class ScaleKind : int32_t { power_of_two = 0, table = 1, f16 = 2, bf16 = 3, f32 = 4 };
-enum class Extra : int32_t { none = 0, low = 1, largest = 2, zero_point = 3 };
-enum class ElementKind : int32_t { table = 0, integer = 1, float8 = 2 };
-enum class ZeroKind : int32_t { table = 0, f16 = 1 };
 
 struct Weight {
   int64_t rows, cols;
@@ -115,14 +110,6 @@ struct ActivationKernels {
 };
 
 constexpr int64_t kScratchFloats = 256 * kPanel + 2048;
-
-// How the activations of an input are used.
-enum class ActRule : int32_t {
-  keep = 0,     // as they are
-  integer = 1,  // rounded to a format whose values are small integers times a block's scale
-  number = 2,   // rounded to any other format, and multiplied as float32
-};
-enum class Combine : int32_t { concatenate = 0, silu_mul = 1 };
 
 // A format of activations; the integers belong to ActRule::integer: value = integer * step * scale.
 struct ActFormat {

@@ -17,9 +17,11 @@ from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
 from microscale.kernels import dequantize, dispatch, fake_quantize, linear, linear_mixed, quantize, to_layout
 from microscale.kernels.cpu import native
-from microscale.kernels.cpu.activations import ActRule, plan_activations
+from microscale.kernels.cpu.activations import plan_activations
 from microscale.kernels.cpu.descriptors import descriptor
-from microscale.kernels.cpu.linear import Combine, prepare_linear
+from microscale.kernels.cpu.enums import ActRule
+from microscale.kernels.cpu.linear import prepare_linear
+from microscale.kernels.operands import Combine
 from microscale.layouts import LAYOUTS
 from microscale.tensor import QuantizedTensor
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import pytest
@@ -17,7 +16,6 @@ from microscale.kernels import cpu, dequantize, fake_quantize, quantize, referen
 from microscale.kernels.backend import Operation, Request
 from microscale.kernels.cpu import BACKEND as CPU
 from microscale.kernels.cpu import native
-from microscale.kernels.cpu.descriptors import FormatStruct
 from microscale.tensor import QuantizedTensor
 from vectors.inputs import SUBNORMAL, matrices, same_bits
 
@@ -399,8 +397,3 @@ def test_the_operators_pass_the_checks_of_torch() -> None:
     )
     arguments = (list(packed.parts.values()), list(packed.parts), "mxfp8", [4, 32], torch.bfloat16, "row_major")
     torch.library.opcheck(torch.ops.microscale.dequantize.default, arguments)
-
-
-def test_both_sides_agree_on_the_size_of_a_format() -> None:
-    assert native.NATIVE is not None
-    assert ctypes.sizeof(FormatStruct) == native.NATIVE.FORMAT_BYTES

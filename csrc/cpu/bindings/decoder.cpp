@@ -1,16 +1,71 @@
 // What stands between the linear layers of a decoder.
+#include <new>
+
 #include "bindings/bindings.h"
 #include "decoder.h"
 
 namespace ms::bindings {
 namespace {
 
+void bind_attention(nb::module_& m) {
+  nb::class_<KeyValueCache>(m, "KeyValueCache")
+      .def(
+          "__init__",
+          [](KeyValueCache* self, Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
+             int64_t capacity) {
+            new (self) KeyValueCache{.keys = at<void>(keys), .values = at<void>(values),
+                                     .dtype = static_cast<Dtype>(dtype), .kv_heads = kv_heads, .head_dim = head_dim,
+                                     .capacity = capacity};
+          },
+          nb::kw_only(), "keys"_a, "values"_a, "dtype"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a);
+  nb::class_<HeadsCall>(m, "HeadsCall")
+      .def(
+          "__init__",
+          [](HeadsCall* self, const KeyValueCache& cache, Pointer heads, int64_t rows, int64_t num_heads,
+             Pointer first, Pointer cosines, Pointer sines, Pointer query_norm, Pointer key_norm, float eps) {
+            new (self) HeadsCall{.cache = cache, .heads = at(heads), .rows = rows, .num_heads = num_heads,
+                                 .first = at<const int64_t>(first), .cosines = at(cosines), .sines = at(sines),
+                                 .query_norm = at(query_norm), .key_norm = at(key_norm), .eps = eps};
+          },
+          nb::kw_only(), "cache"_a, "heads"_a, "rows"_a, "num_heads"_a, "first"_a, "cosines"_a, "sines"_a,
+          "query_norm"_a, "key_norm"_a, "eps"_a);
+  nb::class_<AttentionCall>(m, "AttentionCall")
+      .def(
+          "__init__",
+          [](AttentionCall* self, const KeyValueCache& cache, Pointer queries, int64_t stride, Pointer out,
+             int64_t rows, int64_t num_heads, Pointer first, int64_t window, float scale, Pointer scratch) {
+            new (self) AttentionCall{.cache = cache, .queries = at(queries), .stride = stride, .out = at(out),
+                                     .rows = rows, .num_heads = num_heads, .first = at<const int64_t>(first),
+                                     .window = window, .scale = scale, .scratch = at(scratch)};
+          },
+          nb::kw_only(), "cache"_a, "queries"_a, "stride"_a, "out"_a, "rows"_a, "num_heads"_a, "first"_a, "window"_a,
+          "scale"_a, "scratch"_a);
+  m.def(
+      "store_heads",
+      [](int level, int threads, const HeadsCall& call) {
+        const auto& kernel = kernels_at(level).decoder->store_heads;
+        nb::gil_scoped_release release;
+        kernel(call, threads);
+      },
+      "level"_a, "threads"_a, "call"_a);
+  m.def(
+      "attend",
+      [](int level, int threads, const AttentionCall& call) {
+        const auto& kernel = kernels_at(level).decoder->attend;
+        nb::gil_scoped_release release;
+        kernel(call, threads);
+      },
+      "level"_a, "threads"_a, "call"_a);
+}
+
+// -------- superseded by the records above
+
 KeyValueCache cache_at(Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
                            int64_t capacity) {
   return {at<void>(keys), at<void>(values), static_cast<Dtype>(dtype), kv_heads, head_dim, capacity};
 }
 
-void bind_attention(nb::module_& m) {
+void bind_listed_attention(nb::module_& m) {
   m.def(
       "store_heads",
       [](int level, int threads, Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
@@ -43,6 +98,7 @@ void bind_attention(nb::module_& m) {
 
 void bind_decoder(nb::module_& m) {
   bind_attention(m);
+  bind_listed_attention(m);
   m.def(
       "add_rms_norm",
       [](int level, int threads, Pointer residual, Pointer added, Pointer weight, Pointer out, int64_t rows,

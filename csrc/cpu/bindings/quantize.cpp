@@ -19,9 +19,20 @@ void bind_quantize(nb::module_& m) {
         int64_t counts[3] = {};
         {
           nb::gil_scoped_release release;
-          kernel({at<const Format>(format), static_cast<Dtype>(dtype), at<const void>(values), rows, cols,
-                  at<const float>(amax), at<const float>(tensor_amax), at<uint8_t>(codes), at<void>(scale),
-                  at<float>(tensor_inv), at<uint8_t>(index), at<void>(zero_point), at<void>(restored), threads},
+          kernel({.format = at<const Format>(format),
+                  .dtype = static_cast<Dtype>(dtype),
+                  .values = at<const void>(values),
+                  .rows = rows,
+                  .cols = cols,
+                  .amax = at<const float>(amax),
+                  .tensor_amax = at<const float>(tensor_amax),
+                  .codes = at<uint8_t>(codes),
+                  .scale = at<void>(scale),
+                  .tensor_inv = at<float>(tensor_inv),
+                  .index = at<uint8_t>(index),
+                  .zero_point = at<void>(zero_point),
+                  .restored = at<void>(restored),
+                  .threads = threads},
                  counts);
         }
         return nb::make_tuple(counts[0], counts[1], counts[2]);
@@ -34,9 +45,17 @@ void bind_quantize(nb::module_& m) {
          Pointer tensor_inv, Pointer index, Pointer zero_point, Pointer restored, int threads) {
         const auto& kernel = kernels_at(level).dequantize->dequantize;
         nb::gil_scoped_release release;
-        kernel({at<const Format>(format), static_cast<Dtype>(dtype), rows, cols, at<const uint8_t>(codes),
-                at<const void>(scale), at<const float>(tensor_inv), at<const uint8_t>(index),
-                at<const void>(zero_point), at<void>(restored), threads});
+        kernel({.format = at<const Format>(format),
+                .dtype = static_cast<Dtype>(dtype),
+                .rows = rows,
+                .cols = cols,
+                .codes = at<const uint8_t>(codes),
+                .scale = at<const void>(scale),
+                .tensor_inv = at<const float>(tensor_inv),
+                .index = at<const uint8_t>(index),
+                .zero_point = at<const void>(zero_point),
+                .restored = at<void>(restored),
+                .threads = threads});
       },
       "level"_a, "format"_a, "dtype"_a, "rows"_a, "cols"_a, "codes"_a, "scale"_a, "tensor_inv"_a, "index"_a,
       "zero_point"_a, "restored"_a, "threads"_a);

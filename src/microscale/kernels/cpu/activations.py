@@ -9,35 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from microscale.formats import (
     BlockFormat,
-    ChannelBlock,
     Format,
-    IntElement,
     NaNPolicy,
     PairFormat,
     SegmentedFormat,
-    VectorBlock,
     format_name,
 )
-from microscale.formats.codec import value_table
 from microscale.kernels.cpu.descriptors import descriptor, encode_refusal
+from microscale.kernels.cpu.enums import ActRule
 from microscale.kernels.cpu.native import NATIVE
-
-INT8_MAX = 127
-
-
-class ActRule(IntEnum):
-    """How activations are used (``ms::ActRule``)."""
-
-    KEEP = 0
-    INTEGER = 1
-    NUMBER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,39 +58,7 @@ def plan_activations(activations: Format | None) -> ActivationPlan:
     if activations is None:
         return KEPT
     assert NATIVE is not None and isinstance(activations, BlockFormat)
-    integers = _integers(activations)
-    rule = ActRule.NUMBER if integers is None else ActRule.INTEGER
-    codes, largest, step = integers or ([], [], 1.0)
     struct = descriptor(activations)
-    handle = NATIVE.make_act_format(ctypes.addressof(struct), codes, largest, step)
+    rule = ActRule.INTEGER if struct.products.act_step else ActRule.NUMBER
+    handle = NATIVE.make_act_format(ctypes.addressof(struct))
     return ActivationPlan(rule=rule, handle=handle, kept=struct)
-
-
-def _integers(fmt: BlockFormat) -> tuple[list[int], list[int], float] | None:
-    """Return the integer of every element code and largest code, and their step; None where they are not integers."""
-    block = fmt.block
-    if not isinstance(block, ChannelBlock) and not (isinstance(block, VectorBlock) and _fits_chunks(block.size)):
-        return None
-    if fmt.delta_bits or (fmt.is_extended and not fmt.has_zero_code):
-        return None
-    values = value_table(fmt.element).tolist()
-    step = fmt.element.value(1) if isinstance(fmt.element, IntElement) else min(abs(v) for v in values if v)
-    codes = _whole(values, step)
-    largest: list[int] | None = []
-    if fmt.is_extended:
-        largest = _whole(fmt.largest_values(), step)
-    if codes is None or largest is None or not 2.0**-60 <= step <= 2.0**60:
-        return None
-    return codes, largest, step
-
-
-def _fits_chunks(size: int) -> bool:
-    return size == 16 or size % 32 == 0
-
-
-def _whole(values: list[float], step: float) -> list[int] | None:
-    """Return the values in steps, where they are whole numbers of a signed byte."""
-    whole = [value / step for value in values]
-    if not all(math.isfinite(value) and value.is_integer() and -128 <= value <= INT8_MAX for value in whole):
-        return None
-    return [int(value) for value in whole]

@@ -1,5 +1,8 @@
 """From a format record to the plain data that the C++ kernels read (``csrc/cpu/format.h``), and why there is none.
 
+This is the only bridge: :func:`descriptor` serves quantize, dequantize, the fused operations, and linear for its
+weights and its activations; ``tests/kernels/test_bridge.py`` compares it with what the extension reads.
+
 Every number a kernel needs (fields of the element, values of all codes, the scale rule in integers) is taken from
 the record here, so that nothing about a format is stated in C++. The structs are the twins of those in format.h;
 all fields are four bytes wide.
@@ -11,20 +14,19 @@ import ctypes
 import functools
 import math
 import struct
-from enum import IntEnum
 from fractions import Fraction
+
+import torch
 
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
     Draw,
     Element,
-    Extension,
     FloatElement,
     InfPolicy,
     IntElement,
     Overflow,
-    Rounding,
     RuleKind,
     TensorBlock,
     TileBlock,
@@ -32,8 +34,11 @@ from microscale.formats import (
     ZeroPoint,
 )
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
-from microscale.formats.codec import PLAIN_SCALE_CODES, zero_point_element
+from microscale.formats.codec import PLAIN_SCALE_CODES, decode_zero_point, zero_point_element
 from microscale.formats.rules import MSE_FLOAT_STEPS, mse_factors
+from microscale.kernels.cpu import enums
+from microscale.kernels.cpu.enums import Decoding, Rule, Statistic, Storage
+from microscale.kernels.cpu.products import ProductsStruct, products
 
 MAX_BLOCK = 1 << 20
 NEVER = 1 << 23
@@ -42,42 +47,7 @@ FARTHEST = 1 << 21
 """An offset that takes every exponent, that of 0 included, past the end of any scale."""
 
 
-class Statistic(IntEnum):
-    """``ms::Statistic``."""
-
-    AMAX = 0
-    PERCENTILE = 1
-    RANGE = 2
-    DEVIATION = 3
-
-
-class Rule(IntEnum):
-    """``ms::Rule``."""
-
-    EXPONENT = 0
-    NEAREST = 1
-    UP = 2
-    SEARCH = 3
-    FIT = 4
-
-
-class Decoding(IntEnum):
-    """``ms::Decoding``."""
-
-    TABLE = 0
-    TABLE16 = 1
-    SMALL_FLOAT = 2
-    INTEGER = 3
-
-
-_ROUNDINGS = {
-    Rounding.NEAREST_EVEN: 0,
-    Rounding.NEAREST_AWAY: 1,
-    Rounding.TOWARD_ZERO: 2,
-    Rounding.STOCHASTIC: 3,
-}
-_EXTENSIONS = {Extension.NONE: 0, Extension.PLUS: 1, Extension.PLUSPLUS: 2}
-_STORAGES = {"fp16": 1, "bf16": 2, "fp32": 3}
+_STORAGES = {"fp16": Storage.F16, "bf16": Storage.BF16, "fp32": Storage.F32}
 _I, _U, _F = ctypes.c_int32, ctypes.c_uint32, ctypes.c_float
 
 
@@ -135,6 +105,7 @@ class FormatStruct(ctypes.Structure):
         ("scale_values", _F * 256),
         ("scale_inverses", _F * 256),
         ("zero_values", _F * 256),
+        ("products", ProductsStruct),
     ]
 
 
@@ -166,19 +137,20 @@ def descriptor(fmt: BlockFormat) -> FormatStruct:
     result = FormatStruct(
         element=_number(fmt.element, fmt.overflow, is_code=True),
         scale=_number(fmt.scale, Overflow.SATURATE, is_code=False),
-        rounding=_ROUNDINGS[fmt.rounding],
+        rounding=enums.Rounding[fmt.rounding.name],
         noise_key=fmt.default_draw.key,
         inf_saturates=fmt.inf_policy is InfPolicy.SATURATE,
-        storage=_STORAGES.get(fmt.scale.name, 0) if fmt.scale.bits > 8 else 0,
+        storage=_STORAGES.get(fmt.scale.name, Storage.CODE8) if fmt.scale.bits > 8 else Storage.CODE8,
         nan_scale=fmt.scale.nan_code or 0,
         block_size=fmt.block.size if isinstance(fmt.block, VectorBlock) else 0,
         is_power_of_two=fmt.scale.is_power_of_two,
         multiplier=fmt.rule.multiplier,
         has_tensor_scale=fmt.tensor_scale is not None,
-        extension=_EXTENSIONS[fmt.extension],
+        extension=enums.Extension[fmt.extension.name],
         index_bits=fmt.index_bits,
         delta_limit=2**PLUSPLUS_DELTA_BITS - 1,
         decoding=_decoding(fmt.element),
+        products=products(fmt),
     )
     _fill_rule(result, fmt)
     _fill_tables(result, fmt)
@@ -311,15 +283,14 @@ def _fill_tables(result: FormatStruct, fmt: BlockFormat) -> None:
 def _fill_zero_point(result: FormatStruct, fmt: BlockFormat) -> None:
     result.statistic = Statistic.RANGE
     result.divisor = fmt.element.max_code
+    if fmt.zero_point is not ZeroPoint.FP16:
+        result.zero_values[:] = decode_zero_point(torch.arange(256, dtype=torch.uint8), fmt).tolist()
     if fmt.zero_point is ZeroPoint.INT:
-        result.zero_point = 1
+        result.zero_point = enums.ZeroPoint.INTEGER
         result.zero = NumberStruct(is_integer=1, bits=fmt.zero_point_bits)
         return
     number = zero_point_element(fmt)
-    result.zero_point = 2
+    result.zero_point = enums.ZeroPoint.NUMBER
     result.zero = _number(number, Overflow.SATURATE, is_code=False)
     result.zero_is_half = fmt.zero_point is ZeroPoint.FP16
     result.zero_limit = number.max_value
-    if fmt.zero_point is ZeroPoint.FP8:
-        for code in range(256):
-            result.zero_values[code] = number.value(code)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,26 +25,18 @@ from microscale.kernels.checks import (
 )
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor
+from microscale.kernels.cpu.enums import DTYPES, FusedOperation
 from microscale.kernels.cpu.memory import new_tensor
-from microscale.kernels.cpu.quantize import DTYPES, address, check_counts, check_device, quantize
+from microscale.kernels.cpu.quantize import address, check_counts, check_device, quantize
 from microscale.layouts import matrix_shape, part_specs
 from microscale.tensor import QuantizedTensor, join_segments
-
-
-class _Operation(IntEnum):
-    """``ms::FusedOperation``."""
-
-    RMS_NORM = 0
-    SILU_MUL = 1
-    GATHER = 2
-    HADAMARD = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
     """The arguments of one operation, checked and contiguous; ``shape`` is that of the result."""
 
-    operation: _Operation
+    operation: FusedOperation
     values: Tensor
     shape: tuple[int, ...]
     other: Tensor | None = None
@@ -60,26 +51,26 @@ class _Call:
             raise KernelError(native.UNAVAILABLE or "the compiled CPU kernels are not installed")
         rows, cols = matrix_shape(self.shape)
         outside, *counts = native.NATIVE.fused(
-            native.level(),
-            int(self.operation),
-            DTYPES[self.values.dtype],
-            self.values.data_ptr(),
-            rows,
-            cols,
-            self.values.shape[-1],
-            address(self.other),
-            DTYPES[self.other.dtype] if self.other is not None else 0,
-            address(self.columns),
-            address(self.signs),
-            self.size,
-            self.eps,
-            address(result),
-            0 if fmt is None else ctypes.addressof(descriptor(fmt)),
-            address(parts.get("codes")),
-            address(parts.get("scale")),
-            address(parts.get("index")),
-            address(parts.get("zero_point")),
-            native.num_threads(),
+            level=native.level(),
+            operation=self.operation,
+            dtype=DTYPES[self.values.dtype],
+            values=self.values.data_ptr(),
+            rows=rows,
+            cols=cols,
+            source_cols=self.values.shape[-1],
+            other=address(self.other),
+            other_dtype=DTYPES[self.other.dtype if self.other is not None else self.values.dtype],
+            columns=address(self.columns),
+            signs=address(self.signs),
+            size=self.size,
+            eps=self.eps,
+            result=address(result),
+            format=0 if fmt is None else ctypes.addressof(descriptor(fmt)),
+            codes=address(parts.get("codes")),
+            scale=address(parts.get("scale")),
+            index=address(parts.get("index")),
+            zero_point=address(parts.get("zero_point")),
+            threads=native.num_threads(),
         )
         if outside:
             assert self.columns is not None
@@ -122,7 +113,7 @@ def gather_quantize(values: Float[Tensor, "... cols"], columns: Int[Tensor, "n"]
     if isinstance(fmt, SegmentedFormat) and columns.numel() == fmt.cols:
         return join_segments([gather_quantize(values, columns[at], part) for part, at in fmt.places()], fmt)
     call = _Call(
-        operation=_Operation.GATHER,
+        operation=FusedOperation.GATHER,
         values=_ready(values, "the input"),
         shape=(*values.shape[:-1], columns.numel()),
         columns=_ready(columns, "the columns"),
@@ -145,7 +136,7 @@ def _ready(tensor: Tensor, name: str) -> Tensor:
 def _rms_norm_call(values: Tensor, weight: Tensor, eps: float) -> _Call:
     check_rms_norm(values, weight, eps)
     return _Call(
-        operation=_Operation.RMS_NORM,
+        operation=FusedOperation.RMS_NORM,
         values=_ready(values, "the input"),
         shape=tuple(values.shape),
         other=_ready(weight, "the weight"),
@@ -156,7 +147,7 @@ def _rms_norm_call(values: Tensor, weight: Tensor, eps: float) -> _Call:
 def _silu_mul_call(gate: Tensor, up: Tensor) -> _Call:
     check_silu_mul(gate, up)
     return _Call(
-        operation=_Operation.SILU_MUL,
+        operation=FusedOperation.SILU_MUL,
         values=_ready(gate, "the gate"),
         shape=tuple(gate.shape),
         other=_ready(up, "the up"),
@@ -166,7 +157,7 @@ def _silu_mul_call(gate: Tensor, up: Tensor) -> _Call:
 def _hadamard_call(values: Tensor, size: int, signs: Tensor | None) -> _Call:
     check_hadamard(values, size, signs)
     return _Call(
-        operation=_Operation.HADAMARD,
+        operation=FusedOperation.HADAMARD,
         values=_ready(values, "the input"),
         shape=tuple(values.shape),
         signs=None if signs is None else _ready(signs, "the signs"),

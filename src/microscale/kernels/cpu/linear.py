@@ -18,19 +18,37 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import BlockFormat, Format, SegmentedFormat, VectorBlock, format_name
-from microscale.kernels.cpu.activations import activation_refusal, plan_activations
+from microscale.kernels.cpu import enums
+from microscale.kernels.cpu.activations import ActivationPlan, activation_refusal, plan_activations
+from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.rows16 import NAME as ROWS16
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
 from microscale.kernels.operands import Combine
 from microscale.tensor import QuantizedTensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _TERMS = {torch.float32: 3, torch.bfloat16: 1, torch.float16: 3}
 """How many bfloat16 terms hold an activation of a dtype exactly."""
 
 
-_COMBINE_CODES = {Combine.CONCATENATE: 0, Combine.SILU_MUL: 1}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Input:
+    """A range of columns of the inputs, and how it is used."""
+
+    first_column: int
+    cols: int
+    plan: ActivationPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Output:
+    """A range of columns of the result: the sum of ``count`` segments from ``first`` on."""
+
+    rows: int
+    first_column: int
+    first: int
+    count: int
+    bias: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +121,17 @@ def prepare_linear(
     outputs: list[_Output] = []
     column = 0
     for place, (weight, bias) in enumerate(zip(packed, kept_biases, strict=True)):
-        outputs.append((weight.rows, column, place, 1, 0 if bias is None else bias.data_ptr()))
+        outputs.append(_Output(rows=weight.rows, first_column=column, first=place, count=1, bias=bias))
         column += 0 if combine is Combine.SILU_MUL else weight.rows
     plan = plan_activations(activations)
     return _make_call(
-        inputs=[(0, packed[0].cols, int(plan.rule), _TERMS[dtype], plan.handle)],
+        inputs=[_Input(first_column=0, cols=packed[0].cols, plan=plan)],
         packed=packed,
         weight_inputs=[0] * len(packed),
         outputs=outputs,
         combine=combine,
         dtype=dtype,
         rows_out=column or packed[0].rows,
-        kept=(plan, *packed, *kept_biases),
     )
 
 
@@ -146,17 +163,16 @@ def prepare_linear_mixed(
     inputs: list[_Input] = []
     column = 0
     for weight, plan in zip(packed, plans, strict=True):
-        inputs.append((column, weight.cols, int(plan.rule), _TERMS[dtype], plan.handle))
+        inputs.append(_Input(first_column=column, cols=weight.cols, plan=plan))
         column += weight.cols
     return _make_call(
         inputs=inputs,
         packed=packed,
         weight_inputs=list(range(len(packed))),
-        outputs=[(rows, 0, 0, len(packed), 0 if kept_bias is None else kept_bias.data_ptr())],
+        outputs=[_Output(rows=rows, first_column=0, first=0, count=len(packed), bias=kept_bias)],
         combine=Combine.CONCATENATE,
         dtype=dtype,
         rows_out=rows,
-        kept=(*plans, *packed, kept_bias),
     )
 
 
@@ -181,12 +197,6 @@ def prepare_segments(
     return prepare_linear_mixed(weight.segments, each, bias, dtype=dtype)
 
 
-_Input = tuple[int, int, int, int, Any]
-"""First column, columns, rule, bfloat16 terms, and the activation format as the extension knows it."""
-_Output = tuple[int, int, int, int, int]
-"""Rows, first column, first segment, number of segments, address of the bias."""
-
-
 def _make_call(
     *,
     inputs: Sequence[_Input],
@@ -196,14 +206,28 @@ def _make_call(
     combine: Combine,
     dtype: torch.dtype,
     rows_out: int,
-    kept: tuple[Any, ...],
 ) -> LinearCall:
     assert NATIVE is not None
-    cols = sum(each[1] for each in inputs)
-    handles = [weight.handle for weight in packed]
-    handle = NATIVE.make_linear_call(
-        inputs, handles, weight_inputs, outputs, _COMBINE_CODES[combine], DTYPES[dtype], cols, rows_out
+    cols = sum(each.cols for each in inputs)
+    handle = NATIVE.LinearCall(
+        combine=enums.Combine[combine.name], dtype=DTYPES[dtype], input_stride=cols, output_stride=rows_out
     )
+    for each in inputs:
+        plan = each.plan
+        handle.add_input(
+            first_column=each.first_column, cols=each.cols, rule=plan.rule, terms=_TERMS[dtype], act=plan.handle
+        )
+    for weight, place in zip(packed, weight_inputs, strict=True):
+        handle.add_segment(weight=weight.handle, input=place)
+    for output in outputs:
+        handle.add_output(
+            rows=output.rows,
+            first_column=output.first_column,
+            first=output.first,
+            count=output.count,
+            bias=0 if output.bias is None else output.bias.data_ptr(),
+        )
+    kept = (*(each.plan for each in inputs), *packed, *(output.bias for output in outputs))
     num_bytes = sum(weight.num_bytes for weight in packed)
     return LinearCall(handle=handle, cols=cols, rows_out=rows_out, dtype=dtype, num_bytes=num_bytes, kept=kept)
 

@@ -23,6 +23,7 @@ from microscale.kernels import reference
 from microscale.kernels.checks import check_amax, check_values
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor, drawn_descriptor, encode_refusal, storage_refusal
+from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.memory import new_tensor
 from microscale.kernels.reference.encode import nonfinite_message, refuse_nonfinite, to_float32
 from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
@@ -30,9 +31,6 @@ from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import part_specs
 from microscale.layouts.row_major import grid_shape
 from microscale.tensor import QuantizedTensor, join_segments
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Index of each float dtype as the kernels take it."""
 
 
 class _UndecidedError(Exception):
@@ -200,21 +198,21 @@ def _encode(
     blocks_amax, tensor_amax = _given_amax(fmt, rows, cols, amax)
     description = descriptor(fmt) if draw is None else drawn_descriptor(fmt, draw)
     num_nan, num_inf, num_undecided = _native_module().quantize(
-        native.level(),
-        ctypes.addressof(description),
-        DTYPES[values.dtype],
-        values.data_ptr(),
-        rows,
-        cols,
-        address(blocks_amax),
-        address(tensor_amax),
-        address(parts.get("codes")),
-        address(parts.get("scale")),
-        address(parts.get("tensor_inv_scale")),
-        address(parts.get("index")),
-        address(parts.get("zero_point")),
-        address(restored),
-        native.num_threads(),
+        level=native.level(),
+        format=ctypes.addressof(description),
+        dtype=DTYPES[values.dtype],
+        values=values.data_ptr(),
+        rows=rows,
+        cols=cols,
+        amax=address(blocks_amax),
+        tensor_amax=address(tensor_amax),
+        codes=address(parts.get("codes")),
+        scale=address(parts.get("scale")),
+        tensor_inv=address(parts.get("tensor_inv_scale")),
+        index=address(parts.get("index")),
+        zero_point=address(parts.get("zero_point")),
+        restored=address(restored),
+        threads=native.num_threads(),
     )
     check_counts(fmt, name, rows * cols, num_nan, num_inf)
     if num_undecided:
@@ -256,18 +254,18 @@ def _decode(
         return result
     own = {name: part.contiguous() for name, part in parts.items()}
     _native_module().dequantize(
-        native.level(),
-        ctypes.addressof(descriptor(fmt)),
-        DTYPES[dtype],
-        rows,
-        cols,
-        address(own["codes"]),
-        address(own["scale"]),
-        address(own.get("tensor_inv_scale")),
-        address(own.get("index")),
-        address(own.get("zero_point")),
-        result.data_ptr(),
-        native.num_threads(),
+        level=native.level(),
+        format=ctypes.addressof(descriptor(fmt)),
+        dtype=DTYPES[dtype],
+        rows=rows,
+        cols=cols,
+        codes=address(own["codes"]),
+        scale=address(own["scale"]),
+        tensor_inv=address(own.get("tensor_inv_scale")),
+        index=address(own.get("index")),
+        zero_point=address(own.get("zero_point")),
+        restored=result.data_ptr(),
+        threads=native.num_threads(),
     )
     return result
 
