@@ -1,6 +1,4 @@
 // Weights and prepared calls of linear.
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -10,7 +8,6 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
-#include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -96,98 +93,6 @@ std::unique_ptr<ActFormat> make_act_format(Pointer format) {
   return act;
 }
 
-// -------- superseded: what callers built before the records of format.h held the products of linear
-
-template <class T, size_t N>
-void fill(T (&to)[N], const nb::dict& from, const char* name) {
-  const auto values = nb::cast<std::vector<T>>(from[name]);
-  if (values.size() > N) throw std::invalid_argument(std::string("table too long: ") + name);
-  std::copy(values.begin(), values.end(), to);
-}
-
-std::unique_ptr<Weight> make_described_weight(const nb::dict& d) {
-  auto w = std::make_unique<Weight>();
-  std::memset(static_cast<void*>(w.get()), 0, sizeof(Weight));
-  w->rows = get<int64_t>(d, "rows");
-  w->cols = get<int64_t>(d, "cols");
-  w->groups = (w->rows + kLanes - 1) / kLanes;
-  w->chunks = (w->cols + kChunk - 1) / kChunk;
-  w->scale_cols = get<int64_t>(d, "scale_cols");
-  w->block = get<int64_t>(d, "block");
-  w->bits = get<int32_t>(d, "bits");
-  w->scale_kind = static_cast<ScaleKind>(get<int32_t>(d, "scale_kind"));
-  w->extra = static_cast<Extra>(get<int32_t>(d, "extra"));
-  w->element = static_cast<ElementKind>(get<int32_t>(d, "element"));
-  w->zero_kind = static_cast<ZeroKind>(get<int32_t>(d, "zero_kind"));
-  w->codes = pointer<uint8_t>(d, "codes");
-  w->scale = pointer<void>(d, "scale");
-  w->index = pointer<uint8_t>(d, "index");
-  w->largest = pointer<uint8_t>(d, "largest");
-  w->zero = pointer<void>(d, "zero_point");
-  w->flags = pointer<uint8_t>(d, "subnormals");
-  fill(w->values, d, "values");
-  fill(w->scale_values, d, "scale_values");
-  fill(w->low_values, d, "low_values");
-  fill(w->largest_values, d, "largest_values");
-  fill(w->delta_values, d, "delta_values");
-  fill(w->zero_values, d, "zero_values");
-  w->multiplier = get<float>(d, "multiplier");
-  w->tensor_inv = get<float>(d, "tensor_inv");
-  w->int_planes = get<int32_t>(d, "int_planes");
-  fill(w->int_offset, d, "int_offset");
-  fill(w->int_values[0], d, "int_values");
-  fill(w->int_values[1], d, "int_high_values");
-  w->int_step = get<float>(d, "int_step");
-  w->low_is_int = get<int32_t>(d, "low_is_int");
-  w->mantissa_bits = get<int32_t>(d, "mantissa_bits");
-  w->bias = get<int32_t>(d, "bias");
-  w->special_code = get<int32_t>(d, "special_code");
-  w->is_signed = get<int32_t>(d, "is_signed");
-  w->bf16_exact = get<int32_t>(d, "bf16_exact");
-  fill(w->bf16_values, d, "bf16_values");
-  w->sparse_offsets = pointer<int32_t>(d, "sparse_offsets");
-  w->sparse_columns = pointer<void>(d, "sparse_columns");
-  w->sparse_values = pointer<float>(d, "sparse_values");
-  w->sparse_wide = get<int32_t>(d, "sparse_wide");
-  return w;
-}
-
-std::unique_ptr<ActFormat> make_listed_act_format(Pointer format, const std::vector<int>& integers,
-                                               const std::vector<int>& largest_integers, float step) {
-  auto act = std::make_unique<ActFormat>();
-  act->format = at<const Format>(format);
-  for (size_t i = 0; i < 256; ++i) {
-    act->integers[i] = static_cast<int8_t>(i < integers.size() ? integers[i] : 0);
-    act->largest_integers[i] = static_cast<int8_t>(i < largest_integers.size() ? largest_integers[i] : 0);
-  }
-  act->step = step;
-  return act;
-}
-
-// (first column, columns, rule, terms, activation format), (weight, input), (rows, first column, first segment, count,
-// bias)
-using InputRow = std::tuple<int64_t, int64_t, int32_t, int32_t, nb::object>;
-using OutputRow = std::tuple<int64_t, int64_t, int32_t, int32_t, Pointer>;
-
-std::unique_ptr<LinearCall> make_linear_call(const std::vector<InputRow>& inputs, const nb::list& weights,
-                                                 const std::vector<int32_t>& weight_inputs,
-                                                 const std::vector<OutputRow>& outputs, int combine, int dtype,
-                                                 int64_t input_stride, int64_t output_stride) {
-  auto call = std::make_unique<LinearCall>();
-  for (const auto& [first, cols, rule, terms, act] : inputs)
-    call->inputs.push_back({first, cols, static_cast<ActRule>(rule), terms,
-                            act.is_none() ? nullptr : nb::cast<const ActFormat*>(act)});
-  for (size_t i = 0; i < weights.size(); ++i)
-    call->segments.push_back({nb::cast<const Weight*>(weights[i]), weight_inputs.at(i)});
-  for (const auto& [rows, column, first, count, bias] : outputs)
-    call->outputs.push_back({rows, column, first, count, reinterpret_cast<const float*>(bias)});
-  call->combine = static_cast<Combine>(combine);
-  call->dtype = static_cast<Dtype>(dtype);
-  call->input_stride = input_stride;
-  call->output_stride = output_stride;
-  return call;
-}
-
 }  // namespace
 
 void bind_linear(nb::module_& m) {
@@ -224,11 +129,6 @@ void bind_linear(nb::module_& m) {
   m.def("make_act_format", &make_act_format, "format"_a);
   m.def("make_weight", &make_weight, nb::kw_only(), "format"_a, "rows"_a, "cols"_a, "scale_cols"_a, "scale_values"_a,
         "tensor_inv"_a, "parts"_a);
-  // superseded
-  m.def("make_act_format", &make_listed_act_format, "format"_a, "integers"_a, "largest_integers"_a, "step"_a);
-  m.def("make_weight", &make_described_weight, "description"_a);
-  m.def("make_linear_call", &make_linear_call, "inputs"_a, "weights"_a, "weight_inputs"_a, "outputs"_a, "combine"_a,
-        "dtype"_a, "input_stride"_a, "output_stride"_a);
   m.def(
       "linear",
       [](int level, const LinearCall& call, Pointer x, int64_t rows, Pointer out, Pointer bias, int threads) {
