@@ -58,47 +58,10 @@ void bind_attention(nb::module_& m) {
       "level"_a, "threads"_a, "call"_a);
 }
 
-// -------- superseded by the records above
-
-KeyValueCache cache_at(Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
-                           int64_t capacity) {
-  return {at<void>(keys), at<void>(values), static_cast<Dtype>(dtype), kv_heads, head_dim, capacity};
-}
-
-void bind_listed_attention(nb::module_& m) {
-  m.def(
-      "store_heads",
-      [](int level, int threads, Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
-         int64_t capacity, Pointer heads, int64_t rows, int64_t num_heads, Pointer first, Pointer cosines,
-         Pointer sines, Pointer query_norm, Pointer key_norm, float eps) {
-        const auto& kernel = kernels_at(level).decoder->store_heads;
-        nb::gil_scoped_release release;
-        kernel({cache_at(keys, values, dtype, kv_heads, head_dim, capacity), at(heads), rows, num_heads,
-                at<const int64_t>(first), at(cosines), at(sines), at(query_norm), at(key_norm), eps},
-               threads);
-      },
-      "level"_a, "threads"_a, "keys"_a, "values"_a, "dtype"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a, "heads"_a,
-      "rows"_a, "num_heads"_a, "first"_a, "cosines"_a, "sines"_a, "query_norm"_a, "key_norm"_a, "eps"_a);
-  m.def(
-      "attend",
-      [](int level, int threads, Pointer keys, Pointer values, int dtype, int64_t kv_heads, int64_t head_dim,
-         int64_t capacity, Pointer queries, int64_t stride, Pointer out, int64_t rows, int64_t num_heads,
-         Pointer first, int64_t window, float scale, Pointer scratch) {
-        const auto& kernel = kernels_at(level).decoder->attend;
-        nb::gil_scoped_release release;
-        kernel({cache_at(keys, values, dtype, kv_heads, head_dim, capacity), at(queries), stride, at(out), rows,
-                num_heads, at<const int64_t>(first), window, scale, at(scratch)},
-               threads);
-      },
-      "level"_a, "threads"_a, "keys"_a, "values"_a, "dtype"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a,
-      "queries"_a, "stride"_a, "out"_a, "rows"_a, "num_heads"_a, "first"_a, "window"_a, "scale"_a, "scratch"_a);
-}
-
 }  // namespace
 
 void bind_decoder(nb::module_& m) {
   bind_attention(m);
-  bind_listed_attention(m);
   m.def(
       "add_rms_norm",
       [](int level, int threads, Pointer residual, Pointer added, Pointer weight, Pointer out, int64_t rows,

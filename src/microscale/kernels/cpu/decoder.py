@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from microscale.formats import Format, SegmentedFormat
 from microscale.kernels.backend import Call, Operation, Request, Step
-from microscale.kernels.cpu import native
+from microscale.kernels.cpu import enums, native
+from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.linear import linear_refusal, prepare_linear, prepare_segments
 from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation
 from microscale.tensor import QuantizedTensor
@@ -38,8 +39,7 @@ FEW_ROWS = 8
 CAST_ROWS = 2048
 """Rows of a bfloat16 weight that are cast to float32 at a time for a product with many rows."""
 
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
-_GATE_CODES = {Gate.SILU: 0, Gate.GELU_TANH: 1}
+_STORED = (torch.float32, torch.bfloat16)
 
 Run = Callable[[], None]
 
@@ -74,12 +74,12 @@ def decoder_refusal(request: Request) -> str | None:
     if request.operation in (Operation.STORE_HEADS, Operation.ATTEND):
         if request.layout != CACHE.name:
             return f"reads caches in the layout {CACHE.name} only, not {request.layout}"
-        if request.stored not in _DTYPE_CODES:
+        if request.stored not in _STORED:
             return f"keeps keys and values in float32 or bfloat16 only, not {request.stored or request.format}"
     return None
 
 
-def _prepared(holds: tuple[Any, ...], function: Callable[..., None], *arguments: float) -> Run:
+def _prepared(holds: tuple[Any, ...], function: Callable[..., None], *arguments: Any) -> Run:
     run = functools.partial(function, native.level(), native.num_threads(), *arguments)
     run.__dict__["holds"] = holds
     return run
@@ -94,9 +94,15 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _cache_pointers(cache: KeyValueCache) -> tuple[int, int, int, int, int, int]:
-    code = _DTYPE_CODES[cache.keys.dtype]
-    return cache.keys.data_ptr(), cache.values.data_ptr(), code, cache.kv_heads, cache.head_dim, cache.capacity
+def _cache_record(cache: KeyValueCache) -> Any:
+    return _native().KeyValueCache(
+        keys=cache.keys.data_ptr(),
+        values=cache.values.data_ptr(),
+        dtype=DTYPES[cache.keys.dtype],
+        kv_heads=cache.kv_heads,
+        head_dim=cache.head_dim,
+        capacity=cache.capacity,
+    )
 
 
 def _prepare_norm(residual: Tensor, added: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> Run:
@@ -106,20 +112,19 @@ def _prepare_norm(residual: Tensor, added: Tensor | None, weight: Tensor, eps: f
 
 def _prepare_heads(heads: Tensor, cache: KeyValueCache, rotation: Rotation) -> Run:
     rows, width = heads.shape
-    return _prepared(
-        (heads, cache, rotation),
-        _native().store_heads,
-        *_cache_pointers(cache),
-        heads.data_ptr(),
-        rows,
-        width // cache.head_dim - 2 * cache.kv_heads,
-        cache.length.data_ptr(),
-        rotation.cosines.data_ptr(),
-        rotation.sines.data_ptr(),
-        _pointer(rotation.query_norm),
-        _pointer(rotation.key_norm),
-        rotation.eps,
+    call = _native().HeadsCall(
+        cache=_cache_record(cache),
+        heads=heads.data_ptr(),
+        rows=rows,
+        num_heads=width // cache.head_dim - 2 * cache.kv_heads,
+        first=cache.length.data_ptr(),
+        cosines=rotation.cosines.data_ptr(),
+        sines=rotation.sines.data_ptr(),
+        query_norm=_pointer(rotation.query_norm),
+        key_norm=_pointer(rotation.key_norm),
+        eps=rotation.eps,
     )
+    return _prepared((heads, cache, rotation), _native().store_heads, call)
 
 
 def _scratch_size(cache: KeyValueCache, out: Tensor) -> int:
@@ -134,24 +139,23 @@ def _prepare_attention(
     if scratch is None:
         scratch = torch.empty(_scratch_size(cache, out), dtype=torch.float32)
     rows, width = heads.shape
-    return _prepared(
-        (heads, cache, out, scratch),
-        _native().attend,
-        *_cache_pointers(cache),
-        heads.data_ptr(),
-        width,
-        out.data_ptr(),
-        rows,
-        out.shape[1] // cache.head_dim,
-        cache.length.data_ptr(),
-        window or 0,
-        scale,
-        scratch.data_ptr(),
+    call = _native().AttentionCall(
+        cache=_cache_record(cache),
+        queries=heads.data_ptr(),
+        stride=width,
+        out=out.data_ptr(),
+        rows=rows,
+        num_heads=out.shape[1] // cache.head_dim,
+        first=cache.length.data_ptr(),
+        window=window or 0,
+        scale=scale,
+        scratch=scratch.data_ptr(),
     )
+    return _prepared((heads, cache, out, scratch), _native().attend, call)
 
 
 def _prepare_gate(pairs: Tensor, out: Tensor, kind: Gate) -> Run:
-    return _prepared((pairs, out), _native().gate, pairs.data_ptr(), out.data_ptr(), *out.shape, _GATE_CODES[kind])
+    return _prepared((pairs, out), _native().gate, pairs.data_ptr(), out.data_ptr(), *out.shape, enums.Gate[kind.name])
 
 
 def _prepare_dense(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Run:
@@ -162,7 +166,7 @@ def _prepare_dense(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Ten
         _native().dense_linear,
         inputs.data_ptr(),
         weight.data_ptr(),
-        _DTYPE_CODES[weight.dtype],
+        DTYPES[weight.dtype],
         _pointer(bias),
         out.data_ptr(),
         *inputs.shape,
