@@ -143,6 +143,9 @@ CALLS: list[Call] = [
     (make_grid, {"weight": VALUES, "fmt": FORMAT}, {"fmt": FMT}),
     (formats.parse_format, {"spec": "mxfp4"}, {"spec": FMT}),
     (formats.format_name, {"fmt": FORMAT}, {"fmt": FMT}),
+    (formats.parse_weights, {"given": "mxfp4"}, {"given": FMT}),
+    (formats.parse_inputs, {"given": "mxfp8"}, {"given": FMT}),
+    (formats.parse_weights_and_inputs, {"text": "mxfp4/mxfp8"}, {}),
     (formats.spec_text, {"fmt": FORMAT}, {"fmt": FMT}),
     (formats.parse_activation, {"spec": "mxfp8"}, {"spec": FMT}),
     (
@@ -278,7 +281,7 @@ def test_the_text_says_what_was_expected_and_what_came() -> None:
         (lambda: codec.decode(CODES + 16, ELEMENT), FormatError, "codes of e2m1 are 0 to 15, got 16 to 16"),
         (lambda: codec.decode(CODES.float(), ELEMENT), DtypeError, r"codes of e2m1 .* integers, got a torch.float32"),
         (lambda: codec.encode(VALUES.double(), ELEMENT), DtypeError, r"float32 tensor, got a torch.float64 tensor"),
-        (lambda: TENSOR.select_rows(torch.tensor([9])), ValueError, "rows 0 to 3 of this tensor, got 9 to 9"),
+        (lambda: TENSOR.select_rows(torch.tensor([9])), IndexError, "rows 0 to 3 of this tensor, got 9 to 9"),
     ]
     for call, error, text in cases:
         with pytest.raises(error, match=text):

@@ -36,6 +36,10 @@ class ShapeError(MicroscaleError, ValueError):
     """A tensor whose shape does not fit the operation or the file."""
 
 
+class RowError(MicroscaleError, IndexError):
+    """A row that a tensor does not have."""
+
+
 class DtypeError(MicroscaleError, TypeError):
     """A tensor whose dtype does not fit the operation or the file."""
 

@@ -14,7 +14,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from microscale.errors import ArgumentError, DtypeError, FormatError, LayoutError, ShapeError, check_kind, shown
+from microscale.errors import (
+    ArgumentError,
+    DtypeError,
+    FormatError,
+    LayoutError,
+    RowError,
+    ShapeError,
+    check_kind,
+    shown,
+)
 from microscale.formats import (
     BlockFormat,
     ChannelBlock,
@@ -196,7 +205,7 @@ class QuantizedTensor:
             parts = slicing.pick_rows(self.parts, fmt, rows)
         except IndexError:
             edges = f"{int(rows.min())} to {int(rows.max())}"
-            raise ShapeError(f"select_rows takes rows 0 to {self.rows - 1} of this tensor, got {edges}") from None
+            raise RowError(f"select_rows takes rows 0 to {self.rows - 1} of this tensor, got {edges}") from None
         return QuantizedTensor(format=fmt, shape=(rows.numel(), self.cols), dtype=self.dtype, parts=parts)
 
 

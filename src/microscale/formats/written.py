@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from microscale.errors import FormatError
+from microscale.errors import FormatError, check_kind
 from microscale.formats.activation import ActivationSpec, parse_activation
 from microscale.formats.registry import format_name, parse_format
 from microscale.formats.segmented import Format
@@ -72,6 +72,7 @@ def parse_weights_and_inputs(text: str) -> tuple[WrittenWeights, WrittenInputs |
     Raises:
         FormatError: no reading as formats; it says what is wrong with the longest.
     """
+    check_kind(text, str, "what is parsed", "a text such as 'mxfp4/mxfp8'", error=FormatError)
     pieces = text.split("/")
     problem: FormatError | None = None
     for cut in range(len(pieces), 0, -1):
