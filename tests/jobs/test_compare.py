@@ -14,6 +14,8 @@ from microscale.evaluation import DEFAULT_BATCH, DEFAULT_WINDOW
 from microscale.jobs.compare import split_formats
 from microscale.jobs.compare_options import CompareOptions
 from microscale.jobs.printing import json_value
+from microscale.kernels import Operation, count_executions, linear, preferred_layout, to_layout
+from microscale.planning import linear_words, summed
 from small_models import save_random_model
 
 
@@ -60,6 +62,26 @@ def test_the_page_and_its_facts(model: Path, text: Path) -> None:
     assert [row.difference for row in found.report_rows] == [
         row.perplexity - found.rows[0].perplexity for row in found.rows
     ]
+
+
+def test_what_ran_is_counted(model: Path, text: Path) -> None:
+    """Two batches of windows through 14 layers, for each row; whatever backend there is here."""
+    found = microscale.compare(model, text=text, formats="mxfp8,nvfp4_plus", window=64, batch=2)
+    counts = [sum(row.executed.get("linear", {}).values()) for row in found.rows]
+    assert counts == [0, 28, 28, 28, 28]
+    (backend,) = {name for row in found.rows[1:3] for name in row.executed["linear"]}
+    assert backend == why_not_first(found.rows[1].format)
+    assert f"float32; {linear_words(summed(row.executed for row in found.rows))};" in found.facts["computation"]
+    assert [row["executed"] for row in json_value(found)] == [row.executed for row in found.rows]
+
+
+def why_not_first(spec: str) -> str:
+    """The backend that runs the linear layers of a format here."""
+    layer = microscale.quantize_tensor(torch.zeros(64, 64), spec)
+    with count_executions() as counts:
+        linear(torch.zeros(1, 64), to_layout(layer, preferred_layout(layer, torch.float32)))
+    (ran,) = (name for operation, name in counts if operation is Operation.LINEAR)
+    return ran
 
 
 def test_a_loaded_model(model: Path, text: Path) -> None:

@@ -14,6 +14,7 @@ from microscale.errors import OptionError, TaskError
 from microscale.jobs.evaluate_options import EvaluateOptions
 from microscale.jobs.printing import json_value
 from microscale.nn import model_attention
+from microscale.planning import linear_words
 from small_models import save_random_model
 
 
@@ -50,6 +51,18 @@ def test_a_loaded_model_is_scored_as_its_file(model: Path, text: Path) -> None:
     assert narrow.dtype == "bfloat16" and narrow.on_text.score.perplexity != found.on_text.score.perplexity
     with pytest.raises(OptionError, match="needs tokenizer="):
         microscale.evaluate(loaded, text=text)
+
+
+def test_what_ran_is_counted(model: Path, text: Path, tmp_path: Path) -> None:
+    """Four windows in two batches through 14 packed layers; the reference has none."""
+    microscale.save(microscale.quantize(model, "mxfp4"), tmp_path / "out", tokenizer=microscale.load_tokenizer(model))
+    words = {"text": text, "window": 32, "tokens": 4 * 31, "batch": 2}
+    found = microscale.evaluate(tmp_path / "out", reference=model, **words)
+    assert sum(found.executed["linear"].values()) == 28
+    assert json_value(found)["executed"] == found.executed
+    assert "linear" not in microscale.evaluate(model, **words).executed
+    shown = succeed("eval", tmp_path / "out", "--text", text, "--window", "32", "--batch", "6").stdout
+    assert f"executed: {linear_words({'linear': {next(iter(found.executed['linear'])): 28}})}" in shown
 
 
 def test_losses_that_are_not_finite_are_a_note(model: Path, text: Path) -> None:

@@ -38,6 +38,7 @@ def test_python_and_the_command_line_say_the_same_words(folder: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     found = microscale.study(path, progress=lambda *step: seen.append(step))
     assert json_value(found) == succeed("study", path, "--json", "--report-only").json
+    assert [sum(row.executed.get("linear", {}).values()) for row in found.rows] == [0, 14 * 5]
     assert [row.state for row in found.rows] == [RunState.DONE, RunState.DONE] and not found.has_failures
     assert found.page == folder / "python.html" and found.page.is_file()
     assert seen[-1][:2] == (4, 4)
@@ -64,7 +65,7 @@ def row(model: str, bits: float | None, recovery: float | None) -> StudyRow:
     empty: dict[str, Any] = dict.fromkeys(("num_bytes", "quantize_seconds", "peak_bytes", "gap_closure"))
     words = {"format": "f", "method": "m", "message": "", "machine": ""}
     known = {"model": model, "bits_per_weight": bits, "recovery": recovery}
-    return StudyRow(state=RunState.DONE, score_seconds=0.0, cells=(), **words, **empty, **known)  # type: ignore[arg-type]
+    return StudyRow(state=RunState.DONE, score_seconds=0.0, cells=(), executed={}, **words, **empty, **known)  # type: ignore[arg-type]
 
 
 def test_each_model_has_a_front_of_its_own() -> None:

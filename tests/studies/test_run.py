@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscale.errors import FormatError, StudyError
+from microscale.kernels import Operation, note_execution
 from microscale.studies import (
     PreparedModel,
     RunState,
@@ -217,6 +218,34 @@ def test_merging(study: Study, store: StudyStore, tmp_path: Path) -> None:
     run_study(study, store, fake)
     assert fake.log == ["second w4 good: prepare", "second w4 good: book", "second w4 good: piqa"]
     assert all(row.recovery is not None for row in study_rows(study, store))
+
+
+class Running(Fake):
+    """Runs one linear call for each score of a quantized model."""
+
+    def score(self, prepared: PreparedModel, run: StudyRun, task: StudyTask) -> Sequence[StudyScore]:
+        if run.method is not None:
+            note_execution(Operation.LINEAR, "here", 3)
+        return super().score(prepared, run, task)
+
+
+def test_what_ran_is_kept_and_merged(study: Study, store: StudyStore, tmp_path: Path) -> None:
+    run_study(study, store, Running(), only=["a none", "a w4 rtn"])
+    assert [row.executed for row in study_rows(study, store)] == [{}, {"linear": {"here": 6}}]
+    other = StudyStore(tmp_path / "other.sqlite")
+    assert other.merge(store.path) == 2
+    assert study_rows(study, other) == study_rows(study, store)
+
+
+def test_a_file_of_before_what_ran_was_counted(study: Study, store: StudyStore) -> None:
+    """It is read as it is, and gets its table when work goes on."""
+    run_study(study, store, Running(), only=["a none"])
+    with sqlite3.connect(store.path) as database:
+        database.execute("DROP TABLE executions")
+    again = StudyStore(store.path)
+    assert [row.executed for row in study_rows(study, again)] == [{}] and again.executed() == {}
+    run_study(study, again, Running(), only=["a w4 rtn"])
+    assert study_rows(study, again)[-1].executed == {"linear": {"here": 6}}
 
 
 def test_one_worker_at_a_time(study: Study, store: StudyStore, tmp_path: Path) -> None:

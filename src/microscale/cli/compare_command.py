@@ -32,6 +32,7 @@ def compare(options: CompareOptions, as_json: JsonOption = False) -> None:
         print_json(found)
         return
     console.print(_table(found))
+    console.print(f"computed in {found.facts['computation']}", markup=False, soft_wrap=True)
     console.print("activations are rounded by each format's own rule; `quantize` says where a file layout has another")
     if options.html is not None:
         console.print(f"wrote {options.html}", markup=False)

@@ -26,6 +26,7 @@ def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
     Example: `microscale eval OUT --text book.txt --attention mxfp4_plus --kv-cache mxfp8`
     """
     from microscale.jobs.evaluate import evaluate as evaluate_job
+    from microscale.planning import linear_words
 
     tell_missing_kernels()
     found = evaluate_job(options, ConsoleReporter())
@@ -38,6 +39,8 @@ def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
         console.print(f"note: {note}")
     if found.on_tasks is not None:
         _print_task_scores(found.on_tasks.scores, options.limit)
+    if found.executed:
+        console.print(f"executed: {linear_words(found.executed)}", markup=False)
     if any(found.attention.words.values()):
         console.print(f"{found.attention}: simulated, rounded and then computed with in {found.dtype}", markup=False)
 

@@ -24,7 +24,7 @@ from microscale.jobs.compare_options import CompareOptions
 from microscale.jobs.evaluate import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.nn import AttentionFormats, PackedModule
-from microscale.planning import ComparisonResult, Step, compare_formats
+from microscale.planning import ComparisonResult, Step, compare_formats, linear_words, summed
 from microscale.report import ComparisonRow, comparison_html
 from microscale.version import __version__
 
@@ -51,19 +51,20 @@ class Comparison:
         shown = [dataclasses.asdict(row) for row in self.rows]
         base = self.rows[0].perplexity
         for row in shown:
-            del row["seconds"]
+            del row["seconds"], row["executed"]
             row["difference"] = row["perplexity"] - base
         return [ComparisonRow(**row) for row in shown]
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a reader of the page needs to repeat the comparison."""
+        """What a reader of the page needs to repeat the comparison, and what ran."""
+        executed = linear_words(summed(row.executed for row in self.rows))
         return {
             "model": Path(self.model).name,
             "text": Path(self.text).name,
             "tokens": str(self.tokens),
             "window": str(self.window),
-            "computation": f"{self.dtype}, reference backend; activations dynamic, in the weights' format",
+            "computation": f"{self.dtype}; {executed}; activations dynamic, in the weights' format",
             "versions": f"microscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
             "date": datetime.date.today().isoformat(),
         }
@@ -86,6 +87,7 @@ def _row_json(row: ComparisonResult) -> dict[str, Any]:
         "bytes": row.num_bytes,
         "perplexity": row.perplexity,
         "seconds": row.seconds,
+        "executed": row.executed,
     }
 
 

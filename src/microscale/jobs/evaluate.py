@@ -33,7 +33,9 @@ from microscale.integrations.loading import check_window, load_model, load_token
 from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.evaluate_options import EvaluateOptions
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.kernels import count_executions
 from microscale.nn import AttentionFormats, cached_weights, model_attention, parse_attention, prepare_for_inference
+from microscale.planning import Executed, by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +71,17 @@ class TaskScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The scores of a model; ``attention`` is what its attention was rounded to."""
+    """The scores of a model; ``attention`` is what its attention was rounded to, ``executed`` what ran meanwhile.
+
+    What a reference ran is counted, too.
+    """
 
     model: str
     dtype: str
     attention: AttentionFormats
     on_text: TextScores | None
     on_tasks: TaskScores | None
+    executed: Executed
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -90,7 +96,7 @@ class Evaluation:
         found: dict[str, Any] = {"model": self.model, "dtype": self.dtype, "attention": self.attention.words}
         for part in (self.on_text, self.on_tasks):
             found |= {} if part is None else part.as_json()
-        return found
+        return found | {"executed": self.executed}
 
 
 def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> Evaluation:
@@ -111,7 +117,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> Evaluatio
     windows = [] if content is None else text_windows(tokenizer, content, window=options.window, tokens=options.tokens)
     model = _opened(options.model, dtype)
     on_text = on_tasks = None
-    with _attention_as_asked(model, options) as attention:
+    with _attention_as_asked(model, options) as attention, count_executions() as counts:
         if options.text is not None:
             check_window(model, options.window)
             reference = None if options.reference is None else _opened(options.reference, dtype)
@@ -124,6 +130,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> Evaluatio
         attention=attention,
         on_text=on_text,
         on_tasks=on_tasks,
+        executed=by_name(counts),
     )
 
 

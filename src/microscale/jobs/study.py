@@ -18,6 +18,7 @@ from microscale.evaluation import find_task
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.study_executor import QuantizeAndScore
 from microscale.jobs.study_options import StudyOptions
+from microscale.planning import linear_words, summed
 from microscale.report import StudyCell, StudyReportRow, study_html
 from microscale.studies import (
     RunState,
@@ -135,6 +136,7 @@ def _page(plan: Study, rows: Sequence[StudyRow], file: Path) -> str:
         else f"{Path(plan.calibration.text).name}, {plan.calibration.samples} × {plan.calibration.window} tokens",
         "effort, seed": f"{plan.effort}, {plan.seed}",
         "machines": ", ".join(dict.fromkeys(row.machine for row in rows if row.machine)) or "–",
+        "executed": linear_words(summed(row.executed for row in rows)),
         "versions": f"microscale {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "date": datetime.date.today().isoformat(),
     }
@@ -194,5 +196,5 @@ def _row_json(row: StudyRow, plan: Study) -> dict[str, Any]:
         task.label: None if cell is None else dataclasses.asdict(cell)
         for task, cell in zip(plan.tasks, row.cells, strict=True)
     }
-    del found["cells"]
-    return found
+    del found["cells"], found["executed"]
+    return found | {"executed": row.executed}

@@ -15,6 +15,7 @@ from microscale.planning.bench import Speed, Speeds, measure_speed, resident_byt
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import DEFAULT_FORMATS, Candidate, parse_candidate, parse_candidates
 from microscale.planning.comparison import EVERYTHING, MODES, ComparisonResult, Step, compare_formats
+from microscale.planning.executed import Executed, by_name, linear_words, summed
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
 from microscale.planning.layer_facts import CandidateError, ClassHistogram, LayerAnalysis, Side
 from microscale.planning.layer_table import LayerTable, measure_table
@@ -45,6 +46,7 @@ __all__ = [
     "ClassHistogram",
     "ComparisonResult",
     "CurvePoint",
+    "Executed",
     "FrontPoint",
     "Inspection",
     "LayerAnalysis",
@@ -65,6 +67,7 @@ __all__ = [
     "allocation_recipe",
     "amount_text",
     "analyze_model",
+    "by_name",
     "check_budget",
     "check_candidates",
     "check_reachable",
@@ -72,6 +75,7 @@ __all__ = [
     "inspect_checkpoint",
     "is_tied",
     "layer_method",
+    "linear_words",
     "measure_sensitivity",
     "measure_speed",
     "measure_table",
@@ -84,4 +88,5 @@ __all__ = [
     "parse_sensitivity",
     "resident_bytes",
     "solve",
+    "summed",
 ]

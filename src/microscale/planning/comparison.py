@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import Format, parse_activation, parse_format
 from microscale.formats.dtypes import dtype_name
+from microscale.kernels import count_executions
 from microscale.nn import (
     PackedModule,
     cached_weights,
@@ -24,6 +25,7 @@ from microscale.nn import (
     unstack_experts,
 )
 from microscale.nn.sizes import Size, file_bytes, packed_size
+from microscale.planning.executed import Executed, by_name
 from microscale.recipes import PlannedLayer, make_plan, make_recipe, quantize_module, set_activations
 from microscale.recipes.apply import check_weight, pipelines_of
 
@@ -39,7 +41,7 @@ class ComparisonResult:
     """One row: ``mode`` is ``none`` (unquantized), ``w``, ``w+a`` or ``all``.
 
     ``bits_per_weight`` counts the weights that the format was asked for (all linear layers, the head only in ``all``),
-    ``num_bytes`` the whole model.
+    ``num_bytes`` the whole model. ``executed`` is what ran while it was scored.
     """
 
     format: str
@@ -48,6 +50,7 @@ class ComparisonResult:
     num_bytes: int
     perplexity: float
     seconds: float
+    executed: Executed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +134,8 @@ class _Scorer:
 
     def row(self, name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
         label = "unquantized" if mode == "none" else name
-        score = perplexity(self.call, self.windows, batch=self.batch, progress=self.counter.within(label, mode))
+        with count_executions() as counts:
+            score = perplexity(self.call, self.windows, batch=self.batch, progress=self.counter.within(label, mode))
         self.counter.finish(len(self.windows))
         return ComparisonResult(
             format=name,
@@ -140,6 +144,7 @@ class _Scorer:
             num_bytes=num_bytes,
             perplexity=score.perplexity,
             seconds=score.seconds,
+            executed=by_name(counts),
         )
 
     def packed_row(self, model: nn.Module, spec: str, mode: str, size: Size) -> ComparisonResult:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from microscale.algorithms import PLAIN
+from microscale.planning import Executed, summed
 from microscale.studies.file import Study
 from microscale.studies.run import StudyRun, study_runs
 from microscale.studies.store import RunState, StoredRun, StudyScore, StudyStore
@@ -54,11 +55,13 @@ class StudyRow:
     gap_closure: float | None
     cells: tuple[TaskCell | None, ...]
     """In the order of the study's tasks; None where there is no score."""
+    executed: Executed
+    """What ran while the tasks were scored; nothing for scores of before it was counted."""
 
 
 def study_rows(study: Study, store: StudyStore) -> list[StudyRow]:
     """Return a row for each run of the study that the results file knows, in the order of the study."""
-    stored, scores = store.runs(), store.scores()
+    stored, scores, executed = store.runs(), store.scores(), store.executed()
     runs = [run for run in study_runs(study) if run.key in stored]
     mains = {run.key: _mains(study, scores.get(run.key, {})) for run in runs}
     rows: list[StudyRow] = []
@@ -69,7 +72,8 @@ def study_rows(study: Study, store: StudyStore) -> list[StudyRow]:
             _cell(task.label, mains[run.key].get(task.key), base.get(task.key), plain.get(task.key))
             for task in study.tasks
         )
-        rows.append(_row(run, stored[run.key], cells))
+        ran = summed(executed.get(run.key, {}).get(task.key, {}) for task in study.tasks)
+        rows.append(_row(run, stored[run.key], cells, ran))
     return rows
 
 
@@ -146,7 +150,7 @@ def _closure(score: StudyScore, base: StudyScore | None, plain: StudyScore | Non
     return 100 * (value - rtn if score.is_higher_better else rtn - value) / gap
 
 
-def _row(run: StudyRun, stored: StoredRun, cells: tuple[TaskCell | None, ...]) -> StudyRow:
+def _row(run: StudyRun, stored: StoredRun, cells: tuple[TaskCell | None, ...], executed: Executed) -> StudyRow:
     known = [cell for cell in cells if cell is not None]
     return StudyRow(
         model=run.model.label,
@@ -163,6 +167,7 @@ def _row(run: StudyRun, stored: StoredRun, cells: tuple[TaskCell | None, ...]) -
         recovery=_mean([cell.recovery for cell in known]) if len(known) == len(cells) else None,
         gap_closure=_mean([cell.gap_closure for cell in known if cell.gap_closure is not None]),
         cells=cells,
+        executed=executed,
     )
 
 

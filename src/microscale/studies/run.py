@@ -20,6 +20,8 @@ import torch
 
 from microscale.errors import MicroscaleError, StudyError
 from microscale.formats import Written
+from microscale.kernels import count_executions
+from microscale.planning import by_name
 from microscale.planning.bench import resident_bytes
 from microscale.studies.file import Study, StudyMethod, StudyModel, StudyTask
 from microscale.studies.store import RunState, StudyScore, StudyStore
@@ -209,9 +211,10 @@ def _run_one(
             for task in tasks:
                 counter.begin(f"{run.label}: {task.label}")
                 started = time.perf_counter()
-                found = executor.score(prepared, run, task)
+                with count_executions() as counts:
+                    found = executor.score(prepared, run, task)
                 seconds = time.perf_counter() - started
-                store.add_scores(run.key, [_completed(score, task, seconds) for score in found])
+                store.add_scores(run.key, [_completed(score, task, seconds) for score in found], by_name(counts))
                 counter.step()
         finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         said = "; ".join(prepared.notes)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from microscale.errors import StudyError
+from microscale.planning import Executed
 
 VERSION = 1
 
@@ -32,6 +33,14 @@ CREATE TABLE IF NOT EXISTS scores (
     seconds REAL NOT NULL, PRIMARY KEY (run, task_key, metric)
 ) STRICT;
 """
+
+_EXECUTIONS = """
+CREATE TABLE IF NOT EXISTS executions (
+    run TEXT NOT NULL REFERENCES runs(key), task_key TEXT NOT NULL, operation TEXT NOT NULL, backend TEXT NOT NULL,
+    calls INTEGER NOT NULL, PRIMARY KEY (run, task_key, operation, backend)
+) STRICT
+"""
+"""What ran for each score; files of before it was counted get this table when work goes on."""
 
 
 class RunState(Enum):
@@ -98,6 +107,7 @@ class StudyStore:
                 raise StudyError(f"{path} is not a results file of version {VERSION}; name another with --results")
             if not has_tables:  # a file that is only read stays as it is, byte for byte
                 self._db.executescript(_TABLES)
+                self._db.execute(_EXECUTIONS)
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
             raise StudyError(f"results file {path} cannot be used: {error}") from None
@@ -122,6 +132,7 @@ class StudyStore:
                 pass  # no such lock on this system
             except OSError:
                 raise StudyError(f"another process works on {self.path}; wait for it or use --report-only") from None
+            self._write(_EXECUTIONS)
             self._write("UPDATE runs SET state = 'waiting' WHERE state = 'running'")
             yield
 
@@ -138,8 +149,14 @@ class StudyStore:
         values = [state.value, *fields.values(), key]
         self._write(f"UPDATE runs SET {', '.join(f'{name} = ?' for name in names)} WHERE key = ?", values)
 
-    def add_scores(self, key: str, scores: Sequence[StudyScore]) -> None:
-        """Store the scores of one task, all or none."""
+    def add_scores(self, key: str, scores: Sequence[StudyScore], executed: Executed) -> None:
+        """Store the scores of one task and what ran for them, all or none."""
+        task_key = scores[0].task_key if scores else ""
+        ran = [
+            (key, task_key, operation, backend, count)
+            for operation, calls in executed.items()
+            for backend, count in calls.items()
+        ]
         rows = [
             (
                 key,
@@ -157,6 +174,7 @@ class StudyStore:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO executions VALUES (?, ?, ?, ?, ?)", ran)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise StudyError(f"results file {self.path} cannot be written: {error}") from None
@@ -177,6 +195,16 @@ class StudyStore:
             found.setdefault(run, {}).setdefault(values["task_key"], []).append(StudyScore(**values))
         return found
 
+    def executed(self) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+        """Return what ran, by run and task key; nothing for scores of before it was counted."""
+        found: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+        if not self._read("name", "sqlite_master WHERE name = 'executions'"):
+            return found
+        columns = "run, task_key, operation, backend, calls"
+        for run, task, operation, backend, calls in self._read(columns, "executions ORDER BY operation, backend"):
+            found.setdefault(run, {}).setdefault(task, {}).setdefault(operation, {})[backend] = calls
+        return found
+
     def merge(self, other: Path) -> int:
         """Take the finished runs of another file, and their scores; returns how many runs were new or renewed.
 
@@ -189,9 +217,10 @@ class StudyStore:
             raise StudyError(f"{other} is not a file; give the results file of a study")
         theirs = StudyStore(other)
         try:
-            runs, scores = theirs.runs(), theirs.scores()
+            runs, scores, executed = theirs.runs(), theirs.scores(), theirs.executed()
         finally:
             theirs.close()
+        self._write(_EXECUTIONS)
         mine, known = self.runs(), self.scores()
         count = 0
         for key, run in runs.items():
@@ -204,8 +233,8 @@ class StudyStore:
             if is_better:
                 facts = {name: getattr(run, name) for name in _FACTS}
                 self.update(key, run.state, **facts)
-            for rows in wanted.values():
-                self.add_scores(key, rows)
+            for task, rows in wanted.items():
+                self.add_scores(key, rows, executed.get(key, {}).get(task, {}))
         return count
 
     def _read(self, columns: str, source: str) -> list[tuple[Any, ...]]:
