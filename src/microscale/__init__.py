@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
     from microscale.jobs.analyze import AnalyzeResult
     from microscale.jobs.bench import BenchResult
-    from microscale.jobs.compare import Comparison
-    from microscale.jobs.evaluate import Evaluation
+    from microscale.jobs.compare import CompareResult
+    from microscale.jobs.evaluate import EvaluateResult
     from microscale.jobs.generate import GenerateResult
     from microscale.jobs.study import StudyResult
     from microscale.jobs.tasks import FoundTask
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     analyze: Callable[..., AnalyzeResult]
     bench: Callable[..., BenchResult]
-    compare: Callable[..., Comparison]
-    evaluate: Callable[..., Evaluation]
+    compare: Callable[..., CompareResult]
+    evaluate: Callable[..., EvaluateResult]
     generate: Callable[..., GenerateResult]
     study: Callable[..., StudyResult]
     tasks: Callable[..., tuple[FoundTask, ...]]

@@ -12,7 +12,7 @@ from microscale.cli.reporter import ConsoleReporter
 from microscale.jobs.compare_options import CompareOptions
 
 if TYPE_CHECKING:
-    from microscale.jobs.compare import Comparison
+    from microscale.jobs.compare import CompareResult
 
 WIDE = 100
 """Columns of a terminal that has room for three modes with their differences."""
@@ -38,7 +38,7 @@ def compare(options: CompareOptions, as_json: JsonOption = False) -> None:
         console.print(f"wrote {options.html}", markup=False)
 
 
-def _table(found: Comparison) -> Table:
+def _table(found: CompareResult) -> Table:
     """Return the table of a comparison: one line for each format, all modes side by side."""
     from microscale.planning import EVERYTHING, MODES
     from microscale.report import DIFFERENCE, comparison_cells

@@ -30,7 +30,7 @@ from microscale.version import __version__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class CompareResult:
     """The rows of a comparison, the unquantized one first, and what they were measured on."""
 
     model: str
@@ -91,7 +91,7 @@ def _row_json(row: ComparisonResult) -> dict[str, Any]:
     }
 
 
-def compare(options: CompareOptions, reporter: Reporter = SILENT) -> Comparison:
+def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResult:
     """Quantize a model to several formats and score each: weights alone, weights with activations, and everything.
 
     Raises:
@@ -128,7 +128,7 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> Comparison:
             round_attention=round_attention if options.full else None,
             progress=tell,
         )
-    found = Comparison(
+    found = CompareResult(
         model=label_of(options.model),
         text=str(options.text),
         tokens=sum(piece.numel() - 1 for piece in windows),

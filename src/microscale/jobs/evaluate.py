@@ -70,7 +70,7 @@ class TaskScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class EvaluateResult:
     """The scores of a model; ``attention`` is what its attention was rounded to, ``executed`` what ran meanwhile.
 
     What a reference ran is counted, too.
@@ -99,7 +99,7 @@ class Evaluation:
         return found | {"executed": self.executed}
 
 
-def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> Evaluation:
+def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> EvaluateResult:
     """Score a model on a text, on tasks, or both; a loaded model is as before afterwards, but for its memory layout.
 
     Raises:
@@ -124,7 +124,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> Evaluatio
             on_text = _score_text(model, reference, windows, options, reporter)
         if request is not None:
             on_tasks = _score_tasks(model, tokenizer, request, reporter)
-    return Evaluation(
+    return EvaluateResult(
         model=label_of(options.model),
         dtype=options.dtype if isinstance(options.model, str | Path) else dtype_name(model.dtype),
         attention=attention,
