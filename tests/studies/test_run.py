@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscale.errors import FormatError, StudyError
-from microscale.kernels import Operation, note_execution
+from microscale.kernels import Operation
+from microscale.kernels.dispatch import note_executions
 from microscale.studies import (
     PreparedModel,
     RunState,
@@ -225,7 +227,7 @@ class Running(Fake):
 
     def score(self, prepared: PreparedModel, run: StudyRun, task: StudyTask) -> Sequence[StudyScore]:
         if run.method is not None:
-            note_execution(Operation.LINEAR, "here", 3)
+            note_executions(Counter({(Operation.LINEAR, "here"): 3}))
         return super().score(prepared, run, task)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microscale.formats import ActivationSpec, Format, RangeKind
-from microscale.kernels import BACKENDS, Operation, linear, note_execution, preferred_layout
+from microscale.kernels import BACKENDS, Operation, linear, preferred_layout
+from microscale.kernels.dispatch import note_executions
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.gradients import GradientWatch
 from microscale.nn.online import InputTransforms, LowRank
@@ -135,7 +137,7 @@ class QuantizedLinear(PackedModule):
             if rounding is None:
                 inputs = self.activations(inputs)
         if cached is not None:
-            note_execution(Operation.LINEAR, BACKENDS[-1].name)  # its own way, unpacked once
+            note_executions(Counter({(Operation.LINEAR, BACKENDS[-1].name): 1}))  # its own way, unpacked once
             return functional.linear(inputs, cached, bias)
         if self.watch is not None:
             self.watch.look(self.tensor, inputs, bias, rounding)
