@@ -26,9 +26,10 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, KernelError, ShapeError, check_kind
 from microscale.formats import Format, format_name, parse_format
+from microscale.formats.dtypes import FLOAT_DTYPES
 from microscale.kernels import dispatch
 from microscale.kernels.backend import Call, Operation, Request, StepKind
-from microscale.kernels.checks import FLOAT_DTYPES, check_float_dtype
+from microscale.kernels.checks import check_float_dtype
 from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation
 from microscale.kernels.ops import fake_quantize
 from microscale.layouts.row_major import NAME as ROW_MAJOR
