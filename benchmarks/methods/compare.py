@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 import microscale
-from microscale.integrations.calibration import read_windows
 from microscale.integrations.loading import load_model
+from microscale.jobs.calibration import read_windows
+from microscale.jobs.shared_options import TextOptions
 
 HERE = Path(__file__).parent
 
@@ -64,7 +65,7 @@ def name(options: argparse.Namespace) -> str:
 def calibration_windows(options: argparse.Namespace) -> torch.Tensor:
     """Draw 128 windows of 1,024 tokens, as `microscale quantize --seed 0` does."""
     tokenizer, model = microscale.load_tokenizer(options.model), load_model(options.model)
-    return read_windows(options.calibration, tokenizer, model, samples=128, window=1024, seed=0).windows
+    return read_windows(TextOptions(source=options.calibration, samples=128, window=1024), tokenizer, model).windows
 
 
 def one_run(word: str, options: argparse.Namespace, windows: Path, out: Path) -> dict[str, Any]:

@@ -5,14 +5,14 @@
 >>> microscale.dequantize_tensor(packed).tolist()
 [[1.0, 2.0, -0.5, 6.0]]
 
-Whole models: :func:`quantize`, :func:`save`, :func:`load`. Jobs, with the words of the command line: ``evaluate``,
-``compare``, ``analyze``, ``study``, ``generate``, ``bench``, ``tasks``. Formats: :mod:`microscale.formats`.
+Whole models: :func:`quantize`, :func:`save`, :func:`load`. Jobs, with the words of the command line: ``allocate``,
+``analyze``, ``bench``, ``compare``, ``evaluate``, ``generate``, ``inspect``, ``study``, ``tasks``. Formats:
+:mod:`microscale.formats`.
 """
 
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from microscale.formats import NAMED_FORMATS, Format, format_name, parse_format
+    from microscale.jobs.allocate import AllocateResult
     from microscale.jobs.analyze import AnalyzeResult
     from microscale.jobs.bench import BenchResult
     from microscale.jobs.compare import CompareResult
@@ -33,14 +34,17 @@ if TYPE_CHECKING:
     from microscale.kernels import dequantize as dequantize_tensor
     from microscale.kernels import fake_quantize
     from microscale.kernels import quantize as quantize_tensor
+    from microscale.planning import Inspection
     from microscale.recipes import Recipe
     from microscale.tensor import QuantizedTensor
 
+    allocate: Callable[..., AllocateResult]
     analyze: Callable[..., AnalyzeResult]
     bench: Callable[..., BenchResult]
     compare: Callable[..., CompareResult]
     evaluate: Callable[..., EvaluateResult]
     generate: Callable[..., GenerateResult]
+    inspect: Callable[..., Inspection]
     study: Callable[..., StudyResult]
     tasks: Callable[..., tuple[FoundTask, ...]]
 
@@ -49,6 +53,7 @@ __all__ = [
     "Format",
     "QuantizedTensor",
     "__version__",
+    "allocate",
     "analyze",
     "bench",
     "compare",
@@ -57,6 +62,7 @@ __all__ = [
     "fake_quantize",
     "format_name",
     "generate",
+    "inspect",
     "load",
     "load_tokenizer",
     "parse_format",
@@ -80,7 +86,7 @@ _LAZY = {
     "QuantizedTensor": ("microscale.tensor", "QuantizedTensor"),
 }
 
-_JOBS = frozenset({"analyze", "bench", "compare", "evaluate", "generate", "study", "tasks"})
+_JOBS = frozenset({"allocate", "analyze", "bench", "compare", "evaluate", "generate", "inspect", "study", "tasks"})
 """Jobs whose Python front is made of their options alone, see :mod:`microscale.jobs.front`."""
 
 
@@ -98,61 +104,36 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def quantize(
-    model: Any,
-    format: str | Sequence[str] | Recipe | None = None,
-    *,
-    activations: str | None = None,
-    attention: str | None = None,
-    kv_cache: str | None = None,
-    method: str = "rtn",
-    bits: float | None = None,
-    effort: str = "fast",
-    calibration: str | Path | Sequence[str] | torch.Tensor | None = None,
-    calibration_field: str = "text",
-    samples: int = 128,
-    window: int = 2048,
-    feed: str = "quantized",
-    observer: str | None = None,
-    tokenizer: Any = None,
-    offload: str | Path | None = None,
-    seed: int = 0,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    rules: Sequence[str] = (),
-    layout: str | None = None,
-    nan: str = "raise",
-    part: str = "language",
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Any:
+def quantize(model: Any, format: str | Sequence[str] | Recipe | None = None, **options: Any) -> Any:
     """Quantize a language model; returns the model, whose linear layers now hold packed weights.
 
+    The model comes back ready for the fastest kernels, its parameters frozen.
+
     ``model`` is a transformers model (changed in place), a directory or a hub name. ``format`` is a format's name or
-    spec, or a whole :class:`~microscale.recipes.Recipe`. ``rules`` read ``GLOB=WEIGHTS[/ACTIVATIONS]``. The output
-    head and embeddings stay as they are unless included. Of a model that also sees, ``part`` (``language``,
-    ``vision``, ``all``) is quantized. The model comes back ready for the fastest kernels, its parameters frozen.
+    spec, or a whole :class:`~microscale.recipes.Recipe`. The other options are those of ``microscale quantize``, under
+    the same words (:class:`~microscale.jobs.quantize_options.QuantizeOptions`):
 
-    ``method`` ``auto`` chooses among formats (``format`` lists them; None: the usual ones) for every layer,
-    so that the weights take ``bits`` on average and the model suffers least; ``auto+gptq`` rounds by another method.
-    ``calibration`` is what layers are measured on. With methods that have a budget of their own (``micromix``) ``bits``
-    is that budget.
-
-    ``attention`` and ``kv_cache`` round the rest, see :func:`quantize_attention`.
-
-    The formats are executed exactly as asked; with ``layout`` (``auto``, ``compressed-tensors``, ``quark``,
-    ``microscale``) activations follow the rules of that file layout, as ``microscale quantize`` does.
-
-    Methods that learn from inputs (``microscale methods`` lists them) take ``calibration``: a text file, JSON lines,
-    the name of a dataset, a list of texts, or token ids [samples, tokens] (tensor or array); ``samples`` windows of
-    ``window`` tokens are drawn by ``seed``. ``calibration_field`` holds the text in JSON lines and datasets. ``feed``
-    ``original`` measures every decoder layer on what the unquantized model gives, not on what the quantized layers
-    before it give.
-    ``tokenizer`` defaults to the one beside the model. ``observer`` measures static activation ranges (default:
-    ``mse``).
-
-    ``offload`` names a directory where the inputs of the decoder layers and all finished layers are kept: the same call
-    goes on there after an interruption. A model given as a directory is then read layer by layer, so that it may be
-    larger than memory; methods that work on the whole model refuse.
+    - ``activations``: format of the layers' inputs; ``attention`` and ``kv_cache`` round the rest, see
+      :func:`quantize_attention`.
+    - ``include``, ``exclude``: lists of globs or roles; the output head and embeddings stay as they are unless
+      included. ``rules``: a list of ``GLOB=WEIGHTS[/ACTIVATIONS]``. ``recipe``: a YAML file with all of this.
+    - ``method``: ``auto`` chooses among formats (``format`` lists them; None: the usual ones) for every layer, so that
+      the weights take ``bits`` on average and the model suffers least; ``auto+gptq`` rounds by another method. With
+      methods that have a budget of their own (``micromix``) ``bits`` is that budget. ``effort``: of method ``best``.
+    - ``calibration``, for methods that learn from inputs (``microscale methods`` lists them): a text file, JSON lines,
+      the name of a dataset, a list of texts, or token ids [samples, tokens] (tensor or array); ``samples`` windows of
+      ``window`` tokens are drawn by ``seed``. ``calibration_field`` holds the text in JSON lines and datasets.
+      ``tokenizer`` defaults to the one beside the model. ``feed`` ``original`` measures every decoder layer on what
+      the unquantized model gives, not on what the quantized layers before it give. ``observer`` measures static
+      activation ranges (default: ``mse``).
+    - ``offload``: a directory where the inputs of the decoder layers and all finished layers are kept: the same call
+      goes on there after an interruption. A model given as a directory is then read layer by layer, so that it may be
+      larger than memory; methods that work on the whole model refuse.
+    - ``output``: also write the checkpoint there, as the command does. ``layout`` (``auto``, ``compressed-tensors``,
+      ``quark``, ``microscale``): activations follow the rules of that file layout; without ``output`` and ``layout``
+      the formats are executed exactly as asked.
+    - ``part``: of a model that also sees, ``language``, ``vision`` or ``all``. ``nan``: ``raise`` or ``poison``.
+    - ``progress``: called with (done, total, what is at hand).
 
     What runs otherwise than asked, or changes nothing, is said as warnings of
     :class:`~microscale.errors.QuantizationNote`.
@@ -160,61 +141,13 @@ def quantize(
     Raises:
         MicroscaleError: every problem has a class of its own in :mod:`microscale.errors`.
     """
-    from microscale.errors import QuantizationNote, RecipeError
-    from microscale.integrations.calibration import CalibrationOptions
-    from microscale.integrations.quantization import choose_recipe, quantize_original, report_quantizing
+    from microscale.jobs.front import run_job
+    from microscale.jobs.quantize import quantize as job
     from microscale.nn import prepare_for_inference
-    from microscale.recipes import Recipe, ignore_progress
 
-    given: dict[str, object] = {"include": include, "exclude": exclude, "rules": rules}
-    for word, patterns in given.items():
-        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
-            raise RecipeError(f"{word} is a list of texts, such as ['*.down_proj'], got {patterns!r}")
-    if isinstance(format, Recipe) and bits is not None:
-        raise RecipeError("bits is for a method that has a budget; write it into the recipe's method")
-    recipe = (
-        format
-        if isinstance(format, Recipe)
-        else choose_recipe(
-            format,
-            bits,
-            activations=activations,
-            attention=attention,
-            kv_cache=kv_cache,
-            method=method,
-            effort=effort,
-            include=tuple(include),
-            exclude=tuple(exclude),
-            rules=tuple(rules),
-            layout=layout,
-            nan=nan,
-            part=part,
-        )
-    )
-    options = CalibrationOptions(
-        source=calibration,
-        field=calibration_field,
-        samples=samples,
-        window=window,
-        feed=feed,
-        seed=seed,
-        observer=observer,
-    )
-    done = quantize_original(
-        model,
-        recipe,
-        options,
-        version=__version__,
-        stages=report_quantizing(progress or ignore_progress),
-        tokenizer=tokenizer,
-        offload=offload,
-    )
-    if done.store is not None:
-        done.store.clear()
-    prepare_for_inference(done.model)
-    for note in done.notes:
-        warnings.warn(note, QuantizationNote, stacklevel=2)
-    return done.model
+    done = run_job(job, {"model": model, "format": format, **options}, depth=2).model
+    prepare_for_inference(done)
+    return done
 
 
 def quantize_attention(model: Any, *, attention: str | None = None, kv_cache: str | None = None) -> Any:
@@ -229,7 +162,7 @@ def quantize_attention(model: Any, *, attention: str | None = None, kv_cache: st
         FormatError: no such format, or one that attention cannot be rounded to.
         ModelError: a family that does not call transformers' attention interface.
     """
-    from microscale.integrations.quantization import round_attention
+    from microscale.jobs.attention import round_attention
 
     return round_attention(model, attention, kv_cache)
 
@@ -256,7 +189,7 @@ def save(model: Any, path: str | Path, *, layout: str = "auto", tokenizer: Any =
     """
     from microscale.integrations.saving import save_model
 
-    return save_model(model, path, version=__version__, layout=layout, tokenizer=tokenizer, overwrite=overwrite)
+    return save_model(model, path, layout=layout, tokenizer=tokenizer, overwrite=overwrite)
 
 
 def load_tokenizer(path: str | Path) -> Any:

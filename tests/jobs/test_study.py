@@ -11,6 +11,7 @@ import microscale
 from command_line import succeed
 from microscale.errors import StudyError, TextError
 from microscale.jobs.printing import json_value
+from microscale.jobs.recipe_choice import choose_recipe
 from microscale.jobs.study import check_study, fronts_of
 from microscale.jobs.study_executor import QuantizeAndScore
 from microscale.recipes import make_recipe
@@ -53,7 +54,7 @@ def test_what_a_method_gets(folder: Path) -> None:
     study = load_study(write(folder, "options", methods=methods, calibration=calibration, seed="5"))
     executor, run = QuantizeAndScore(study), study_runs(study)[1]
     assert run.method is not None
-    assert executor.recipe(run, run.method) == make_recipe(
+    assert choose_recipe(executor.recipe(run, run.method)) == make_recipe(
         format="mxfp8", activations="mxfp8", method="gptq", effort="max", layout=None
     )
     found = executor.calibration()

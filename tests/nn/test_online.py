@@ -82,7 +82,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear) and module.in_features == COLS:
             replace_module(model, name, online_linear(random(module.out_features, COLS, seed=9).to(torch.bfloat16)))
-    mark_quantized(model, microscale.__version__)
+    mark_quantized(model)
     microscale.save(model, folder / "saved")
     return folder / "saved", model
 

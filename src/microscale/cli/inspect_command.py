@@ -6,16 +6,17 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from microscale.cli.output import Column, JsonOption, SeedOption, command, console, format_word, print_json, print_table
-from microscale.formats import parse_format
-from microscale.formats.block import BlockFormat
-from microscale.planning import Inspection, LayerFacts, inspect_checkpoint
-from microscale.report import size_text
+from microscale.cli.output import Column, JsonOption, SeedOption, console, format_word, print_json, print_table
+from microscale.cli.parameters import job_command
+from microscale.formats import BlockFormat, parse_format
+from microscale.jobs.inspect_options import InspectOptions
+
+if TYPE_CHECKING:
+    from microscale.planning import Inspection, LayerFacts
 
 _COLUMNS = (
     Column(title="layer"),
@@ -29,9 +30,9 @@ _COLUMNS = (
 )
 
 
-@command
+@job_command(InspectOptions)
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Checkpoint directory.")],
+    options: InspectOptions,
     show_all: Annotated[bool, typer.Option("--all", help="List the tensors that are not quantized, too.")] = False,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
@@ -40,14 +41,17 @@ def inspect(
 
     Example: `microscale inspect OUT`
     """
+    from microscale.jobs.inspect import inspect as inspect_job
+    from microscale.report import size_text
+
     del seed
-    found = inspect_checkpoint(path)
+    found = inspect_job(options)
     if as_json:
         print_json(_as_dict(found))
         return
     shown = found.quantized if found.quantized and not show_all else (*found.quantized, *found.others)
     rows = [_cells(name, layers) for name, layers in group_layers(shown).items()]
-    print_table(f"{path}: layout {found.layout}", _COLUMNS, rows)
+    print_table(f"{options.path}: layout {found.layout}", _COLUMNS, rows)
     for name, count in Counter(_without_columns(layer.format) for layer in found.quantized).items():
         console.print(f"{count} layers in {name}{_rule_text(name)}", markup=False)
     for words, count in Counter(layer.online for layer in found.quantized if layer.online).items():
@@ -105,6 +109,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
+    from microscale.report import size_text
+
     first = layers[0]
     return [
         name,

@@ -26,6 +26,7 @@ from microscale.families import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.nn import Experts, PackedModule, QuantizedLinear, attention_entry, row_major_weights
 from microscale.recipes.plan import ATTENTION_OBSTACLE, layout_obstacle
+from microscale.version import __version__
 
 
 def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
@@ -73,14 +74,14 @@ def keep_module_names(model: Any) -> None:
     model._weight_conversions = []
 
 
-def mark_quantized(model: Any, version: str) -> None:
+def mark_quantized(model: Any) -> None:
     """Put our quantization_config and the ``microscale`` object into the model's config, for save_pretrained."""
     register()
     keep_module_names(model)
     layers = stored_layers_of(model)
     described = NativeLayout().config(list(layers.values()), unquantized_linears(model))
     model.config.quantization_config = MicroscaleConfig(**described, **attention_entry(model))
-    model.config.microscale = describe(list(layers.values()), "microscale", version, model.dtype)
+    model.config.microscale = describe(list(layers.values()), "microscale", __version__, model.dtype)
 
 
 def check_shard_size(word: str) -> None:
@@ -98,7 +99,6 @@ def save_model(
     model: Any,
     target: str | Path,
     *,
-    version: str,
     layout: str = "auto",
     tokenizer: Any = None,
     overwrite: bool = False,
@@ -121,7 +121,7 @@ def save_model(
     if attention and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
     quantization = {**chosen.config(list(layers.values()), unquantized_linears(model)), **attention}
-    note = describe(list(layers.values()), chosen.name, version, model.dtype)
+    note = describe(list(layers.values()), chosen.name, __version__, model.dtype)
 
     def fill(directory: Path) -> None:
         _save_pretrained(model, directory, _packed_state(model, chosen, layers), max_shard_size)

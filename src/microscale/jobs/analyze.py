@@ -14,11 +14,12 @@ from typing import Any
 from microscale.calibration import ActivationStore
 from microscale.checkpoint import check_text_target, write_text_file
 from microscale.errors import CalibrationError, ModelError
-from microscale.integrations.calibration import checked_source, find_tokenizer, read_windows
 from microscale.integrations.layerwise import LayerFile
 from microscale.integrations.loading import load_original
+from microscale.integrations.originals import Original
 from microscale.jobs.analyze_options import AnalyzeOptions
 from microscale.jobs.analyze_page import MassiveText, analysis_page, massive_values
+from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.layerwise import LayerSource
 from microscale.nn import unstack_experts
@@ -63,22 +64,12 @@ def analyze(options: AnalyzeOptions, reporter: Reporter = SILENT) -> AnalyzeResu
         check_text_target(options.output)
     started = time.perf_counter()
     candidates = parse_candidates(options.formats)
-    text = options.calibration
-    source = checked_source(text.source)
-    if source is None:
+    text = dataclasses.replace(options.calibration, source=checked_source(options.calibration.source))
+    if text.source is None:
         raise CalibrationError("analysis looks at the inputs of layers: give --calibration FILE")
     original, layers = _opened(options.model)
-    tokenizer = find_tokenizer(options.model)
-    given = read_windows(
-        source,
-        tokenizer,
-        original,
-        samples=text.samples,
-        window=text.window,
-        seed=text.seed,
-        field=text.field,
-        feed="original",
-    )
+    tokenizer = Original(options.model).tokenizer()
+    given = read_windows(text, tokenizer, original)
     with (
         _gradient_store() if options.gradients else contextlib.nullcontext() as store,
         reporter.stage("analyzing") as advance,

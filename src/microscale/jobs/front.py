@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
@@ -40,24 +40,39 @@ def front(job: Callable[[O, Reporter], R]) -> Callable[..., R]:
     Raises:
         OptionError: the function that is returned: an unknown word, or a value that its option refuses.
     """
-    record: type[O] = get_type_hints(job)["options"]
+    record = record_of(job)
     placed = [one.word for one in options_of(record) if one.option.place is Place.ARGUMENT]
 
     @functools.wraps(job)
     def call(*arguments: Any, **words: Any) -> R:
         if len(arguments) > len(placed):
             raise OptionError(f"{job.__name__} takes {', '.join(placed)} without a word, all else by its word")
-        progress = words.pop("progress", None)
-        reporter = ProgressReporter() if progress is None else ProgressReporter(progress)
-        result = job(record_from(record, dict(zip(placed, arguments, strict=False)) | words), reporter)
-        if isinstance(result, HasNotes):
-            for note in result.notes:
-                warnings.warn(note, QuantizationNote, stacklevel=2)
-        return result
+        return run_job(job, dict(zip(placed, arguments, strict=False)) | words, depth=2)
 
     call.__signature__ = signature_of(record)  # type: ignore[attr-defined]
     call.__doc__ = f"{inspect.getdoc(job)}\n\n{_options_text(record)}"
     return call
+
+
+def record_of(job: Callable[[O, Reporter], R]) -> type[O]:
+    """Return the record of options that a job takes."""
+    return get_type_hints(job)["options"]
+
+
+def run_job(job: Callable[[O, Reporter], R], words: Mapping[str, Any], *, depth: int) -> R:
+    """Run a job on words; its notes become warnings at the line that many calls below.
+
+    Raises:
+        OptionError: an unknown word, or a value that its option refuses.
+    """
+    given = dict(words)
+    progress = given.pop("progress", None)
+    reporter = ProgressReporter() if progress is None else ProgressReporter(progress)
+    result = job(record_from(record_of(job), given), reporter)
+    if isinstance(result, HasNotes):
+        for note in result.notes:
+            warnings.warn(note, QuantizationNote, stacklevel=depth + 1)
+    return result
 
 
 def signature_of(record: type[Options]) -> inspect.Signature:

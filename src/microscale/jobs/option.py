@@ -103,9 +103,8 @@ def _fields(record: type[Options]) -> tuple[tuple[str, NamedOption | None, type[
         said = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Option)]
         named = None
         if get_origin(hint) is Annotated and said:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
             word = said[0].word or field.name
-            named = NamedOption(word=word, type=get_args(hint)[0], default=default, option=said[0])
+            named = NamedOption(word=word, type=get_args(hint)[0], default=_default(field), option=said[0])
         nested = hint if isinstance(hint, type) and issubclass(hint, Options) else None
         found.append((field.name, named, nested))
     return tuple(found)
@@ -118,13 +117,17 @@ def options_of(record: type[Options]) -> tuple[NamedOption, ...]:
     What a record in it sets otherwise by default is that record's value in the field's default.
     """
     found: list[NamedOption] = []
+    defaults = {field.name: _default(field) for field in dataclasses.fields(cast(Any, record))}
     for name, named, nested in _fields(record):
         if named is not None:
             found.append(named)
         elif nested is not None:
-            default = record.__dataclass_fields__[name].default  # type: ignore[attr-defined]
-            found += [_with_default(one, nested, default) for one in options_of(nested)]
+            found += [_with_default(one, nested, defaults[name]) for one in options_of(nested)]
     return tuple(found)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _with_default(one: NamedOption, nested: type[Options], default: object) -> NamedOption:
@@ -132,6 +135,12 @@ def _with_default(one: NamedOption, nested: type[Options], default: object) -> N
     if not isinstance(default, Options) or one.word not in names:
         return one
     return dataclasses.replace(one, default=getattr(default, names[one.word]))
+
+
+def given_words(options: Options) -> dict[str, Any]:
+    """Return the values of a record that are not its defaults, by word; records in it play no part."""
+    found = [(named, getattr(options, name)) for name, named, _ in _fields(type(options)) if named is not None]
+    return {named.word: value for named, value in found if value is not named.default and value != named.default}
 
 
 def record_from(record: type[R], words: Mapping[str, Any]) -> R:

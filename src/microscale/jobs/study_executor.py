@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +11,15 @@ import torch
 
 from microscale.calibration import read_text_file
 from microscale.evaluation import perplexity
-from microscale.integrations.allocating import AutoRecipe
-from microscale.integrations.calibration import CalibrationOptions
 from microscale.integrations.lm_eval_runner import TaskRequest, run_tasks
 from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
-from microscale.integrations.quantization import choose_recipe, quantize_original
 from microscale.integrations.tokenizing import text_windows
+from microscale.jobs.quantize import quantize
+from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
+from microscale.jobs.shared_options import CalibrationOptions
 from microscale.nn import cached_weights, prepare_for_inference
 from microscale.nn.sizes import file_bytes, packed_size
-from microscale.recipes import Recipe, ignore_progress
 from microscale.studies import PreparedModel, Study, StudyMethod, StudyRun, StudyScore, StudyTask
-from microscale.version import __version__
 
 
 class QuantizeAndScore:
@@ -44,24 +41,20 @@ class QuantizeAndScore:
         model = load_original(path, dtype=torch.float32).to(self._device)
         notes: tuple[str, ...] = ()
         if run.weights is not None and run.method is not None:
-            done = quantize_original(
-                model,
-                self.recipe(run, run.method),
-                self.calibration(),
-                version=__version__,
-                stages=lambda title: contextlib.nullcontext(ignore_progress),
-                tokenizer=load_tokenizer(path),
+            words = self.recipe(run, run.method)
+            options = QuantizeOptions(
+                model=model, recipe=words, calibration=self.calibration(), tokenizer=load_tokenizer(path)
             )
+            done = quantize(options)
             model, notes = done.model, done.notes
         prepared = _measured(model, stored_dtype(path), notes)  # before a layout pads anything
         prepare_for_inference(model)
         return prepared
 
-    def recipe(self, run: StudyRun, method: StudyMethod) -> Recipe | AutoRecipe:
-        """Return the recipe of a run: the formats are executed exactly as asked."""
-        return choose_recipe(
-            run.weights,
-            None,
+    def recipe(self, run: StudyRun, method: StudyMethod) -> RecipeOptions:
+        """Return the words of a run's recipe: without a layout, so that formats are executed exactly as asked."""
+        return RecipeOptions(
+            format=run.weights,
             activations=run.activations,
             attention=run.attention,
             kv_cache=run.kv_cache,

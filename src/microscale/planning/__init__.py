@@ -13,7 +13,7 @@ from microscale.planning.allocator import (
 from microscale.planning.analysis import CurvePoint, ModelAnalysis, analyze_model
 from microscale.planning.bench import Speed, Speeds, measure_speed, resident_bytes
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
-from microscale.planning.candidates import DEFAULT_FORMATS, Candidate, parse_candidate, parse_candidates
+from microscale.planning.candidates import Candidate, parse_candidate, parse_candidates
 from microscale.planning.comparison import EVERYTHING, MODES, ComparisonResult, Step, compare_formats
 from microscale.planning.executed import Executed, by_name, linear_words, summed
 from microscale.planning.inspection import Inspection, LayerFacts, inspect_checkpoint
@@ -31,7 +31,6 @@ from microscale.planning.stand_ins import check_candidates, is_tied, layer_metho
 from microscale.planning.tensor_facts import MassiveValue, TensorFacts
 
 __all__ = [
-    "DEFAULT_FORMATS",
     "DEFAULT_TARGET_DB",
     "EVERYTHING",
     "MODES",

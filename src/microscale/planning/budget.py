@@ -21,6 +21,11 @@ class BudgetUnit(Enum):
     BYTES = "bytes"
     MILLISECONDS = "ms"
 
+    @property
+    def title(self) -> str:
+        """The unit in full, for tables and axes."""
+        return {"bits": "bits per weight", "bytes": "bytes", "ms": "milliseconds"}[self.value]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:

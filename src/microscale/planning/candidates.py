@@ -25,8 +25,6 @@ from microscale.formats import (
     split_outside,
 )
 
-DEFAULT_FORMATS = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp8"
-"""The candidates where none are named."""
 BASE = "mxfp4"
 """The format that a candidate of a method alone starts from."""
 _OPTION = re.compile(r"[a-z_]+=")
@@ -144,7 +142,7 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
     """
     items = [piece.strip() for _, piece in split_outside(text.strip().removesuffix(","), ",")]
     if not all(items):
-        raise AllocationError(f"formats {text!r} must be a list without empty items, such as {DEFAULT_FORMATS}")
+        raise AllocationError(f"formats {text!r} must be a list without empty items, such as mxfp4,mxfp8")
     words: list[str] = []
     for item in items:
         if words and _OPTION.match(item):

@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from microscale.calibration import DEFAULT_SAMPLES, DEFAULT_WINDOW, calibration_windows
-from microscale.calibration.texts import DEFAULT_FIELD
-from microscale.errors import CalibrationError, CheckpointError, ModelError, TextError
+from microscale.calibration import calibration_windows
+from microscale.errors import CalibrationError, ModelError, TextError
 from microscale.families import Batch, run_model
 from microscale.integrations.calibration_text import read_calibration
-from microscale.integrations.loading import check_window, load_tokenizer
+from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids
+from microscale.jobs.shared_options import Source, TextOptions
 from microscale.nn import cached_weights
 from microscale.recipes import Calibration, RangeReport, calibrate_ranges
 
-Source = str | Path | Sequence[str] | Int[Tensor, "samples tokens"]
-"""What is calibrated on: a text file, JSON lines or a dataset by name; texts; windows of token ids."""
-
 FEEDS = ("quantized", "original")
 """What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CalibrationOptions:
-    """What is calibrated on (``source``; None: nothing) and how; see :func:`microscale.quantize`.
-
-    ``observer`` is what a user named for static ranges; None: the default, where there are any.
-    """
-
-    source: Source | None = None
-    field: str = DEFAULT_FIELD
-    samples: int = DEFAULT_SAMPLES
-    window: int = DEFAULT_WINDOW
-    feed: str = FEEDS[0]
-    seed: int = 0
-    observer: str | None = None
+BATCH = 4
+"""Windows that run through a model at once."""
 
 
 def checked_source(source: object) -> Source | None:
@@ -66,16 +47,6 @@ def checked_source(source: object) -> Source | None:
         "calibration is a text file, JSON lines or the name of a dataset (str or Path), a list of texts, or token ids"
         f" [samples, tokens] as an integer tensor or array; got {got}"
     )
-
-
-def find_tokenizer(source: str | Path) -> Any:
-    """Return the tokenizer beside a model, or None where there is none that can be loaded."""
-    if not str(source):
-        return None
-    try:
-        return load_tokenizer(source)
-    except (ModelError, CheckpointError):
-        return None
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -102,21 +73,10 @@ def is_sequential(feed: str) -> bool:
     return feed == FEEDS[0]
 
 
-def read_windows(
-    source: Source,
-    tokenizer: Any,
-    model: Any,
-    *,
-    samples: int,
-    window: int,
-    seed: int,
-    batch: int = 4,
-    field: str = DEFAULT_FIELD,
-    feed: str = FEEDS[0],
-) -> Calibration:
+def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "original") -> Calibration:
     """Tokenize a text, or several, as one stream and cut it into windows; windows of token ids are taken as they are.
 
-    ``field`` holds the text in JSON lines and datasets; ``feed`` is one of :data:`FEEDS`.
+    ``feed`` is one of :data:`FEEDS`; without a source there is nothing to read.
 
     Texts are read only as far as the windows need, and each is followed by the tokenizer's end-of-text token where it
     has one and the source holds more than one text.
@@ -128,24 +88,27 @@ def read_windows(
         CalibrationError: an unknown word for ``feed``.
     """
     sequential = is_sequential(feed)
+    source, samples, window, seed = text.source, text.samples, text.window, text.seed
+    if source is None:
+        raise CalibrationError("nothing to read: give --calibration FILE (calibration=… in Python)")
     if isinstance(source, Tensor):
         check_window(model, int(source.shape[-1]) if source.ndim == 2 else 0)
-        return Calibration(windows=_checked(source, model), seed=seed, batch=batch, is_sequential=sequential)
+        return Calibration(windows=_checked(source, model), seed=seed, batch=BATCH, is_sequential=sequential)
     check_window(model, window)
     check_tokenizer(tokenizer)
     ids: list[Tensor] = []
     wanted = 4 * samples * window  # a choice among four times as many windows spreads them over the text
     length = 0
-    for index, text in enumerate(read_calibration(source, field=field)):
+    for index, piece in enumerate(read_calibration(source, field=text.field)):
         if index and tokenizer.eos_token_id is not None:
             ids.append(torch.tensor([int(tokenizer.eos_token_id)], dtype=torch.int32))
-        ids.append(token_ids(tokenizer, text))
+        ids.append(token_ids(tokenizer, piece))
         length += len(ids[-1])
         if index and length >= wanted:
             break
     stream = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32)
     windows = calibration_windows(stream, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
-    return Calibration(windows=windows, seed=seed, batch=batch, is_sequential=sequential)
+    return Calibration(windows=windows, seed=seed, batch=BATCH, is_sequential=sequential)
 
 
 def measure_ranges(

@@ -1,11 +1,11 @@
-"""The steps from a model to a quantized one: their stages, and what is left for the caller."""
+"""The job `quantize`: its stages, what it refuses before anything is read, and what it leaves behind."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,31 @@ import torch
 import microscale
 from microscale.algorithms import parse_method, read_method, with_budget
 from microscale.algorithms.micromix import MicroMix
-from microscale.errors import CalibrationError, MicroscaleError, ModelError, RecipeError, ShapeError, TextError
-from microscale.integrations import quantization
-from microscale.integrations.allocating import AutoRecipe
-from microscale.integrations.quantization import (
-    CalibrationOptions,
-    choose_recipe,
-    quantize_original,
-    report_quantizing,
+from microscale.errors import (
+    CalibrationError,
+    CheckpointWriteError,
+    MicroscaleError,
+    ModelError,
+    OptionError,
+    RecipeError,
+    ShapeError,
+    TextError,
 )
+from microscale.integrations import originals
+from microscale.integrations.loading import load_original
+from microscale.jobs import quantize as job
+from microscale.jobs.option import record_from
+from microscale.jobs.quantize import quantize
+from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
+from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe
+from microscale.jobs.reporting import Progress, ProgressReporter
 from microscale.nn import PackedModule
-from microscale.recipes import ignore_progress, make_recipe
-from small_models import TOKENS, save_random_model
+from microscale.recipes import make_recipe
+from small_models import TOKENS, read_config, save_random_model
+
+
+def options_of(source: Path, **words: Any) -> QuantizeOptions:
+    return record_from(QuantizeOptions, {"model": source, **words})
 
 
 @pytest.fixture(scope="module")
@@ -35,37 +48,65 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(tmp_path_factory.mktemp("models") / "model")
 
 
-def test_each_stage_is_entered_once_and_left_before_the_next(source: Path) -> None:
-    seen: list[str] = []
+class Listener(ProgressReporter):
+    """Notes the beginning and the end of every stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
 
     @contextlib.contextmanager
-    def stages(title: str) -> Iterator[Callable[[int, int, str], None]]:
-        seen.append(f"start {title}")
-        yield lambda done, total, name: seen.append(title) if done == total else None
-        seen.append(f"end {title}")
+    def stage(self, title: str) -> Iterator[Progress]:  # type: ignore[override]
+        self.seen.append(f"start {title}")
+        yield lambda done, total, name: self.seen.append(title) if done == total else None
+        self.seen.append(f"end {title}")
 
-    recipe = make_recipe(format="nvfp4", activations="nvfp4@static")
-    done = quantize_original(source, recipe, CalibrationOptions(source=TOKENS), version="1", stages=stages)
+
+STATIC = {"format": "nvfp4", "activations": "nvfp4@static"}
+
+
+def test_each_stage_is_entered_once_and_left_before_the_next(source: Path) -> None:
+    listener = Listener()
+    done = quantize(options_of(source, calibration=TOKENS, **STATIC), listener)
     titles = ("quantizing", "measuring ranges")
-    assert seen == [text for title in titles for text in (f"start {title}", title, f"end {title}")]
+    assert listener.seen == [text for title in titles for text in (f"start {title}", title, f"end {title}")]
     assert done.ranges is not None and len(done.ranges.ranges) == 14 and done.ranges.unseen == ()
 
 
-def test_without_calibration_no_range_is_measured_and_nothing_is_stored(source: Path) -> None:
-    recipe, silent = make_recipe(format="nvfp4", activations="nvfp4@static"), report_quantizing(ignore_progress)
-    done = quantize_original(source, recipe, CalibrationOptions(), version="1", stages=silent)
-    assert done.ranges is None and done.store is None
+def test_without_calibration_no_range_is_measured_and_none_is_written(source: Path, tmp_path: Path) -> None:
+    done = quantize(options_of(source, **STATIC))
+    assert done.ranges is None and done.checkpoint is None
+    with pytest.raises(RecipeError, match="activations nvfp4@static need text to measure their range on"):
+        quantize(options_of(source, output=tmp_path / "out", **STATIC))
 
 
-def test_a_job_stays_on_disk_until_the_caller_clears_it(source: Path, tmp_path: Path) -> None:
-    recipe, silent = make_recipe(format="mxfp4", method="gptq"), report_quantizing(ignore_progress)
-    options = CalibrationOptions(source=TOKENS)
-    done = quantize_original(source, recipe, options, version="1", stages=silent, offload=tmp_path / "job")
-    assert done.store is not None and done.store.path is not None and any(done.store.path.iterdir())
-    done.store.clear()
-    assert not done.store.path.exists()
+def test_a_job_stays_on_disk_until_its_checkpoint_is_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> str:
+        raise CheckpointWriteError("the disk is full")
+
+    words = {"format": "mxfp4", "method": "gptq", "calibration": TOKENS, "offload": tmp_path / "job"}
+    options = options_of(source, output=tmp_path / "out", **words)
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "save_model", full)
+        with pytest.raises(CheckpointWriteError, match="the disk is full"):
+            quantize(options)
+    assert any((tmp_path / "job").rglob("*.*"))
+    done = quantize(options)
+    assert not any((tmp_path / "job").rglob("*.*"))
     assert any(isinstance(module, PackedModule) for module in done.model.modules())
-    assert done.model.config.microscale["version"] == "1"
+    assert done.checkpoint is not None and done.checkpoint.output == tmp_path / "out"
+    assert done.model.config.microscale["version"] == read_config(tmp_path / "out")["microscale"]["version"]
+    assert done.model.config.microscale["version"] == microscale.__version__
+
+
+def test_python_writes_what_the_command_writes(source: Path, tmp_path: Path) -> None:
+    """With an output the layout is chosen as the command chooses it; without, the formats run exactly as asked."""
+    with pytest.warns(microscale.errors.QuantizationNote, match="are executed as"):
+        microscale.quantize(source, "mxfp4", activations="mxfp8", output=tmp_path / "out")
+    assert read_config(tmp_path / "out")["microscale"]["layout"] == "compressed-tensors"
+    assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
 def never(*args: Any, **kwargs: Any) -> Any:
@@ -82,12 +123,10 @@ REFUSED: list[tuple[dict[str, Any], type[MicroscaleError], str]] = [
     ({"format": "mxfp4", "method": "gptq", "calibration": None}, CalibrationError, "needs calibration text"),
     ({"format": "mxfp4", "exclude": ["nothing*"]}, RecipeError, "matches no layer"),
     ({"format": "mxfp4", "feed": "both"}, CalibrationError, "unknown feed 'both'"),
-    ({"format": "mxfp4", "offload": 5}, CalibrationError, "offload is a directory .* got int 5"),
-    (
-        {"format": "mxfp4,mxfp8", "method": "auto", "bits": 5.0, "offload": 5},
-        CalibrationError,
-        "offload is a directory",
-    ),
+    ({"format": "mxfp4", "offload": 5}, OptionError, r"offload is a path \(str or Path\), got 5"),
+    ({"format": "mxfp4", "offlad": "job"}, OptionError, "no option 'offlad'; did you mean offload"),
+    ({"format": make_recipe(format="mxfp4"), "method": "gptq"}, RecipeError, "not both"),
+    ({"format": make_recipe(format="mxfp4"), "bits": 5.0}, RecipeError, "either --recipe or --bits"),
     ({"format": "mxfp4,mxfp8", "method": "auto", "bits": 5.0, "feed": "both"}, CalibrationError, "unknown feed"),
     ({"format": "mxfp4", "method": "gptq", "window": 99999}, ShapeError, "window 99999 is longer than"),
     ({"format": "nvfp4", "activations": "nvfp4@static", "observer": "nope"}, CalibrationError, "unknown observer"),
@@ -105,26 +144,25 @@ REFUSED: list[tuple[dict[str, Any], type[MicroscaleError], str]] = [
 def test_what_cannot_work_is_refused_before_text_and_weights_are_read(
     source: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], kind: type[MicroscaleError], words: str
 ) -> None:
-    for name in ("load_original", "read_windows", "LayerFile"):
-        monkeypatch.setattr(quantization, name, never)
+    for name in ("load_original", "LayerFile"):
+        monkeypatch.setattr(originals, name, never)
+    monkeypatch.setattr(job, "read_windows", never)
     given = {"calibration": "absent.txt", **options}
     with pytest.raises(kind, match=words):
         microscale.quantize(source, **given)
 
 
 def test_a_model_in_memory_is_refused_as_it_is(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from microscale.integrations.loading import load_original
-
     model = load_original(source)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    monkeypatch.setattr(quantization, "read_windows", never)
+    monkeypatch.setattr(job, "read_windows", never)
     with pytest.raises(RecipeError, match="step gptq"):
         microscale.quantize(model, "mxfp4:stochastic(1)", method="gptq", calibration="absent.txt")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_an_outline_that_cannot_be_built_is_no_obstacle(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "outline_model", lambda path: None)
+    monkeypatch.setattr(originals, "outline_model", lambda path: None)
     with pytest.raises(RecipeError, match="step gptq"):
         microscale.quantize(source, "mxfp4:stochastic(1)", method="gptq", calibration=TOKENS)
 
@@ -172,26 +210,33 @@ def test_texts_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
         microscale.quantize(bare, "mxfp4", method="gptq", calibration=["some text"])
 
 
-@pytest.mark.parametrize("bits", ["4.5bits", True, 0.0, -1, math.inf, math.nan])
-def test_a_budget_is_a_positive_number(bits: Any) -> None:
+@pytest.mark.parametrize("bits", [0.0, -1, math.inf, math.nan])
+def test_a_budget_is_a_positive_number(bits: float) -> None:
     with pytest.raises(RecipeError, match="bits is a number above 0"):
-        choose_recipe("mxfp4", bits, method="auto")
+        choose_recipe(RecipeOptions(format="mxfp4", bits=bits, method="auto"))
+
+
+@pytest.mark.parametrize("bits", ["4.5bits", True])
+def test_a_budget_is_a_number(bits: Any) -> None:
+    with pytest.raises(OptionError, match="bits is a number, got"):
+        RecipeOptions(format="mxfp4", bits=bits, method="auto")
 
 
 def test_rules_of_auto_have_the_inputs_that_are_asked_for() -> None:
-    found = choose_recipe(["mxfp4", "nvfp4"], 4.5, method="auto", activations="none", rules=["mlp.down=nvfp4"])
+    words: dict[str, Any] = {"bits": 4.5, "method": "auto", "activations": "none"}
+    found = choose_recipe(RecipeOptions(format=["mxfp4", "nvfp4"], rules=["mlp.down=nvfp4"], **words))
     assert isinstance(found, AutoRecipe)
-    assert {one.activations for one in found.options.candidates} == {None}
-    assert [one.activations for _, one in found.options.fixed] == [None]
-    named = choose_recipe(["mxfp4/mxfp4", "nvfp4"], 4.5, method="auto", activations="none")
+    assert {one.activations for one in found.problem.candidates} == {None}
+    assert [one.activations for _, one in found.problem.fixed] == [None]
+    named = choose_recipe(RecipeOptions(format=["mxfp4/mxfp4", "nvfp4"], **words))
     assert isinstance(named, AutoRecipe)
-    assert [str(one.activations) for one in named.options.candidates] == ["mxfp4", "None"]
+    assert [str(one.activations) for one in named.problem.candidates] == ["mxfp4", "None"]
 
 
 @pytest.mark.parametrize("method", ["auto:bits=4.5", "rtn+auto"])
 def test_auto_is_no_step(method: str) -> None:
     with pytest.raises(RecipeError, match="auto is no step of a chain"):
-        choose_recipe(None, 4.5, method=method)
+        choose_recipe(RecipeOptions(bits=4.5, method=method))
 
 
 @pytest.mark.parametrize("bits", [1e9, 4.8765432])

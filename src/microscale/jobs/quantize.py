@@ -1,0 +1,249 @@
+"""From a model and a recipe to a quantized model, and to a checkpoint where a place is named.
+
+What cannot work is refused first: by the words, then by the outline of the model. Then the model is read (layer by
+layer where there is a directory to work in), the calibration source becomes windows, the recipe is carried out, static
+activation ranges are measured, and the checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from microscale.checkpoint import check_target
+from microscale.errors import CalibrationError, CheckpointWriteError, RecipeError
+from microscale.formats import RangeKind
+from microscale.integrations.attention import apply_attention, attention_modules
+from microscale.integrations.loading import check_window
+from microscale.integrations.originals import Original
+from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
+from microscale.jobs.allocate import Allocation
+from microscale.jobs.calibration import (
+    check_tokenizer,
+    checked_source,
+    is_sequential,
+    measure_ranges,
+    range_notes,
+    read_windows,
+)
+from microscale.jobs.quantize_options import QuantizeOptions
+from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe, find_recipe
+from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.shared_options import CalibrationOptions
+from microscale.nn import freeze
+from microscale.planning import Inspection, inspect_checkpoint
+from microscale.recipes import (
+    DEFAULT_OBSERVER,
+    Calibration,
+    QuantizationReport,
+    RangeReport,
+    Recipe,
+    check_job,
+    has_static_ranges,
+    open_store,
+    quantize_model,
+)
+from microscale.version import __version__
+
+QUANTIZING, MEASURING, ALLOCATING = "quantizing", "measuring ranges", "measuring layers"
+"""Titles of the stages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """Where a quantized model was written, in which layout, and what lies there."""
+
+    output: Path
+    layout: str
+    inspection: Inspection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantizeResult:
+    """A model that was quantized, what was found on the way, and how long all took.
+
+    ``ranges`` is None where none were measured, ``allocation`` where method ``auto`` was not asked for, ``checkpoint``
+    where nothing was written. ``notes``: what runs otherwise than asked, steps that do nothing, what stays as it is.
+    """
+
+    model: Any
+    report: QuantizationReport
+    ranges: RangeReport | None
+    allocation: Allocation | None
+    checkpoint: Checkpoint | None
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeResult:
+    """Quantize a transformers model (changed in place), or one that is read from a directory or by its hub name.
+
+    An unfinished job stays in the directory of ``offload`` until its checkpoint is written.
+
+    Raises:
+        MicroscaleError: see :func:`microscale.quantize`.
+    """
+    started = time.perf_counter()
+    recipe, options = _refuse_words(options)
+    original = Original(options.model, tokenizer=options.tokenizer)
+    calibration, is_layered = options.calibration, options.offload is not None and original.path is not None
+    tokenizer = original.tokenizer() if options.output is not None or _is_text(calibration) else None
+    if _is_text(calibration):
+        check_tokenizer(tokenizer)
+    if isinstance(recipe, Recipe):
+        _refuse_early(original.outline(), recipe, calibration, is_partial=is_layered)
+    layers = original.layers(part=recipe.part) if is_layered and isinstance(recipe, Recipe) else None
+    model = original.whole() if layers is None else layers.model()
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    allocation = None
+    if isinstance(recipe, AutoRecipe):
+        with reporter.stage(ALLOCATING) as advance:
+            allocation, calibration = find_recipe(model, recipe, calibration, tokenizer=tokenizer, progress=advance)
+        recipe = allocation.recipe
+    attention = recipe.attention_formats
+    if attention is not None:
+        attention_modules(model)
+    windows = None
+    if calibration.source is not None:
+        windows = read_windows(calibration, tokenizer, model, feed=calibration.feed)
+    store = None
+    if options.offload is not None:
+        store = open_store(options.offload, f"{__version__} {original.identity()}", recipe, windows)
+    with reporter.stage(QUANTIZING) as advance:
+        report = quantize_model(model, recipe, advance, calibration=windows, store=store, source=layers)
+    ranges = _measured_ranges(model, windows, calibration.observer or DEFAULT_OBSERVER, reporter)
+    if attention is not None:
+        apply_attention(model, attention)
+    mark_quantized(model)
+    freeze(model)
+    checkpoint = None if options.output is None else _write(model, report, options.output, options, tokenizer)
+    if store is not None:
+        store.clear()
+    return QuantizeResult(
+        model=model,
+        report=report,
+        ranges=ranges,
+        allocation=allocation,
+        checkpoint=checkpoint,
+        notes=tuple(_notes(model, report, num_weights, ranges, allocation))
+        + _tokenizer_notes(original, tokenizer, checkpoint),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _refuse_words(options: QuantizeOptions) -> tuple[Recipe | AutoRecipe, QuantizeOptions]:
+    """Refuse what says nothing that could be done, whatever the model; return the recipe and the checked options."""
+    recipe = choose_recipe(options.recipe, default_layout=None if options.output is None else "auto")
+    source = checked_source(options.calibration.source)
+    if isinstance(recipe, AutoRecipe) and source is None:
+        raise CalibrationError("method auto measures layers on text: give --calibration FILE (calibration=… in Python)")
+    if options.output is not None:
+        if isinstance(recipe, Recipe) and source is None:
+            _refuse_static(recipe)
+        _refuse_places(options, options.output)
+        check_target(options.output, overwrite=options.overwrite)
+        check_shard_size(options.max_shard_size)
+    is_sequential(options.calibration.feed)
+    return recipe, dataclasses.replace(options, calibration=dataclasses.replace(options.calibration, source=source))
+
+
+def _refuse_static(recipe: Recipe) -> None:
+    """Refuse to write static activation ranges that nothing was measured for: the checkpoint could not run."""
+    for asked in (recipe.activations, *(rule.activations for rule in recipe.layer_rules)):
+        spec = None if asked is None else asked.record
+        if spec is not None and spec.range is RangeKind.STATIC:
+            raise RecipeError(f"activations {asked} need text to measure their range on: give --calibration FILE")
+
+
+def _refuse_places(options: QuantizeOptions, output: Path) -> None:
+    """Refuse to write over the model that is being read, and to keep an unfinished job where the checkpoint will be."""
+    target = output.resolve()
+    if isinstance(options.model, str | Path):
+        source = Path(options.model).resolve()
+        if source.exists() and (target == source or target in source.parents):
+            raise CheckpointWriteError(f"{output} is (or holds) the model that is read; choose another place with -o")
+    offload = options.offload
+    if offload is not None and (offload.resolve() == target or target in offload.resolve().parents):
+        raise CheckpointWriteError(f"--offload {offload} lies in {output}, which is written at the end; choose another")
+
+
+def _is_text(calibration: CalibrationOptions) -> bool:
+    return calibration.source is not None and not isinstance(calibration.source, Tensor)
+
+
+def _refuse_early(outline: Any, recipe: Recipe, calibration: CalibrationOptions, *, is_partial: bool) -> None:
+    """Refuse what cannot work before a text or the weights of a model are read."""
+    if outline is None:
+        return
+    if recipe.attention_formats is not None:
+        attention_modules(outline)
+    has_text = calibration.source is not None
+    check_job(outline, recipe, observer=calibration.observer, has_text=has_text, is_partial=is_partial)
+    if _is_text(calibration):
+        check_window(outline, calibration.window)
+
+
+def _measured_ranges(
+    model: nn.Module, windows: Calibration | None, observer: str, reporter: Reporter
+) -> RangeReport | None:
+    if windows is None or not has_static_ranges(model):
+        return None
+    with reporter.stage(MEASURING) as advance:
+        return measure_ranges(model, windows, observer, lambda done, total: advance(done, total, "windows"))
+
+
+def _write(
+    model: Any, report: QuantizationReport, output: Path, options: QuantizeOptions, tokenizer: Any
+) -> Checkpoint:
+    layout = save_model(
+        model,
+        output,
+        layout=report.plan.layout or "auto",
+        tokenizer=tokenizer,
+        overwrite=options.overwrite,
+        max_shard_size=options.max_shard_size,
+    )
+    return Checkpoint(output=output, layout=layout, inspection=inspect_checkpoint(output))
+
+
+def _notes(
+    model: nn.Module,
+    report: QuantizationReport,
+    num_weights: int,
+    ranges: RangeReport | None,
+    allocation: Allocation | None,
+) -> Iterator[str]:
+    yield from report.plan.notes
+    yield from _coverage_notes(model, report, num_weights)
+    if ranges is not None:
+        yield from range_notes(ranges)
+    if allocation is not None:
+        yield from allocation.notes
+
+
+def _coverage_notes(model: nn.Module, report: QuantizationReport, num_weights: int) -> Iterator[str]:
+    """Say which large share of the model is neither quantized nor an embedding or a head."""
+    chosen = {layer.name for layer in report.plan.layers}
+    left: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        owner, leaf = name.rpartition(".")[0], name.rpartition(".")[2]
+        is_known = owner in chosen or parameter.ndim < 2 or leaf == "weight"
+        if not is_known:
+            left[name] += parameter.numel()
+    share = sum(left.values()) / num_weights
+    if share >= 0.01:
+        example = left.most_common(1)[0][0]
+        yield f"{share:.0%} of the model's weights are no linear layers and stay as they are, e.g. {example}"
+
+
+def _tokenizer_notes(original: Original, tokenizer: Any, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    if checkpoint is None or tokenizer is not None:
+        return ()
+    return (f"{original} has no tokenizer that can be loaded, so none was copied",)
