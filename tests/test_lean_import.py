@@ -35,6 +35,18 @@ def test_import_microscale_is_lean() -> None:
     assert not cuda_is_initialized
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["study", "-h"]])
+def test_the_help_imports_no_torch(arguments: list[str]) -> None:
+    """Help is shown at once: no command imports its job before it runs."""
+    statement = (
+        f"import sys\nsys.argv = ['microscale', *{arguments!r}]\nfrom microscale.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'numpy', 'transformers', 'pydantic'} & set(sys.modules)"
+    )
+    loaded, _ = run_probe(statement)
+    assert "typer" in loaded
+
+
 @pytest.mark.parametrize("heavy", ["rich", "pydantic"])
 def test_probe_notices_a_heavy_import(heavy: str) -> None:
     loaded, _ = run_probe(f"import {heavy}")

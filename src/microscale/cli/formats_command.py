@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from microscale.cli.output import Column, JsonOption, SeedOption, command, console, print_json, print_table
-from microscale.formats import ALIASES, format_name, parse_format, spec_text
 
 _DROP = {"summary": 4, "title": 5, "block": 1, "scale": 2}
 
@@ -31,6 +30,7 @@ def formats(
 
 
 def _list_formats(as_json: bool) -> None:
+    from microscale.formats import ALIASES
     from microscale.report import formats_table_rows
 
     rows = formats_table_rows()
@@ -45,6 +45,7 @@ def _list_formats(as_json: bool) -> None:
 
 
 def _explain(name: str, as_json: bool) -> None:
+    from microscale.formats import format_name, parse_format, spec_text
     from microscale.report import explain_format, value_grid_text
 
     fmt = parse_format(name)

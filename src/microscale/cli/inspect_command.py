@@ -12,7 +12,6 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, SeedOption, console, format_word, print_json, print_table
 from microscale.cli.parameters import job_command
-from microscale.formats import BlockFormat, parse_format
 from microscale.jobs.inspect_options import InspectOptions
 
 if TYPE_CHECKING:
@@ -125,10 +124,14 @@ def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
 
 
 def _without_columns(name: str) -> str:
+    from microscale.formats import parse_format
+
     return format_word(parse_format(name)) if name.startswith("segments(") else name
 
 
 def _rule_text(name: str) -> str:
+    from microscale.formats import BlockFormat, parse_format
+
     if name.startswith("segments of"):
         return ""
     fmt = parse_format(name)

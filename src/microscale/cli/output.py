@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,8 +19,10 @@ from rich.text import Text
 
 from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
 from microscale.errors import MicroscaleError, OptionError
-from microscale.formats import ActivationSpec, Format, SegmentedFormat, format_name
 from microscale.jobs.printing import json_text
+
+if TYPE_CHECKING:
+    from microscale.formats import ActivationSpec, Format
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -172,6 +174,8 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None,
 
 def format_word(fmt: Format) -> str:
     """Return the name of a format; of segments the formats without their columns, which differ from layer to layer."""
+    from microscale.formats import SegmentedFormat, format_name
+
     if not isinstance(fmt, SegmentedFormat):
         return format_name(fmt)
     return f"segments of {' | '.join(dict.fromkeys(format_name(part) for part, _ in fmt.places()))}"
@@ -179,6 +183,8 @@ def format_word(fmt: Format) -> str:
 
 def activation_word(activations: ActivationSpec | None) -> str:
     """Return the word of an activation setting, of segments as :func:`format_word` does; ``None`` for none."""
+    from microscale.formats import SegmentedFormat
+
     if activations is not None and isinstance(activations.format, SegmentedFormat):
         return format_word(activations.format)
     return str(activations)
