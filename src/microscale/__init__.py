@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from microscale.kernels import fake_quantize
     from microscale.kernels import quantize as quantize_tensor
     from microscale.planning import Inspection
+    from microscale.planning.explain import Explanation
     from microscale.recipes import Recipe
     from microscale.tensor import QuantizedTensor
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     bench: Callable[..., BenchResult]
     compare: Callable[..., CompareResult]
     evaluate: Callable[..., EvaluateResult]
+    explain: Callable[..., Explanation]
     generate: Callable[..., GenerateResult]
     inspect: Callable[..., Inspection]
     study: Callable[..., StudyResult]
@@ -59,6 +61,7 @@ __all__ = [
     "compare",
     "dequantize_tensor",
     "evaluate",
+    "explain",
     "fake_quantize",
     "format_name",
     "generate",
@@ -86,7 +89,9 @@ _LAZY = {
     "QuantizedTensor": ("microscale.tensor", "QuantizedTensor"),
 }
 
-_JOBS = frozenset({"allocate", "analyze", "bench", "compare", "evaluate", "generate", "inspect", "study", "tasks"})
+_JOBS = frozenset(
+    {"allocate", "analyze", "bench", "compare", "evaluate", "explain", "generate", "inspect", "study", "tasks"}
+)
 """Jobs whose Python front is made of their options alone, see :mod:`microscale.jobs.front`."""
 
 

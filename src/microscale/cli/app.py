@@ -12,6 +12,7 @@ from microscale.cli.analyze_command import analyze
 from microscale.cli.bench_command import bench
 from microscale.cli.compare_command import compare
 from microscale.cli.eval_command import evaluate
+from microscale.cli.explain_command import explain
 from microscale.cli.formats_command import formats
 from microscale.cli.generate_command import generate
 from microscale.cli.inspect_command import inspect
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("formats")(formats)
 app.command("quantize")(quantize)
 app.command("inspect")(inspect)
+app.command("explain")(explain)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("compare")(compare)

@@ -22,16 +22,19 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from microscale.checkpoint import StoredLayer
+from microscale.checkpoint import ACTIVATION_EQUIVALENTS, FileLayout, StoredLayer
+from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
 from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
 from microscale.families import is_transposed
+from microscale.formats import format_name
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.pending import PendingTensor
 from microscale.nn import (
     NarrowEmbedding,
     PackedModule,
+    Precision,
     QuantizedEmbedding,
     QuantizedLinear,
     freeze,
@@ -109,6 +112,10 @@ class MicroscaleQuantizer(HfQuantizer):
         """Need nothing but torch."""
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        self.put_modules(model)
+
+    def put_modules(self, model: Any) -> None:
+        """Put packed modules without content where the checkpoint has them; the model may lie on ``meta``."""
         config = cast(MicroscaleConfig, self.quantization_config)
         layers = read_layers(config.to_dict())
         listed = [*layers, *config.unquantized]
@@ -262,6 +269,17 @@ def check_online(name: str, module: QuantizedLinear) -> None:
             if not (torch.equal(value.sort().values, columns) if is_order else bool(torch.isfinite(value).all())):
                 wanted = "must name every column once" if is_order else "must be finite"
                 raise CheckpointError(f"tensor '{name}.{child_name}.{key}' {wanted}; the checkpoint is damaged")
+
+
+def note_requested(model: nn.Module, layout: FileLayout) -> None:
+    """Note what a file calls the formats of its layers, where its layout executes inputs by a rule of its own."""
+    if layout.name != CompressedTensorsLayout.name:
+        return
+    words = {runs: asked for asked, runs in ACTIVATION_EQUIVALENTS.items()}
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear) and module.activations is not None:
+            spec = module.activations.spec
+            module.requested = Precision(weights=format_name(module.format), activations=words.get(spec, str(spec)))
 
 
 def register() -> None:

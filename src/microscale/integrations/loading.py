@@ -38,7 +38,7 @@ from microscale.families import Batch, run_model
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3
-from microscale.integrations.hf_quantizer import MicroscaleConfig, register
+from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
 from microscale.nn import prepare_for_inference
@@ -183,6 +183,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     source = _file_source(reader, layout, layers)
     own = source.config.quantization_config if isinstance(layout, NativeLayout) else None
     model = _load_packed(source, dtype or reader.dtype, own)
+    note_requested(model, layout)
     note = getattr(model.config, "microscale", None)
     if isinstance(note, dict):  # save_pretrained will write our layout
         model.config.microscale = {**cast("dict[str, Any]", note), "layout": NativeLayout.name}
@@ -301,7 +302,7 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     state.update(source.others)
     config = source.config
     if own is None:
-        _settle_tying(config, packed, state)
+        settle_tying(config, packed, state)
     if packed:
         narrow = {
             name.removesuffix(".weight"): pending.dtype
@@ -318,7 +319,7 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     return model
 
 
-def _settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Tensor | PendingTensor]) -> None:
+def settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Any]) -> None:
     """Give a head that is tied to a packed embedding its own packed copy; a packed head is never tied."""
     heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
     embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]

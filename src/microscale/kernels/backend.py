@@ -116,6 +116,11 @@ class Step:
     calls: tuple[Call, ...] = ()
 
 
+def _nothing_of(request: Request) -> str | None:
+    del request
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """A named set of implementations with what is to be known of them.
@@ -126,7 +131,8 @@ class Backend:
     on inputs of that dtype fastest, None where the backend has no kernel for it. ``unavailable`` says why nothing of
     the backend runs on this machine (None: it runs), ``advice`` what its user should be told on this machine: how to
     get it where it could be had. ``title`` is how a person calls it. ``level`` names what the kernels were built for
-    and use now: an instruction-set level or a GPU's architecture.
+    and use now: an instruction-set level or a GPU's architecture. ``describe`` says in a few words how it would run a
+    request that it does not refuse.
 
     ``cache_layout`` is how the backend lays out keys and values. ``bind`` prepares consecutive calls, none of which it
     refuses: one step for each, or one for several (a captured graph); without it the implementations are called.
@@ -144,6 +150,7 @@ class Backend:
     advice: Callable[[], str | None] = _nothing
     cache_layout: CacheLayout | None = None
     bind: Callable[[Sequence[Call]], Sequence[Step]] | None = None
+    describe: Callable[[Request], str | None] = _nothing_of
 
     def refusal(self, request: Request) -> str | None:
         """Return why this backend cannot run the request, or None where it can."""

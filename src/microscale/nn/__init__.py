@@ -24,7 +24,7 @@ from microscale.nn.inference import cached_weights, freeze, lay_out, prepare_for
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import float_weight, replace_module, untie
 from microscale.nn.online import InputTransforms, LowRank
-from microscale.nn.packed import PackedModule
+from microscale.nn.packed import PackedModule, Precision
 
 __all__ = [
     "ActivationQuantizer",
@@ -35,6 +35,7 @@ __all__ = [
     "LowRank",
     "NarrowEmbedding",
     "PackedModule",
+    "Precision",
     "QuantizedEmbedding",
     "QuantizedLinear",
     "attention_entry",

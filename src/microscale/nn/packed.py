@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,15 @@ from microscale.layouts import part_specs
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """The formats of a layer's weight and inputs, in words (``activations``: None where inputs are kept)."""
+
+    weights: str
+    activations: str | None = None
+
+
 PREFIX = "weight_"
 """The parts of the weight are the buffers ``weight_<part>``; those of row_major name the tensors of our files too."""
 
@@ -27,7 +37,8 @@ class PackedModule(nn.Module):
     where the backend that owns the layout does not run brings row_major back. Casting the module (``to(dtype)``,
     ``half()``) never touches the packed parts: their dtypes belong to the format. ``method`` records how the codes were
     found, ``kind`` what the module stands for in the model: ``linear``, ``conv1d`` (a linear layer whose float weight
-    the model keeps as [in, out]) or ``embedding``.
+    the model keeps as [in, out]) or ``embedding``. ``requested`` is what a recipe or a file asked for in its own words,
+    where that is known; what runs may differ.
     """
 
     def __init__(
@@ -46,6 +57,7 @@ class PackedModule(nn.Module):
         self.shape = shape
         self.weight_dtype = dtype
         self.method = method
+        self.requested: Precision | None = None
         self.layout = ROW_MAJOR
         self._part_names = tuple(part_specs(fmt, shape))
         self._cached_weight: Tensor | None = None

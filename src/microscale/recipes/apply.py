@@ -25,7 +25,7 @@ from microscale.errors import NonFiniteError
 from microscale.families import ModelStructure, describe
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
 from microscale.layerwise.loader import LayerLoader, LayerSource
-from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear
+from microscale.nn import ActivationQuantizer, PackedModule, Precision, QuantizedEmbedding, QuantizedLinear
 from microscale.nn.experts import unstack_experts
 from microscale.nn.modules import float_weight, replace_module, untie
 from microscale.nn.sizes import Size, packed_size
@@ -126,6 +126,12 @@ def quantize_model(
         progress(len(rest), len(rest), "")
     untie(model, set(layers))
     size = packed_size(model.get_submodule(name) for name in layers)
+    for layer in plan.layers:
+        asked = layer.requested_activations
+        module = model.get_submodule(layer.name)
+        assert isinstance(module, PackedModule)
+        words = Precision(weights=str(layer.requested_weights), activations=None if asked is None else str(asked))
+        module.requested = words
     executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)
     plan = dataclasses.replace(plan, layers=executed, notes=(*plan.notes, *notes))
     return QuantizationReport(plan=plan, num_weights=size.num_weights, num_bytes=size.num_bytes)

@@ -16,7 +16,7 @@ from microscale.kernels.cpu.fused import (
     silu_mul_quantize,
 )
 from microscale.kernels.cpu.layout import to_layout
-from microscale.kernels.cpu.linear import linear, linear_mixed, linear_refusal
+from microscale.kernels.cpu.linear import describe_linear, linear, linear_mixed, linear_refusal
 from microscale.kernels.cpu.quantize import (
     dequantize,
     dequantize_refusal,
@@ -84,6 +84,7 @@ BACKEND = Backend(
     advice=lambda: native.UNAVAILABLE,
     cache_layout=decoder.CACHE,
     bind=decoder.bind,
+    describe=describe_linear,
 )
 
 __all__ = ["BACKEND"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import BlockFormat, Format, SegmentedFormat, VectorBlock, format_name
+from microscale.kernels.backend import Operation, Request
 from microscale.kernels.cpu import enums
 from microscale.kernels.cpu.activations import ActivationPlan, activation_refusal, plan_activations
 from microscale.kernels.cpu.enums import DTYPES
@@ -255,6 +256,16 @@ def linear_refusal(layout: str, weight: Format | None, activations: Format | Non
     if refusal is None and weight is not None and segment_activations(weight, activations) is None:
         refusal = "the segments of its input and of its weight differ"
     return None if refusal is None else f"cannot round its input on the fly: {refusal}"
+
+
+def describe_linear(request: Request) -> str | None:
+    """Return what becomes of the inputs of a product that is not refused; None for other operations."""
+    if request.operation is not Operation.LINEAR or request.format is None:
+        return None
+    each = segment_activations(request.format, request.activations) or []
+    rule = enums.ActRule
+    words = {rule.KEEP: "kept", rule.INTEGER: "rounded to integers", rule.NUMBER: "rounded to floats"}
+    return f"inputs {' and '.join(dict.fromkeys(words[plan_activations(fmt).rule] for fmt in each))}"
 
 
 def segment_activations(weight: Format, activations: Format | None) -> Sequence[Format | None] | None:

@@ -1,0 +1,80 @@
+"""The model that loading a checkpoint would give, without its weights: they lie on ``meta``, only headers are read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig
+
+from microscale.checkpoint import CheckpointReader, StoredLayer, read_stored_layers
+from microscale.checkpoint.gguf_file import read_gguf
+from microscale.checkpoint.native import NativeLayout
+from microscale.errors import ModelError
+from microscale.integrations.hf_quantizer import MicroscaleConfig, MicroscaleQuantizer, note_requested
+from microscale.integrations.layerwise import outline_model
+from microscale.integrations.loading import (
+    LIBRARY_ERRORS,
+    check_local,
+    is_gguf,
+    loader_of,
+    read_model_config,
+    settle_tying,
+)
+
+
+def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+    """Return what :func:`microscale.load` would return, with all tensors on ``meta``.
+
+    ``dtype`` is that of all that is not packed (default: the checkpoint's).
+
+    Raises:
+        CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
+    """
+    if is_gguf(path):
+        found = read_gguf(Path(path))
+        config = cast(Any, AutoConfig).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
+        return _packed_outline(config, dict(found.layers), dict.fromkeys(found.tensors), dtype or torch.bfloat16, None)
+    local = check_local(path)
+    reader = CheckpointReader(local) if local is not None and any(local.glob("*.safetensors*")) else None
+    if reader is None or reader.quantization_config is None:
+        model = outline_model(path)
+        if model is None:
+            raise ModelError(f"{path} cannot be built without its weights; load it, and explain the model")
+        return model.to(dtype or model.config.dtype or torch.float32)
+    layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
+    config = read_model_config(reader.path)
+    own = config.quantization_config if isinstance(layout, NativeLayout) else None
+    consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
+    others = dict.fromkeys(name for name in reader.infos if name not in consumed)
+    model = _packed_outline(config, layers, others, dtype or reader.dtype, own)
+    note_requested(model, layout)
+    return model
+
+
+def _packed_outline(
+    config: Any,
+    layers: Mapping[str, StoredLayer],
+    others: dict[str, Any],
+    dtype: torch.dtype,
+    own: dict[str, Any] | None,
+) -> Any:
+    """Build the modules of a config, with packed ones where a checkpoint has them; ``own`` is our layout's entry."""
+    packed = {name: layer for name, layer in layers.items() if layer.kind != "experts"}
+    if own is None:
+        settle_tying(config, packed, others)
+    described = MicroscaleConfig.from_layers(packed, []) if own is None else MicroscaleConfig(**own)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            model = loader_of(None, config)._from_config(config, dtype=dtype).eval()
+            if packed:
+                MicroscaleQuantizer(described).put_modules(model)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"the model cannot be built without its weights: {error}") from error
+    return model

@@ -1,0 +1,45 @@
+"""Explain what runs each layer of a model, and why: one that is loaded, or one whose headers alone are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from microscale.errors import ModelError, OptionError
+from microscale.formats.dtypes import parse_dtype
+from microscale.integrations.engines import Runtime
+from microscale.integrations.outline import outline_checkpoint
+from microscale.jobs.explain_options import ExplainOptions
+from microscale.jobs.reporting import SILENT, Reporter
+from microscale.planning.explain import Explanation, explain_model
+
+
+def explain(options: ExplainOptions, reporter: Reporter = SILENT) -> Explanation:
+    """Return for every layer the formats asked for and executed, backend, kernel, layout, level, and all refusals.
+
+    Nothing is run and no weight is read. A checkpoint is explained as :func:`microscale.load` would leave it on the
+    device; ``microscale generate`` may run it in a decoder of its own, and says so.
+
+    Raises:
+        CheckpointError, ModelError: no model.
+        OptionError: a device that torch does not know.
+        DtypeError: a dtype that is none.
+    """
+    del reporter  # it takes no time
+    dtype = None if options.dtype is None else parse_dtype(options.dtype)
+    device = None if options.device is None else _device(options.device)
+    model = options.model
+    if isinstance(model, str | Path):
+        model, device = outline_checkpoint(model, dtype=dtype), device or torch.device("cpu")
+    elif not isinstance(model, nn.Module):
+        raise ModelError(f"a model is explained, or one by its directory or hub name; got {type(model).__name__}")
+    return explain_model(model, device=device, dtype=dtype, engine=Runtime.TRANSFORMERS.value)
+
+
+def _device(word: str) -> torch.device:
+    try:
+        return torch.device(word)
+    except RuntimeError as error:
+        raise OptionError(f"device is cpu, cuda, cuda:1 and so on, got {word!r}: {error}") from error
