@@ -16,7 +16,7 @@ import torch
 
 import microscale
 from microscale import formats, kernels
-from microscale.errors import DtypeError, FormatError, MicroscaleError, RecipeError, check_kind, shown
+from microscale.errors import DtypeError, FormatError, MicroscaleError, RecipeError
 from microscale.formats import codec
 from microscale.formats.elements import E8M0, FP16
 from microscale.formats.grammar import parse_rule as parse_scale_rule
@@ -349,11 +349,3 @@ def test_a_recipe_needs_its_format_and_a_rule_its_pattern() -> None:
     with pytest.raises(RecipeError, match=r"rules\.0\.match: is missing.*a rule what it matches"):
         make_recipe(format="mxfp4", rules=[{"weights": "mxfp4"}])
     assert set(Rule.model_fields) == {"match", "weights", "activations", "method"}
-
-
-def test_how_a_value_is_shown() -> None:
-    assert [shown(each) for each in (None, 7, "x", [1])] == ["None", "7 (int)", "'x' (str)", "[1] (list)"]
-    assert shown("y" * 99) == "a value of type str" and shown(VALUES) == "a value of type Tensor"
-    with pytest.raises(TypeError, match="n must be a whole number, got True"):
-        check_kind(True, int, "n", "a whole number")
-    check_kind(True, (int, bool), "n", "a whole number or a truth")
