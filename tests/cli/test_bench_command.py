@@ -57,6 +57,7 @@ def test_a_model_of_a_file_and_other_activations(tmp_path: Path) -> None:
 def test_another_family_runs_in_transformers(tmp_path: Path) -> None:
     found = succeed("bench", save_random_model(tmp_path / "model", "gpt2"), *FEW).json
     assert found["executed"]["runtime"] == "transformers" and "gpt2" in found["executed"]["why_not_decoder"]
+    assert found["executed"]["calls"] == {} and found["executed"]["level"] == "none", "no layer is quantized"
     assert found["milliseconds_per_token"] is None and found["executed"]["weight_bytes_per_token"] > 0
 
 

@@ -39,13 +39,17 @@ def test_the_json_answer(quantized: Path) -> None:
     assert found["threads"] == torch.get_num_threads() and found["level"] == native.level_name()
     if native.NATIVE is not None:
         assert (found["runtime"], found["why_not_decoder"]) == ("decoder", None)
+        assert {backend for calls in found["calls"].values() for backend in calls} == {"cpu"}
 
 
 def test_where_the_decoder_does_not_run_it_says_why(quantized: Path) -> None:
     found = succeed("generate", quantized, "The sea", "-n", "3", "--dtype", "bfloat16", "--json").json
     assert found["runtime"] == "transformers" and "bfloat16" in found["why_not_decoder"]
+    backend = "reference" if native.NATIVE is None else "cpu"
+    assert list(found["calls"]["linear"]) == [backend] and found["calls"]["linear"][backend] % 14 == 0
     outcome = succeed("generate", quantized, "The sea", "-n", "3", "--dtype", "bfloat16")
     assert "not the decoder runtime: it computes in float32" in outcome.stdout
+    assert "linear calls on the" in outcome.stdout
 
 
 def test_the_text_answer(quantized: Path) -> None:

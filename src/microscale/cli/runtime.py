@@ -15,4 +15,8 @@ def runtime_text(facts: RuntimeFacts) -> str:
     threads = f"{facts.threads} thread" + ("" if facts.threads == 1 else "s")
     if facts.why_not_decoder is None:
         return f"decoder runtime, {facts.level}, {threads}"
-    return escape(f"transformers, {threads}; not the decoder runtime: {facts.why_not_decoder}")
+    from microscale.planning import linear_words
+
+    return escape(
+        f"transformers, {linear_words(facts.calls)}, {threads}; not the decoder runtime: {facts.why_not_decoder}"
+    )

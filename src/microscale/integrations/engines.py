@@ -20,7 +20,6 @@ from microscale.checkpoint.native import online_infos
 from microscale.formats.dtypes import dtype_name
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.loading import check_local, is_gguf, load_model
-from microscale.kernels.dispatch import level_name
 from microscale.nn.decoder import Decoder
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -73,11 +72,6 @@ class DecoderEngine:
     runtime: Runtime = Runtime.DECODER
     why_not_decoder: str | None = None
 
-    @property
-    def level(self) -> str:
-        """The instruction-set level of the kernels."""
-        return level_name()
-
     def reset(self) -> None:
         """Begin a new sequence."""
         self.decoder.reset()
@@ -102,11 +96,6 @@ class TransformersEngine:
         self.generation_config = model.generation_config
         self.why_not_decoder: str | None = why_not_decoder
         self._cache: Any = None
-
-    @property
-    def level(self) -> str:
-        """The instruction-set level of the kernels that the packed modules may call."""
-        return level_name()
 
     def reset(self) -> None:
         """Begin a new sequence."""

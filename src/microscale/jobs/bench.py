@@ -19,6 +19,7 @@ from microscale.integrations.random_models import parse_shape, random_llama
 from microscale.jobs.bench_options import BenchOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
+from microscale.kernels import count_executions
 from microscale.nn import QuantizedLinear
 from microscale.nn.decoder import Decoder
 from microscale.nn.sizes import module_bytes
@@ -83,7 +84,7 @@ def bench(options: BenchOptions, reporter: Reporter = SILENT) -> BenchResult:
         engine = make_engine(model, positions=positions, compute_dtype=dtype, cache_dtype=cache_dtype)
         del model  # the decoder holds what it needs
         start_seconds = time.perf_counter() - started
-        with reporter.stage("measuring") as advance, float_weights(engine):
+        with reporter.stage("measuring") as advance, float_weights(engine), count_executions() as counts:
             speeds = measure_speed(
                 engine,
                 vocabulary=vocabulary,
@@ -98,7 +99,7 @@ def bench(options: BenchOptions, reporter: Reporter = SILENT) -> BenchResult:
             formats=formats,
             activations=activations,
             weight_bytes_per_token=engine.decoder.weight_bytes if isinstance(engine, DecoderEngine) else num_bytes,
-            runtime=runtime_facts(engine),
+            runtime=runtime_facts(engine, counts),
             decoder=_decoder_facts(engine.decoder, speeds) if isinstance(engine, DecoderEngine) else None,
         )
     return BenchResult(

@@ -34,7 +34,7 @@ from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.evaluate_options import EvaluateOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.kernels import count_executions
-from microscale.nn import AttentionFormats, cached_weights, model_attention, parse_attention, prepare_for_inference
+from microscale.nn import AttentionFormats, cached_weights, model_attention, parse_attention
 from microscale.planning import Executed, by_name
 
 
@@ -217,7 +217,6 @@ def _score_text(
     with contextlib.ExitStack() as stack:
         for loaded in (model, reference):
             if loaded is not None:
-                prepare_for_inference(loaded)
                 stack.enter_context(cached_weights(loaded))
         advance = stack.enter_context(reporter.stage("scoring"))
 
@@ -243,7 +242,6 @@ def _score_text(
 
 def _score_tasks(model: Any, tokenizer: Any, request: TaskRequest, reporter: Reporter) -> TaskScores:
     """Run tasks on a loaded model whose packed weights run on the kernels."""
-    prepare_for_inference(model)
     with reporter.stage("tasks") as advance, cached_weights(model):
         scores = run_tasks(model, tokenizer, request, lambda done, total: advance(done, total, "requests"))
     folder = None if request.task_data is None else str(request.task_data)

@@ -15,6 +15,7 @@ from microscale.integrations.loading import load_tokenizer
 from microscale.jobs.generate_options import GenerateOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
+from microscale.kernels import count_executions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ def generate(options: GenerateOptions, reporter: Reporter = SILENT) -> GenerateR
     started = time.perf_counter()
     tokenizer, engine = _start(options)
     start_seconds = time.perf_counter() - started
-    with float_weights(engine):
+    with count_executions() as counts, float_weights(engine):
         found = generate_text(
             engine,
             tokenizer,
@@ -56,7 +57,9 @@ def generate(options: GenerateOptions, reporter: Reporter = SILENT) -> GenerateR
             on_text=options.on_text or (lambda text: None),
         )
     seconds = time.perf_counter() - started
-    return GenerateResult(generation=found, runtime=runtime_facts(engine), start_seconds=start_seconds, seconds=seconds)
+    return GenerateResult(
+        generation=found, runtime=runtime_facts(engine, counts), start_seconds=start_seconds, seconds=seconds
+    )
 
 
 def _start(options: GenerateOptions) -> tuple[Any, Engine]:

@@ -91,11 +91,6 @@ def why_not_compiled(*requests: Request) -> str | None:
     return "; ".join(reasons) or "there are no compiled kernels"
 
 
-def level_name() -> str:
-    """Return what the kernels of the first backend with levels were built for and use now; ``none`` without one."""
-    return next((level for backend in BACKENDS if (level := backend.level()) is not None), "none")
-
-
 def execute(requests: Request | Sequence[Request], *arguments: Any, **keywords: Any) -> Any:
     """Run an operation on the backend that :func:`choose` names; several requests are the parts of one call."""
     parts = (requests,) if isinstance(requests, Request) else requests
