@@ -21,6 +21,7 @@ from microscale.kernels import (
     Gate,
     KeyValueCache,
     Rotation,
+    WeightGroup,
     dispatch,
     fake_quantize,
     largest_index,
@@ -313,8 +314,9 @@ def test_weights_that_share_their_input(
         all_backends.setattr(dispatch, "BACKENDS", [backend for backend, _ in ALL])
         weights = [to_layout(quantize(randn(40, 96, seed=seed), "mxfp4"), layout) for seed in (1, 2)]
     inputs, biases = randn(rows, 96), [randn(40, seed=3), None]
+    group = WeightGroup(weights=tuple(weights), biases=tuple(biases), activations=fmt, combine=combine)
     out = torch.empty(rows, 40 if combine is Combine.SILU_MUL else 80)
-    run(linear_group(inputs, weights, biases, out, activations=fmt, combine=combine))
+    run(linear_group(inputs, group, out))
     first, second = (linear(inputs, w, b, activations=fmt) for w, b in zip(weights, biases, strict=True))
     if combine is Combine.CONCATENATE:
         assert same_bits(out, torch.cat([first, second], 1))
@@ -373,10 +375,14 @@ def test_what_is_refused() -> None:
     with pytest.raises(ShapeError, match="empty"):
         largest_index(torch.zeros(0))
     packed = quantize(torch.ones(4, 32), "mxfp4")
-    with pytest.raises(ShapeError, match="share inputs"):
-        linear_group(torch.zeros(1, 64), [packed], [None], torch.zeros(1, 4))
+    with pytest.raises(ShapeError, match=r"inputs must have shape \[1, 32\]"):
+        linear_group(torch.zeros(1, 64), WeightGroup(weights=(packed,), biases=(None,)), torch.zeros(1, 4))
+    with pytest.raises(ShapeError, match="one width"):
+        WeightGroup(weights=(packed, quantize(torch.ones(4, 64), "mxfp4")), biases=(None, None))
     with pytest.raises(ShapeError, match="silu_mul takes two"):
-        linear_group(torch.zeros(1, 32), [packed], [None], torch.zeros(1, 4), combine=Combine.SILU_MUL)
+        WeightGroup(weights=(packed,), biases=(None,), combine=Combine.SILU_MUL)
+    with pytest.raises(ShapeError, match=r"is \[4\], got \[3\]"):
+        WeightGroup(weights=(packed,), biases=(torch.ones(3),))
 
 
 def test_a_cache_that_nobody_keeps_is_refused_with_all_reasons(backend: Backend) -> None:

@@ -4,7 +4,7 @@ from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.decoder_ops import largest_index, make_cache
 from microscale.kernels.dispatch import BACKENDS, add_backend, count_executions, remove_backend, why_not
 from microscale.kernels.layout import is_at_home, preferred_layout, to_layout
-from microscale.kernels.operands import Combine, Gate, KeyValueCache, Rotation
+from microscale.kernels.operands import Combine, Gate, KeyValueCache, Rotation, WeightGroup
 from microscale.kernels.ops import (
     dequantize,
     fake_quantize,
@@ -31,6 +31,7 @@ __all__ = [
     "Plan",
     "Request",
     "Rotation",
+    "WeightGroup",
     "add_backend",
     "bind",
     "count_executions",

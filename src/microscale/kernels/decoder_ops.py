@@ -30,10 +30,9 @@ from microscale.formats.dtypes import FLOAT_DTYPES
 from microscale.kernels import dispatch
 from microscale.kernels.backend import Call, Operation, Request, StepKind
 from microscale.kernels.checks import check_float_dtype
-from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation
+from microscale.kernels.operands import CacheLayout, Gate, KeyValueCache, Rotation, WeightGroup
 from microscale.kernels.ops import fake_quantize
 from microscale.layouts.row_major import NAME as ROW_MAJOR
-from microscale.tensor import QuantizedTensor
 
 _WIDE = (torch.float32,)
 
@@ -247,40 +246,17 @@ def linear_dense(
     return _call(StepKind.LINEAR, Operation.LINEAR_DENSE, inputs, inputs, weight, bias, out, stored=weight.dtype)
 
 
-def linear_group(
-    inputs: Float[Tensor, "rows cols"],
-    weights: Sequence[QuantizedTensor],
-    biases: Sequence[Float[Tensor, "rows_i"] | None],
-    out: Float[Tensor, "rows out_cols"],
-    *,
-    activations: Format | None = None,
-    combine: Combine = Combine.CONCATENATE,
-) -> Call:
-    """Products of the inputs with weights [rows_i, cols] that share them, side by side, or silu(first) * second.
-
-    ``activations`` is the format that the inputs are rounded to on the fly, exactly; None keeps them as they are.
+def linear_group(inputs: Float[Tensor, "rows cols"], group: WeightGroup, out: Float[Tensor, "rows out_cols"]) -> Call:
+    """Products of the inputs, rounded as the group says, with its weights: side by side, or silu(first) * second.
 
     Exactness: each product as :func:`microscale.kernels.ops.linear`, then ``silu_mul``.
     """
-    rows, cols = _check_matrix("inputs", inputs)
-    heights = [weight.rows for weight in weights]
-    if not weights or len(weights) != len(biases) or any(tuple(w.shape) != (w.rows, cols) for w in weights):
-        shapes = [list(weight.shape) for weight in weights]
-        raise ShapeError(
-            f"weights that share inputs [rows, {cols}] are [rows_i, {cols}] with a bias or None, got {shapes}"
-        )
-    if combine is Combine.SILU_MUL and (len(heights) != 2 or heights[0] != heights[1]):
-        raise ShapeError(f"silu_mul takes two weights of equal shape, got {heights} rows")
-    for bias, height in zip(biases, heights, strict=True):
-        if bias is not None:
-            _check("bias", bias, (height,), inputs.device, FLOAT_DTYPES)
-    wide = heights[0] if combine is Combine.SILU_MUL else sum(heights)
-    _check("out", out, (rows, wide), inputs.device, (inputs.dtype,))
-    requests = linear_group_requests(
-        [(weight.format, weight.layout) for weight in weights], activations, inputs.dtype, inputs.device
-    )
-    arguments = (inputs, tuple(weights), tuple(biases), out, activations, combine)
-    return Call(kind=StepKind.LINEAR, requests=requests, arguments=arguments)
+    rows, _ = _check_matrix("inputs", inputs)
+    _check("inputs", inputs, (rows, group.cols), inputs.device, FLOAT_DTYPES)
+    _check("out", out, (rows, group.rows_out), inputs.device, (inputs.dtype,))
+    weights = [(weight.format, weight.layout) for weight in group.weights]
+    requests = linear_group_requests(weights, group.activations, inputs.dtype, inputs.device)
+    return Call(kind=StepKind.LINEAR, requests=requests, arguments=(inputs, group, out))
 
 
 def linear_group_requests(

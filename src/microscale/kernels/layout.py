@@ -52,8 +52,9 @@ def preferred_layout(
     *,
     activations: Format | None = None,
     device: torch.device | None = None,
+    operation: Operation = Operation.LINEAR,
 ) -> str:
-    """Return the layout in which ``linear`` on inputs of ``dtype`` runs fastest; row_major if in none.
+    """Return the layout in which ``linear`` (or ``linear_group``) on inputs of ``dtype`` runs fastest, or row_major.
 
     The backends say it themselves, the preferred one first; a layout that the format has no place in is passed over.
     ``device`` is where the tensor will be (default: where it is).
@@ -69,7 +70,7 @@ def preferred_layout(
         if name is None or find_layout(name).refusal(fmt, shape) is not None:
             continue
         request = Request(
-            operation=Operation.LINEAR,
+            operation=operation,
             format=fmt,
             device=device,
             dtype=dtype,

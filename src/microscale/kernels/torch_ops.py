@@ -1,12 +1,14 @@
 """torch.library operators, so that torch.compile and torch.export see one node instead of our Python.
 
 ``microscale::fake_quantize``, ``microscale::dequantize`` and ``microscale::linear`` run the operation of the same name
-through the dispatcher, on any device. Formats travel as their spec, packed tensors as a list of parts with their
-names. Eager code does not pass here: the operators cost more than a small kernel.
+through the dispatcher, on any device. Formats travel as their spec, so that an exported program lives on in another
+process, where each spec is resolved to its record once; packed tensors travel as a list of parts with their names.
+Eager code does not pass here: the operators cost more than a small kernel.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +22,11 @@ from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
 
+@functools.cache
+def _resolved(spec: str) -> Format:
+    return parse_format(spec)
+
+
 @torch.library.custom_op(
     "microscale::fake_quantize",
     mutates_args=(),
@@ -29,7 +36,7 @@ def fake_quantize_operator(
     values: Tensor, format: str, amax: Tensor | None, draw: Sequence[int] | None, name: str
 ) -> Tensor:
     """Run fake_quantize; the result never shares memory with an argument."""
-    record = parse_format(format)
+    record = _resolved(format)
     drawn = None if draw is None else Draw(seed=draw[0], step=draw[1], place=draw[2])
     request = Request(
         operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
@@ -51,7 +58,7 @@ def dequantize_operator(
     parts: Sequence[Tensor], names: Sequence[str], format: str, shape: Sequence[int], dtype: torch.dtype, layout: str
 ) -> Tensor:
     """Run dequantize on the named parts."""
-    record = parse_format(format)
+    record = _resolved(format)
     tensor = QuantizedTensor(
         format=record, shape=tuple(shape), dtype=dtype, parts=dict(zip(names, parts, strict=True)), layout=layout
     )
@@ -89,11 +96,11 @@ def linear_operator(
 ) -> Tensor:
     """Run linear on the named parts of a weight [rows, cols]."""
     shape = (rows, inputs.shape[-1])
-    record = parse_format(format)
+    record = _resolved(format)
     weight = QuantizedTensor(
         format=record, shape=shape, dtype=dtype, parts=dict(zip(names, parts, strict=True)), layout=layout
     )
-    rounding = None if activations is None else parse_format(activations)
+    rounding = None if activations is None else _resolved(activations)
     request = Request(
         operation=Operation.LINEAR,
         format=record,

@@ -224,13 +224,11 @@ class Decoder:
         return self._table[indices]
 
     def _program_for(self, rows: int) -> _Program:
-        """Return the calls for so many rows; those of a whole chunk are kept."""
-        if rows in self._programs:
-            return self._programs[rows]
-        program = self._program(rows)
-        if rows == self._chunk:
-            self._programs[rows] = program
-        return program
+        """Return the plans for so many rows; those of one row, of a chunk and of the last other number are kept."""
+        if rows not in self._programs:
+            kept = {each: self._programs[each] for each in (1, self._chunk) if each in self._programs}
+            self._programs = kept | {rows: self._program(rows)}
+        return self._programs[rows]
 
     def _program(self, rows: int) -> _Program:
         parts = self._parts

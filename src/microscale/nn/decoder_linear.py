@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rounding, SegmentedFormat, VectorBlock
-from microscale.kernels import Combine, Gate, preferred_layout
-from microscale.kernels.backend import Call, Step, StepKind
+from microscale.kernels import Combine, Gate, WeightGroup, preferred_layout
+from microscale.kernels.backend import Call, Operation, Step, StepKind
 from microscale.kernels.decoder_ops import gate as gate_call
 from microscale.kernels.decoder_ops import linear_dense, linear_group, linear_group_requests
 from microscale.kernels.dispatch import why_not_compiled
@@ -145,7 +145,10 @@ def _packed(modules: Sequence[QuantizedLinear], combine: Combine) -> _Member | N
     """
     for fmt, before in _roundings(modules[0]):
         tensors = [module.tensor for module in modules]
-        layouts = [preferred_layout(tensor, torch.float32, activations=fmt) for tensor in tensors]
+        layouts = [
+            preferred_layout(tensor, torch.float32, activations=fmt, operation=Operation.LINEAR_GROUP)
+            for tensor in tensors
+        ]
         weights = [(tensor.format, layout) for tensor, layout in zip(tensors, layouts, strict=True)]
         requests = linear_group_requests(weights, fmt, torch.float32, tensors[0].device)
         if why_not_compiled(*requests) is not None:
@@ -166,22 +169,25 @@ def _packed_member(
     combine: Combine,
     execution: Execution,
 ) -> _Member:
-    tensors = [module.tensor for module in modules]
-    biases = [_as_float32(module.bias) for module in modules]
+    group = WeightGroup(
+        weights=tuple(module.tensor for module in modules),
+        biases=tuple(_as_float32(module.bias) for module in modules),
+        activations=fmt,
+        combine=combine,
+    )
 
     def calls(inputs: Tensor, out: Tensor) -> list[Call | Step]:
         steps: list[Call | Step] = []
         if before:
             given, inputs = inputs, torch.empty_like(inputs)
             steps.append(_step(functools.partial(_run_before, before, given, inputs)))
-        return [*steps, linear_group(inputs, tensors, biases, out, activations=fmt, combine=combine)]
+        return [*steps, linear_group(inputs, group, out)]
 
-    rows = [module.out_features for module in modules]
     return _Member(
         execution=execution,
         num_layers=len(modules),
-        rows_out=rows[0] if combine is Combine.SILU_MUL else sum(rows),
-        num_bytes=sum(tensor.num_bytes for tensor in tensors),
+        rows_out=group.rows_out,
+        num_bytes=group.num_bytes,
         calls=calls,
     )
 

@@ -57,7 +57,7 @@ def _wanted_layout(fmt: Format, shape: tuple[int, ...], dtype: torch.dtype, devi
 
 
 BACKEND = Backend(
-    name="cpu",
+    name=decoder.NAME,
     title="CPU kernels",
     rank=10,
     implementations={

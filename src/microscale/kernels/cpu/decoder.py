@@ -20,14 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.formats import Format, SegmentedFormat
+from microscale.formats import SegmentedFormat
 from microscale.kernels.backend import Call, Operation, Request, Step
 from microscale.kernels.cpu import enums, native
 from microscale.kernels.cpu.enums import DTYPES
-from microscale.kernels.cpu.linear import linear_refusal, prepare_linear, prepare_segments
-from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation
-from microscale.tensor import QuantizedTensor
+from microscale.kernels.cpu.linear import LinearCall, linear_refusal, prepare_linear, prepare_segments
+from microscale.kernels.operands import CacheLayout, Gate, KeyValueCache, Rotation, WeightGroup
 
+NAME = "cpu"
+"""The name of the backend."""
 LANE = 16
 """Positions that lie side by side in the cache of keys."""
 SPAN = 64
@@ -181,20 +182,16 @@ def _dense_many_rows(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: T
         out[:, part] = functional.linear(inputs, weight[part].to(torch.float32), added)
 
 
-def _prepare_group(
-    inputs: Tensor,
-    weights: Sequence[QuantizedTensor],
-    biases: Sequence[Tensor | None],
-    out: Tensor,
-    activations: Format | None,
-    combine: Combine,
-) -> Run:
-    if isinstance(weights[0].format, SegmentedFormat):
-        call = prepare_segments(weights[0], activations, biases[0])
-    else:
-        call = prepare_linear(weights, biases, activations, combine)
+def _prepare_group(inputs: Tensor, group: WeightGroup, out: Tensor) -> Run:
+    call: LinearCall | None = group.prepared.get(NAME)
+    if call is None:
+        if isinstance(group.weights[0].format, SegmentedFormat):
+            call = prepare_segments(group.weights[0], group.activations, group.biases[0])
+        else:
+            call = prepare_linear(group.weights, group.biases, group.activations, group.combine)
+        group.prepared[NAME] = call
     run = functools.partial(call.run_pointers, inputs.data_ptr(), inputs.shape[0], out.data_ptr())
-    run.__dict__["holds"] = (inputs, out)
+    run.__dict__["holds"] = (inputs, group, out)
     return run
 
 

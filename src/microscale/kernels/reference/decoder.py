@@ -7,19 +7,16 @@ dtype that it stores; numbers of a format lie there as the float32 numbers that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.formats import Format
-from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation
+from microscale.kernels.operands import CacheLayout, Combine, Gate, KeyValueCache, Rotation, WeightGroup
 from microscale.kernels.reference.fused import rms_norm, silu_mul
 from microscale.kernels.reference.quantize import fake_quantize, linear
 from microscale.layouts.row_major import NAME as ROW_MAJOR
-from microscale.tensor import QuantizedTensor
 
 
 def _allocate(
@@ -95,17 +92,11 @@ def linear_dense(inputs: Tensor, weight: Tensor, bias: Tensor | None, out: Tenso
     out.copy_(functional.linear(inputs.to(torch.float32), weight.to(torch.float32), bias))
 
 
-def linear_group(
-    inputs: Tensor,
-    weights: Sequence[QuantizedTensor],
-    biases: Sequence[Tensor | None],
-    out: Tensor,
-    activations: Format | None,
-    combine: Combine,
-) -> None:
+def linear_group(inputs: Tensor, group: WeightGroup, out: Tensor) -> None:
     """See :func:`microscale.kernels.decoder_ops.linear_group`."""
-    found = [linear(inputs, weight, bias, activations) for weight, bias in zip(weights, biases, strict=True)]
-    out.copy_(silu_mul(*found) if combine is Combine.SILU_MUL else torch.cat(found, dim=-1))
+    pairs = zip(group.weights, group.biases, strict=True)
+    found = [linear(inputs, weight, bias, group.activations) for weight, bias in pairs]
+    out.copy_(silu_mul(*found) if group.combine is Combine.SILU_MUL else torch.cat(found, dim=-1))
 
 
 def largest_index(numbers: Float[Tensor, "count"]) -> int:
