@@ -11,8 +11,11 @@ from microscale.evaluation import TASKS, find_task
 from microscale.evaluation.task_rows import ROW_CHECKS
 from microscale.evaluation.tasks import GROUPS
 
-CHOICES = {"hellaswag": 4, "piqa": 2, "arc_easy": 4, "arc_challenge": 4, "winogrande": 2, "boolq": 2, "openbookqa": 4}
-CHOICES |= {"siqa": 3, "mmlu": 4, "blimp": 2}
+CHOICES = {
+    **dict.fromkeys(("piqa", "winogrande", "boolq", "blimp"), 2),
+    **dict.fromkeys(("hellaswag", "arc_easy", "arc_challenge", "openbookqa", "mmlu"), 4),
+    "siqa": 3,
+}
 GENERATED = ("lambada", "gsm8k", "humaneval", "math500", "aime24", "aime25")
 
 
