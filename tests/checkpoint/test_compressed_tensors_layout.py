@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout, rule_of_file
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError
 from microscale.formats import format_name, parse_activation, parse_format
 from microscale.kernels import quantize
+from microscale.layer_spec import LayerSpec
 
 LAYOUT = CompressedTensorsLayout()
 Q, UP, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
 
 
-def stored(name: str, spec: str, activations: str | None = None, **fields: Any) -> StoredLayer:
+def stored(name: str, spec: str, activations: str | None = None, **fields: Any) -> LayerSpec:
     values: dict[str, Any] = {"shape": (4, 64), "dtype": torch.bfloat16} | fields
     act = None if activations is None else parse_activation(activations)
-    return StoredLayer(name=name, format=parse_format(spec), activations=act, **values)
+    return LayerSpec(name=name, format=parse_format(spec), activations=act, **values)
 
 
 def row(width: int, *values: float) -> Tensor:
@@ -142,7 +143,7 @@ def test_what_it_holds() -> None:
         assert "own rules" in str(LAYOUT.refusal(stored(UP, "mxfp4", activations)))
 
 
-def written(*layers: StoredLayer) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+def written(*layers: LayerSpec) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     tensors = {"lm_head.weight": torch.zeros(4, 64)}
     for layer in layers:
         tensors.update(LAYOUT.pack(layer, quantize(torch.randn(layer.shape), layer.format)))

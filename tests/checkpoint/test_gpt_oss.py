@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, 
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from microscale.checkpoint.gpt_oss import GptOssLayout
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import parse_format
 from microscale.kernels import dequantize, quantize
+from microscale.layer_spec import LayerSpec
 
 LAYOUT = GptOssLayout()
 CONFIG = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
@@ -36,7 +37,7 @@ def tensors_of_file() -> dict[str, Tensor]:
     return tensors
 
 
-def read(tensors: dict[str, Tensor]) -> dict[str, StoredLayer]:
+def read(tensors: dict[str, Tensor]) -> dict[str, LayerSpec]:
     infos = {name: TensorInfo(dtype=value.dtype, shape=tuple(value.shape)) for name, value in tensors.items()}
     return LAYOUT.stored_layers(CONFIG, infos, torch.bfloat16)
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from microscale.checkpoint.native import FORMAT_VERSION, NativeLayout, range_name, read_layers
 from microscale.checkpoint.registry import choose_layout, describe, layout_named, layout_of
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
+from microscale.layer_spec import LayerSpec
 from microscale.tensor import join_rows
 from small_models import same_bits
 
@@ -25,13 +26,13 @@ LAYOUT = NativeLayout()
 UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
 
 
-def stored(name: str, spec: str, activations: str | None = None, **fields: Any) -> StoredLayer:
+def stored(name: str, spec: str, activations: str | None = None, **fields: Any) -> LayerSpec:
     values: dict[str, Any] = {"shape": (4, 64), "dtype": torch.bfloat16} | fields
     act = None if activations is None else parse_activation(activations)
-    return StoredLayer(name=name, format=parse_format(spec), activations=act, **values)
+    return LayerSpec(name=name, format=parse_format(spec), activations=act, **values)
 
 
-def weight(layer: StoredLayer) -> Tensor:
+def weight(layer: LayerSpec) -> Tensor:
     return torch.randn(layer.shape, generator=torch.Generator().manual_seed(0)).to(layer.dtype)
 
 

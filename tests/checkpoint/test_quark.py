@@ -12,25 +12,26 @@ import torch
 from torch import Tensor
 
 from microscale.checkpoint.quark import QuarkLayout, rule_of_file
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError
 from microscale.formats import parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
+from microscale.layer_spec import LayerSpec
 
 LAYOUT = QuarkLayout()
 Q, K, UP = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.mlp.up_proj"
 
 
-def stored(name: str, fmt: str, activations: str | None = None, shape: tuple[int, ...] = (8, 64)) -> StoredLayer:
+def stored(name: str, fmt: str, activations: str | None = None, shape: tuple[int, ...] = (8, 64)) -> LayerSpec:
     spec = None if activations is None else parse_activation(activations)
-    return StoredLayer(name=name, format=parse_format(fmt), shape=shape, dtype=torch.bfloat16, activations=spec)
+    return LayerSpec(name=name, format=parse_format(fmt), shape=shape, dtype=torch.bfloat16, activations=spec)
 
 
-def weights(layer: StoredLayer, seed: int = 0) -> Tensor:
+def weights(layer: LayerSpec, seed: int = 0) -> Tensor:
     return torch.randn(layer.shape, generator=torch.Generator().manual_seed(seed)).to(layer.dtype)
 
 
-def write(layers: list[StoredLayer]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def write(layers: list[LayerSpec]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config and tensors of a file with these layers, filled with random weights, and an unquantized head."""
     tensors = {"lm_head.weight": torch.zeros(4, 64, dtype=torch.bfloat16)}
     for layer in layers:
@@ -39,7 +40,7 @@ def write(layers: list[StoredLayer]) -> tuple[dict[str, Any], dict[str, Tensor]]
     return LAYOUT.config(layers, ["lm_head"]), tensors
 
 
-def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, StoredLayer]:
+def read(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, LayerSpec]:
     infos = {name: TensorInfo(dtype=value.dtype, shape=tuple(value.shape)) for name, value in tensors.items()}
     return LAYOUT.stored_layers(config, infos, torch.bfloat16)
 
@@ -199,7 +200,7 @@ def test_even_at_the_element_width_is_quarks_even() -> None:
         (stored(Q, "mxfp4", "mxint8"), "dynamically to MXFP4, MXFP6 or MXFP8 E4M3"),
     ],
 )
-def test_refusals(layer: StoredLayer, reason: str) -> None:
+def test_refusals(layer: LayerSpec, reason: str) -> None:
     refusal = LAYOUT.refusal(layer)
     assert refusal is not None
     assert reason in refusal

@@ -16,6 +16,7 @@ from format_specs import SPECS
 from microscale.errors import ShapeError
 from microscale.formats import parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
+from microscale.layer_spec import LayerSpec
 from microscale.nn import (
     ActivationQuantizer,
     NarrowEmbedding,
@@ -152,17 +153,17 @@ def test_modules_without_content(spec: str) -> None:
     """On the meta device: shapes and dtypes are known, nothing is allocated; content comes by the state dict."""
     fmt = parse_format(spec)
     full: list[PackedModule] = [packed_linear(spec, activations="nvfp4@static"), packed_embedding(spec)]
-    empty: list[PackedModule] = [
-        QuantizedLinear(
-            fmt,
-            (ROWS, COLS),
-            dtype=torch.bfloat16,
-            bias=True,
-            activations=parse_activation("nvfp4@static"),
-            device="meta",
-        ),
-        QuantizedEmbedding(fmt, (ROWS, COLS), dtype=torch.bfloat16, device="meta"),
-    ]
+    layer = LayerSpec(
+        name="layer",
+        format=fmt,
+        shape=(ROWS, COLS),
+        dtype=torch.bfloat16,
+        activations=parse_activation("nvfp4@static"),
+        has_bias=True,
+    )
+    table = LayerSpec(name="table", format=fmt, shape=(ROWS, COLS), dtype=torch.bfloat16, kind="embedding")
+    empty: list[PackedModule] = [QuantizedLinear(layer, device="meta"), QuantizedEmbedding(table, device="meta")]
+    assert [one.layer_spec(name) for one, name in zip(empty, ("layer", "table"), strict=True)] == [layer, table]
     for one, other in zip(full, empty, strict=True):
         state = other.state_dict()
         assert {name: (part.shape, part.dtype) for name, part in state.items()} == {

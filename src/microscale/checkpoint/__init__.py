@@ -10,7 +10,7 @@ from microscale.checkpoint.registry import (
     layout_named,
     read_stored_layers,
 )
-from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
+from microscale.checkpoint.schema import FileLayout, TensorInfo
 from microscale.checkpoint.writer import check_target, check_text_target, write_directory, write_json, write_text_file
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "WRITABLE_LAYOUTS",
     "CheckpointReader",
     "FileLayout",
-    "StoredLayer",
     "TensorInfo",
     "check_target",
     "check_text_target",

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.schema import StoredLayer, TensorInfo, online_refusal
+from microscale.checkpoint.schema import TensorInfo, online_refusal
 from microscale.errors import CheckpointError
 from microscale.formats import (
     ActivationSpec,
@@ -30,6 +30,7 @@ from microscale.formats import (
     parse_activation,
     parse_format,
 )
+from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
 
 QUANT_METHOD = "compressed-tensors"
@@ -95,7 +96,7 @@ class CompressedTensorsLayout:
 
     name = "compressed-tensors"
 
-    def refusal(self, layer: StoredLayer) -> str | None:
+    def refusal(self, layer: LayerSpec) -> str | None:
         """Hold MXFP4, MXFP8 and NVFP4 linears of whole blocks, with no or dynamic MXFP4/MXFP8 activations."""
         online = online_refusal(layer)
         if online is not None:
@@ -116,7 +117,7 @@ class CompressedTensorsLayout:
             return f"compressed-tensors quantizes activations by its own rules ({known}), not {layer.activations}"
         return None
 
-    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
         """Lay out codes, scales and the tensor's divisor."""
         scheme = _weight_scheme(layer.format)
         assert scheme is not None
@@ -131,9 +132,9 @@ class CompressedTensorsLayout:
             tensors[f"{layer.name}.weight_global_scale"] = inverse
         return tensors
 
-    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+    def config(self, layers: Sequence[LayerSpec], unquantized: Sequence[str]) -> dict[str, Any]:
         """Write one group for each pair of weight and activation scheme; a single group targets all linears."""
-        groups: dict[tuple[str, str], list[StoredLayer]] = {}
+        groups: dict[tuple[str, str], list[LayerSpec]] = {}
         for layer in layers:
             scheme = _weight_scheme(layer.format)
             assert scheme is not None
@@ -156,7 +157,7 @@ class CompressedTensorsLayout:
 
     def stored_layers(
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-    ) -> dict[str, StoredLayer]:
+    ) -> dict[str, LayerSpec]:
         """Find the quantized layers by their scales and match each with its group."""
         status = config.get("quantization_status")
         if status != "compressed":
@@ -169,7 +170,7 @@ class CompressedTensorsLayout:
         for key, group in cast("dict[str, Any]", groups).items():
             if not isinstance(group, dict) or not isinstance(cast("dict[str, Any]", group).get("targets"), list):
                 raise CheckpointError(f"config group {key!r} must be an object with a list of targets, got {group!r}")
-        layers: dict[str, StoredLayer] = {}
+        layers: dict[str, LayerSpec] = {}
         for name in sorted(infos):
             if name.endswith(".weight_scale"):
                 layer_name = name.removesuffix(".weight_scale")
@@ -181,7 +182,7 @@ class CompressedTensorsLayout:
             )
         return layers
 
-    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+    def unpack(self, layer: LayerSpec, load: Callable[[str], Tensor]) -> QuantizedTensor:
         """Read codes, scales and divisor as parts of our layout: the same bytes."""
         scheme = _weight_scheme(layer.format)
         assert scheme is not None
@@ -192,7 +193,7 @@ class CompressedTensorsLayout:
             parts["tensor_inv_scale"] = load(f"{layer.name}.weight_global_scale").reshape(1).to(torch.float32)
         return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
 
-    def tensor_names(self, layer: StoredLayer) -> list[str]:
+    def tensor_names(self, layer: LayerSpec) -> list[str]:
         """Name the two or three tensors of a layer."""
         scheme = _weight_scheme(layer.format)
         assert scheme is not None and isinstance(layer.format, BlockFormat)
@@ -202,7 +203,7 @@ class CompressedTensorsLayout:
         return [f"{layer.name}.{name}" for name in names]
 
 
-def _group_entry(layer: StoredLayer, targets: list[str]) -> dict[str, Any]:
+def _group_entry(layer: LayerSpec, targets: list[str]) -> dict[str, Any]:
     scheme = _weight_scheme(layer.format)
     assert scheme is not None
     return {
@@ -244,7 +245,7 @@ def _stored_layer(
     config: Mapping[str, Any],
     infos: Mapping[str, TensorInfo],
     dtype: torch.dtype,
-) -> StoredLayer:
+) -> LayerSpec:
     file_format = group.get("format") or config.get("format")
     scheme = _scheme_of(name, file_format, group.get("weights"))
     info = infos.get(f"{name}.{'weight_packed' if scheme.packed else 'weight'}")
@@ -267,7 +268,7 @@ def _stored_layer(
     if fmt.tensor_scale is not None and f"{name}.weight_global_scale" not in infos:
         raise CheckpointError(f"layer {name!r} is NVFP4, but its weight_global_scale is missing")
     activations = group.get("input_activations")
-    return StoredLayer(
+    return LayerSpec(
         name=name,
         format=fmt,
         shape=(info.shape[0], cols),

@@ -29,10 +29,10 @@ from torch import Tensor
 from microscale.checkpoint.file_bytes import PIECE_BYTES, read_into, read_tensor
 from microscale.checkpoint.gguf_header import GgufEntry, GgufHeader, read_header
 from microscale.checkpoint.gguf_names import ARCHITECTURES, GgufTensor, place_tensors
-from microscale.checkpoint.schema import StoredLayer
 from microscale.errors import CheckpointError, DependencyError
 from microscale.formats import parse_format
 from microscale.formats.dtypes import dtype_name
+from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
 
 BLOCK_SIZE = 32
@@ -46,14 +46,14 @@ class GgufModel:
     """A GGUF file in Hugging Face terms; nothing but its header has been read.
 
     ``layers`` are the MXFP4 weights by module name (experts by parameter name, as in
-    :class:`~microscale.checkpoint.schema.StoredLayer`), ``tensors`` all others by full name. ``metadata`` is the
+    :class:`~microscale.checkpoint.schema.LayerSpec`), ``tensors`` all others by full name. ``metadata`` is the
     file's own; ``ignored`` names its tensors that a transformers model computes itself (``rope_freqs.weight``).
     """
 
     path: Path
     architecture: str
     metadata: Mapping[str, Any]
-    layers: Mapping[str, StoredLayer]
+    layers: Mapping[str, LayerSpec]
     tensors: Mapping[str, GgufTensor]
     ignored: tuple[str, ...]
     sources: Mapping[str, GgufTensor]
@@ -120,7 +120,7 @@ def read_gguf(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> GgufMode
     _check_data(path, header)
     placed, ignored = place_tensors(path, str(architecture), header)
     fmt = parse_format("mxfp4")
-    layers: dict[str, StoredLayer] = {}
+    layers: dict[str, LayerSpec] = {}
     tensors: dict[str, GgufTensor] = {}
     sources: dict[str, GgufTensor] = {}
     for tensor in placed:
@@ -129,7 +129,7 @@ def read_gguf(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> GgufMode
             continue
         name = tensor.name.removesuffix(".weight")
         shape = tensor.stored_shape
-        layers[name] = StoredLayer(
+        layers[name] = LayerSpec(
             name=name, format=fmt, shape=shape, dtype=dtype, method="unknown", kind=tensor.kind.value
         )
         sources[name] = tensor

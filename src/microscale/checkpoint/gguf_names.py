@@ -24,7 +24,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gpt-oss")
 
 
 class Kind(Enum):
-    """What a weight belongs to; the values are those of ``StoredLayer.kind``."""
+    """What a weight belongs to; the values are those of ``LayerSpec.kind``."""
 
     LINEAR = "linear"
     EMBEDDING = "embedding"

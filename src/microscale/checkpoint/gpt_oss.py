@@ -3,7 +3,7 @@
 Facts of that layout: ``X.gate_up_proj_blocks`` uint8 [experts, rows, column blocks, 16] and ``X.gate_up_proj_scales``
 uint8 [experts, rows, column blocks], the same for ``down_proj``; two codes a byte, low nibble first: the bytes of
 row_major. Rows of gate_up_proj alternate between gate and up. Where transformers dequantizes, its parameter has the
-axes [experts, cols, rows]; a :class:`~microscale.checkpoint.schema.StoredLayer` keeps [experts, rows, cols].
+axes [experts, cols, rows]; a :class:`~microscale.checkpoint.schema.LayerSpec` keeps [experts, rows, cols].
 
 Scale 255 is NaN as in OCP MX; transformers reads 2^128 there.
 """
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import parse_format
+from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
 
 QUANT_METHOD = "mxfp4"
@@ -34,22 +35,22 @@ class GptOssLayout:
 
     name = "gpt-oss"
 
-    def refusal(self, layer: StoredLayer) -> str | None:
+    def refusal(self, layer: LayerSpec) -> str | None:
         """Refuse every layer: writing is not offered."""
         del layer
         return _REFUSAL
 
-    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
         """Refuse with LayoutError."""
         raise LayoutError(_REFUSAL)
 
-    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+    def config(self, layers: Sequence[LayerSpec], unquantized: Sequence[str]) -> dict[str, Any]:
         """Refuse with LayoutError."""
         raise LayoutError(_REFUSAL)
 
     def stored_layers(
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-    ) -> dict[str, StoredLayer]:
+    ) -> dict[str, LayerSpec]:
         """Find the experts by their blocks; the config says nothing more about them."""
         del config
         for name in infos:
@@ -60,7 +61,7 @@ class GptOssLayout:
             raise CheckpointError("gpt-oss config, but no tensor named *_blocks; the file is not quantized")
         return {name: _stored_layer(name, infos, dtype) for name in names}
 
-    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+    def unpack(self, layer: LayerSpec, load: Callable[[str], Tensor]) -> QuantizedTensor:
         """Read blocks and scales as parts of our layout: the same bytes, all experts' rows under each other."""
         parts = {
             "codes": load(layer.name + _BLOCKS).flatten(2).flatten(0, 1),
@@ -68,12 +69,12 @@ class GptOssLayout:
         }
         return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
 
-    def tensor_names(self, layer: StoredLayer) -> list[str]:
+    def tensor_names(self, layer: LayerSpec) -> list[str]:
         """Name the two tensors of a layer."""
         return [layer.name + _BLOCKS, layer.name + _SCALES]
 
 
-def _stored_layer(name: str, infos: Mapping[str, TensorInfo], dtype: torch.dtype) -> StoredLayer:
+def _stored_layer(name: str, infos: Mapping[str, TensorInfo], dtype: torch.dtype) -> LayerSpec:
     blocks, scales = infos[name + _BLOCKS], infos.get(name + _SCALES)
     if scales is None:
         raise CheckpointError(f"tensor {name + _SCALES!r} is missing; the checkpoint is incomplete")
@@ -88,7 +89,7 @@ def _stored_layer(name: str, infos: Mapping[str, TensorInfo], dtype: torch.dtype
             f" {list(blocks.shape)} and {list(scales.shape)}; the checkpoint is damaged"
         )
     experts, rows, column_blocks = scales.shape
-    return StoredLayer(
+    return LayerSpec(
         name=name,
         format=parse_format("mxfp4"),
         shape=(experts, rows, column_blocks * BLOCK_SIZE),

@@ -14,11 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.schema import StoredLayer, TensorInfo
+from microscale.checkpoint.schema import TensorInfo
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError, FormatError, LayoutError
 from microscale.formats import RangeKind, format_name, parse_activation, parse_format, spec_text
 from microscale.formats.dtypes import FLOAT_DTYPES, dtype_name
+from microscale.layer_spec import LayerSpec
 from microscale.layouts import part_specs
 from microscale.tensor import QuantizedTensor
 from microscale.transforms import parse_transform
@@ -33,12 +34,12 @@ class NativeLayout:
 
     name = "microscale"
 
-    def refusal(self, layer: StoredLayer) -> str | None:
+    def refusal(self, layer: LayerSpec) -> str | None:
         """Hold everything."""
         del layer
         return None
 
-    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
         """Name the parts.
 
         Raises:
@@ -53,7 +54,7 @@ class NativeLayout:
                 )
         return {f"{layer.name}.weight_{part}": value for part, value in tensor.parts.items()}
 
-    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+    def config(self, layers: Sequence[LayerSpec], unquantized: Sequence[str]) -> dict[str, Any]:
         """Write schemes and the map from layers to them."""
         schemes: list[dict[str, Any]] = []
         listed: dict[str, Any] = {}
@@ -82,7 +83,7 @@ class NativeLayout:
 
     def stored_layers(
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-    ) -> dict[str, StoredLayer]:
+    ) -> dict[str, LayerSpec]:
         """Read the map back and check every tensor's header against it."""
         del dtype
         layers = read_layers(config)
@@ -101,25 +102,25 @@ class NativeLayout:
             _check_online(layer, infos)
         return layers
 
-    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+    def unpack(self, layer: LayerSpec, load: Callable[[str], Tensor]) -> QuantizedTensor:
         """Read and check all parts."""
         parts = {part: load(f"{layer.name}.weight_{part}") for part in part_specs(layer.format, layer.shape)}
         check_parts(layer.name, layer.format, layer.shape, parts)
         return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
 
-    def tensor_names(self, layer: StoredLayer) -> list[str]:
+    def tensor_names(self, layer: LayerSpec) -> list[str]:
         """Name the parts."""
         return [f"{layer.name}.weight_{part}" for part in part_specs(layer.format, layer.shape)]
 
 
-def range_name(layer: StoredLayer) -> str | None:
+def range_name(layer: LayerSpec) -> str | None:
     """Return the name of the tensor with the layer's activation range, or None where it has none."""
     if layer.activations is None or layer.activations.range is RangeKind.DYNAMIC:
         return None
     return f"{layer.name}.activations.amax"
 
 
-def online_infos(layer: StoredLayer) -> dict[str, TensorInfo]:
+def online_infos(layer: LayerSpec) -> dict[str, TensorInfo]:
     """Return the tensors of a layer's online transforms and low-rank side path, by their names in the file."""
     rows, cols = layer.shape[-2:]
     infos: dict[str, TensorInfo] = {}
@@ -132,7 +133,7 @@ def online_infos(layer: StoredLayer) -> dict[str, TensorInfo]:
     return infos
 
 
-def _check_online(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
+def _check_online(layer: LayerSpec, infos: Mapping[str, TensorInfo]) -> None:
     """Check the headers of what a layer does online.
 
     Raises:
@@ -146,7 +147,7 @@ def _check_online(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
             )
 
 
-def _check_range(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
+def _check_range(layer: LayerSpec, infos: Mapping[str, TensorInfo]) -> None:
     """Check the header of a stored activation range.
 
     Raises:
@@ -164,7 +165,7 @@ def _check_range(layer: StoredLayer, infos: Mapping[str, TensorInfo]) -> None:
         )
 
 
-def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
+def read_layers(config: Mapping[str, Any]) -> dict[str, LayerSpec]:
     """Parse the ``quantization_config`` of our layout.
 
     Raises:
@@ -179,7 +180,7 @@ def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
     schemes, listed = config.get("schemes"), config.get("layers")
     if not isinstance(schemes, list) or not isinstance(listed, dict) or not listed:
         raise CheckpointError("quantization_config of quant_method microscale needs 'schemes' and 'layers'")
-    result: dict[str, StoredLayer] = {}
+    result: dict[str, LayerSpec] = {}
     for name, entry in cast("dict[str, Any]", listed).items():
         try:
             result[name] = _layer(name, entry, cast("list[Any]", schemes))
@@ -188,7 +189,7 @@ def read_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
     return result
 
 
-def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLayer:
+def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> LayerSpec:
     number, lengths = entry["scheme"], entry["shape"]
     if type(number) is not int or not 0 <= number < len(schemes):
         raise ValueError(f"scheme {number!r} of {len(schemes)}")
@@ -210,7 +211,7 @@ def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> StoredLay
         spec.part_specs(shape[-1])
     fmt = parse_format(str(scheme["format"]))
     part_specs(fmt, shape)
-    return StoredLayer(
+    return LayerSpec(
         name=name,
         format=fmt,
         shape=shape,

@@ -32,7 +32,7 @@ from microscale.checkpoint.quark_config import (
     tensor_entry,
     weight_scheme,
 )
-from microscale.checkpoint.schema import StoredLayer, TensorInfo, online_refusal
+from microscale.checkpoint.schema import TensorInfo, online_refusal
 from microscale.errors import CheckpointError
 from microscale.formats import (
     ActivationSpec,
@@ -41,6 +41,7 @@ from microscale.formats import (
     RangeKind,
     format_name,
 )
+from microscale.layer_spec import LayerSpec
 from microscale.layouts import row_bytes
 from microscale.tensor import QuantizedTensor
 
@@ -69,7 +70,7 @@ class QuarkLayout:
 
     name = "quark"
 
-    def refusal(self, layer: StoredLayer) -> str | None:
+    def refusal(self, layer: LayerSpec) -> str | None:
         """Hold MXFP4, MXFP6 and MXFP8 E4M3 linears of whole blocks, with no or dynamic activations of these formats.
 
         The weights may come from any scale rule and rounding (null is written where Quark has no word for it);
@@ -88,7 +89,7 @@ class QuarkLayout:
             return f"quark needs whole blocks, but the width {layer.shape[1]} is not a multiple of {BLOCK_SIZE}"
         return None if layer.activations is None else _activation_refusal(layer.activations)
 
-    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
         """Name codes and scales: the same bytes."""
         scheme = weight_scheme(layer.format)
         assert scheme is not None
@@ -97,9 +98,9 @@ class QuarkLayout:
             f"{layer.name}.weight_scale": tensor.parts["scale"],
         }
 
-    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+    def config(self, layers: Sequence[LayerSpec], unquantized: Sequence[str]) -> dict[str, Any]:
         """Write the most frequent scheme as the global one and every other layer by its name."""
-        groups: dict[tuple[Format, ActivationSpec | None], list[StoredLayer]] = {}
+        groups: dict[tuple[Format, ActivationSpec | None], list[LayerSpec]] = {}
         for layer in layers:
             groups.setdefault((layer.format, layer.activations), []).append(layer)
         main = max(groups.values(), key=len)
@@ -127,11 +128,11 @@ class QuarkLayout:
 
     def stored_layers(
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-    ) -> dict[str, StoredLayer]:
+    ) -> dict[str, LayerSpec]:
         """Find the quantized layers by their scales and match each with its scheme, by Quark's order of precedence."""
         check_scope(config)
         entries = LayerEntries.of(config)
-        layers: dict[str, StoredLayer] = {}
+        layers: dict[str, LayerSpec] = {}
         for name in sorted(infos):
             if name.endswith(".weight_scale"):
                 layer_name = name.removesuffix(".weight_scale")
@@ -141,7 +142,7 @@ class QuarkLayout:
         _check_tensors(layers, infos)
         return layers
 
-    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+    def unpack(self, layer: LayerSpec, load: Callable[[str], Tensor]) -> QuantizedTensor:
         """Read codes and scales as parts of our layout: the same bytes."""
         parts = {
             "codes": load(f"{layer.name}.weight").view(torch.uint8),
@@ -149,12 +150,12 @@ class QuarkLayout:
         }
         return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
 
-    def tensor_names(self, layer: StoredLayer) -> list[str]:
+    def tensor_names(self, layer: LayerSpec) -> list[str]:
         """Name the two tensors of a layer."""
         return [f"{layer.name}.weight", f"{layer.name}.weight_scale"]
 
 
-def _layer_entry(layer: StoredLayer) -> dict[str, Any]:
+def _layer_entry(layer: LayerSpec) -> dict[str, Any]:
     return {
         "input_tensors": None if layer.activations is None else tensor_entry(layer.activations.format, is_weight=False),
         "output_tensors": None,
@@ -166,7 +167,7 @@ def _layer_entry(layer: StoredLayer) -> dict[str, Any]:
 
 def _stored_layer(
     name: str, entry: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-) -> StoredLayer:
+) -> LayerSpec:
     for key in ("output_tensors", "bias"):
         if entry.get(key) is not None:
             raise CheckpointError(f"layer {name!r}: quantized {key} of quark are not read, got {entry[key]!r}")
@@ -191,7 +192,7 @@ def _stored_layer(
         )
     if scale.dtype not in (torch.uint8, torch.float8_e8m0fnu):
         raise CheckpointError(f"layer {name!r}: E8M0 scales are stored as uint8, got {scale.dtype}")
-    return StoredLayer(
+    return LayerSpec(
         name=name,
         format=fmt,
         shape=(rows, cols),
@@ -201,7 +202,7 @@ def _stored_layer(
     )
 
 
-def _check_tensors(layers: Mapping[str, StoredLayer], infos: Mapping[str, TensorInfo]) -> None:
+def _check_tensors(layers: Mapping[str, LayerSpec], infos: Mapping[str, TensorInfo]) -> None:
     """Refuse packed weights without scales, and tensors of a quantized layer that would change its result."""
     for name, info in infos.items():
         layer_name, _, own = name.rpartition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
@@ -13,7 +14,7 @@ from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
 from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.native import NativeLayout
 from microscale.checkpoint.quark import QuarkLayout
-from microscale.checkpoint.schema import FileLayout, StoredLayer, TensorInfo
+from microscale.checkpoint.schema import FileLayout, TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import (
     BlockFormat,
@@ -26,6 +27,7 @@ from microscale.formats import (
     spec_text,
 )
 from microscale.formats.dtypes import dtype_name
+from microscale.layer_spec import LayerSpec
 
 _COMPRESSED_TENSORS = CompressedTensorsLayout()
 _NATIVE = NativeLayout()
@@ -54,7 +56,7 @@ def layout_named(word: str) -> FileLayout:
     return layout
 
 
-def choose_layout(word: str, layers: Sequence[StoredLayer], obstacle: str | None = None) -> FileLayout:
+def choose_layout(word: str, layers: Sequence[LayerSpec], obstacle: str | None = None) -> FileLayout:
     """Return the layout to write; ``auto`` is compressed-tensors where it holds every layer exactly, else ours.
 
     ``obstacle`` says why the model itself, whatever its layers, cannot be in the layout of compressed-tensors.
@@ -90,12 +92,12 @@ def layout_of(config: Mapping[str, Any]) -> FileLayout:
     return layout
 
 
-def describe(layers: Sequence[StoredLayer], layout: str, version: str, dtype: torch.dtype) -> dict[str, Any]:
+def describe(layers: Sequence[LayerSpec], layout: str, version: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return the ``microscale`` object of config.json: everything that decided the bits, layer by layer.
 
     ``dtype`` is the float type of the model, which a layout may have to misstate in config.json.
     """
-    groups: dict[tuple[str, str, str], list[StoredLayer]] = {}
+    groups: dict[tuple[str, str, str], list[LayerSpec]] = {}
     for layer in layers:
         groups.setdefault((spec_text(layer.format), str(layer.activations), layer.method), []).append(layer)
     return {
@@ -108,7 +110,7 @@ def describe(layers: Sequence[StoredLayer], layout: str, version: str, dtype: to
     }
 
 
-def _scheme(layer: StoredLayer) -> dict[str, Any]:
+def _scheme(layer: LayerSpec) -> dict[str, Any]:
     return {
         "name": format_name(layer.format),
         "format": spec_text(layer.format),
@@ -136,7 +138,7 @@ def _policies(fmt: Format) -> dict[str, Any]:
 
 def read_stored_layers(
     config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-) -> tuple[FileLayout, dict[str, StoredLayer]]:
+) -> tuple[FileLayout, dict[str, LayerSpec]]:
     """Return the layout and the quantized layers of a checkpoint from its config.json and tensor headers.
 
     Where a file of another tool's layout carries our ``microscale`` object, the exact formats come from there.
@@ -157,8 +159,8 @@ def read_stored_layers(
 
 
 def _with_note(
-    layers: dict[str, StoredLayer], note: Mapping[str, Any], check: Callable[[Format, Format], Format]
-) -> dict[str, StoredLayer]:
+    layers: dict[str, LayerSpec], note: Mapping[str, Any], check: Callable[[Format, Format], Format]
+) -> dict[str, LayerSpec]:
     result = dict(layers)
     try:
         for scheme in note["schemes"]:
@@ -172,14 +174,11 @@ def _with_note(
                         f"config.json: the microscale object says activations {executed} for layer {layer.name!r}, but"
                         f" quantization_config says {layer.activations}"
                     )
-                result[layer.name] = StoredLayer(
-                    name=layer.name,
+                result[layer.name] = dataclasses.replace(
+                    layer,
                     format=check(layer.format, recorded),
-                    shape=layer.shape,
-                    dtype=layer.dtype,
                     activations=executed,
                     method=str(scheme.get("method", "unknown")),
-                    kind=layer.kind,
                 )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: the microscale object cannot be read: {error!r}") from None

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from microscale.formats import ActivationSpec, Format
+from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
-from microscale.transforms import TransformSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,28 +29,6 @@ class TensorInfo:
         return count * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredLayer:
-    """One quantized weight of a checkpoint.
-
-    ``name`` is the module (``model.layers.0.mlp.up_proj``), ``shape`` the unpacked weight [rows, cols] (or
-    [experts, rows, cols]), ``dtype`` the float type it was quantized from. ``method`` says how the codes were
-    found (``rtn`` …). ``kind`` is ``linear``, ``conv1d`` (linear, but kept as [in, out] by the
-    model), ``embedding`` or ``experts``. ``transforms`` act on the inputs at run time; ``low_rank`` is the rank of a
-    side path, 0 for none.
-    """
-
-    name: str
-    format: Format
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    activations: ActivationSpec | None = None
-    method: str = "rtn"
-    kind: str = "linear"
-    transforms: tuple[TransformSpec, ...] = ()
-    low_rank: int = 0
-
-
 class FileLayout(Protocol):
     """A way to lay quantized layers into named tensors of a file, with its ``quantization_config``."""
 
@@ -60,21 +37,21 @@ class FileLayout(Protocol):
         """The word of ``--layout`` and of messages."""
         ...
 
-    def refusal(self, layer: StoredLayer) -> str | None:
+    def refusal(self, layer: LayerSpec) -> str | None:
         """Return why this layout cannot hold a layer, or None where it can."""
         ...
 
-    def pack(self, layer: StoredLayer, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
         """Return the tensors of a layer under their full names in the file."""
         ...
 
-    def config(self, layers: Sequence[StoredLayer], unquantized: Sequence[str]) -> dict[str, Any]:
+    def config(self, layers: Sequence[LayerSpec], unquantized: Sequence[str]) -> dict[str, Any]:
         """Return the ``quantization_config`` of config.json; ``unquantized`` names the linear modules left alone."""
         ...
 
     def stored_layers(
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
-    ) -> dict[str, StoredLayer]:
+    ) -> dict[str, LayerSpec]:
         """Return the quantized layers of a file by module name, from ``quantization_config`` and tensor headers.
 
         Raises:
@@ -82,16 +59,16 @@ class FileLayout(Protocol):
         """
         ...
 
-    def unpack(self, layer: StoredLayer, load: Callable[[str], Tensor]) -> QuantizedTensor:
+    def unpack(self, layer: LayerSpec, load: Callable[[str], Tensor]) -> QuantizedTensor:
         """Read a layer; ``load`` returns a tensor by its name in the file."""
         ...
 
-    def tensor_names(self, layer: StoredLayer) -> list[str]:
+    def tensor_names(self, layer: LayerSpec) -> list[str]:
         """Return the names of the tensors that :meth:`unpack` reads."""
         ...
 
 
-def online_refusal(layer: StoredLayer) -> str | None:
+def online_refusal(layer: LayerSpec) -> str | None:
     """Return why a layout that holds only weights and formats cannot hold a layer, or None."""
     if layer.transforms:
         return f"it has no place for online transforms ({', '.join(str(spec) for spec in layer.transforms)})"

@@ -7,6 +7,7 @@ same bytes back. Without it transformers only warns about the unknown method and
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -22,7 +23,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from microscale.checkpoint import ACTIVATION_EQUIVALENTS, FileLayout, StoredLayer
+from microscale.checkpoint import ACTIVATION_EQUIVALENTS, FileLayout
 from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
 from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
 from microscale.checkpoint.validation import check_parts
@@ -31,6 +32,7 @@ from microscale.families import is_transposed
 from microscale.formats import format_name
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.pending import PendingTensor
+from microscale.layer_spec import LayerSpec
 from microscale.nn import (
     NarrowEmbedding,
     PackedModule,
@@ -78,7 +80,7 @@ class MicroscaleConfig(QuantizationConfigMixin):
             self.others[key] = value
 
     @classmethod
-    def from_layers(cls, layers: Mapping[str, StoredLayer], unquantized: list[str]) -> MicroscaleConfig:
+    def from_layers(cls, layers: Mapping[str, LayerSpec], unquantized: list[str]) -> MicroscaleConfig:
         """Build the configuration that describes quantized layers."""
         return cls(**NativeLayout().config(list(layers.values()), unquantized))
 
@@ -156,7 +158,7 @@ def _has_layers_in(module: str, listed: Sequence[str], prefix: str) -> bool:
     return any(name.startswith((f"{module}.", f"{prefix}.{module}.")) for name in listed)
 
 
-def _present_layers(model: Any, layers: Mapping[str, StoredLayer]) -> dict[str, StoredLayer]:
+def _present_layers(model: Any, layers: Mapping[str, LayerSpec]) -> dict[str, LayerSpec]:
     """Return the layers by their name in this model, which may be the bare base model of the checkpoint.
 
     Raises:
@@ -164,7 +166,7 @@ def _present_layers(model: Any, layers: Mapping[str, StoredLayer]) -> dict[str, 
     """
     names = {name for name, _ in model.named_modules()}
     prefix = f"{model.base_model_prefix}."
-    present: dict[str, StoredLayer] = {}
+    present: dict[str, LayerSpec] = {}
     for name, layer in layers.items():
         short = name.removeprefix(prefix)
         if name in names:
@@ -184,7 +186,7 @@ def _present_layers(model: Any, layers: Mapping[str, StoredLayer]) -> dict[str, 
     return present
 
 
-def empty_module(old: nn.Module, layer: StoredLayer, dtype: torch.dtype) -> PackedModule:
+def empty_module(old: nn.Module, layer: LayerSpec, dtype: torch.dtype) -> PackedModule:
     """Return a packed module without content in the place of a linear layer or an embedding.
 
     Raises:
@@ -199,21 +201,12 @@ def empty_module(old: nn.Module, layer: StoredLayer, dtype: torch.dtype) -> Pack
             f"layer {layer.name!r} is {list(layer.shape)} in quantization_config, but {list(shape)} in the model"
         )
     if isinstance(old, nn.Embedding):
-        module = QuantizedEmbedding(layer.format, layer.shape, dtype=layer.dtype, device=device, method=layer.method)
+        module = QuantizedEmbedding(dataclasses.replace(layer, kind="embedding"), device=device)
         module.output_dtype = dtype
     elif isinstance(old, nn.Linear) or is_transposed(old):
-        module = QuantizedLinear(
-            layer.format,
-            layer.shape,
-            dtype=layer.dtype,
-            bias=getattr(old, "bias", None) is not None,
-            activations=layer.activations,
-            device=device,
-            method=layer.method,
-            kind="conv1d" if is_transposed(old) else "linear",
-            transforms=layer.transforms,
-            low_rank=layer.low_rank,
-        )
+        kind = "conv1d" if is_transposed(old) else "linear"
+        has_bias = getattr(old, "bias", None) is not None
+        module = QuantizedLinear(dataclasses.replace(layer, kind=kind, has_bias=has_bias), device=device)
     else:
         raise CheckpointError(f"layer {layer.name!r} is a {type(old).__name__}, which cannot be quantized")
     for part in module.modules():

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from microscale.checkpoint import CheckpointReader, FileLayout, StoredLayer, read_json, read_stored_layers
+from microscale.checkpoint import CheckpointReader, FileLayout, read_json, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.errors import (
@@ -41,6 +41,7 @@ from microscale.formats.elements import E2M1, E4M3
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
+from microscale.layer_spec import LayerSpec
 from microscale.nn import prepare_for_inference
 from microscale.tensor import QuantizedTensor
 
@@ -201,12 +202,12 @@ class _Source:
 
     path: Path
     config: Any
-    layers: dict[str, StoredLayer]
-    load_layer: Callable[[StoredLayer], QuantizedTensor]
+    layers: dict[str, LayerSpec]
+    load_layer: Callable[[LayerSpec], QuantizedTensor]
     others: dict[str, PendingTensor]
 
 
-def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str, StoredLayer]) -> _Source:
+def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str, LayerSpec]) -> _Source:
     consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
     others: dict[str, PendingTensor] = {}
     for name, layer in layers.items():
@@ -284,7 +285,7 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     """
     native = NativeLayout()
     state: dict[str, Tensor | PendingTensor] = {}
-    packed: dict[str, StoredLayer] = {}
+    packed: dict[str, LayerSpec] = {}
     is_transposed = getattr(source.config, "model_type", "") == "gpt_oss"
     for name, layer in source.layers.items():
         tensor = source.load_layer(layer)
@@ -319,7 +320,7 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     return model
 
 
-def settle_tying(config: Any, packed: dict[str, StoredLayer], state: dict[str, Any]) -> None:
+def settle_tying(config: Any, packed: dict[str, LayerSpec], state: dict[str, Any]) -> None:
     """Give a head that is tied to a packed embedding its own packed copy; a packed head is never tied."""
     heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
     embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig
 
-from microscale.checkpoint import CheckpointReader, StoredLayer, read_stored_layers
+from microscale.checkpoint import CheckpointReader, read_stored_layers
 from microscale.checkpoint.gguf_file import read_gguf
 from microscale.checkpoint.native import NativeLayout
 from microscale.errors import ModelError
@@ -24,6 +24,7 @@ from microscale.integrations.loading import (
     read_model_config,
     settle_tying,
 )
+from microscale.layer_spec import LayerSpec
 
 
 def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
@@ -57,7 +58,7 @@ def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) ->
 
 def _packed_outline(
     config: Any,
-    layers: Mapping[str, StoredLayer],
+    layers: Mapping[str, LayerSpec],
     others: dict[str, Any],
     dtype: torch.dtype,
     own: dict[str, Any] | None,

@@ -13,7 +13,6 @@ from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint import (
     FileLayout,
-    StoredLayer,
     choose_layout,
     describe,
     read_json,
@@ -24,32 +23,16 @@ from microscale.checkpoint.native import NativeLayout
 from microscale.errors import CheckpointWriteError, LayoutError, ModelError, check_kind
 from microscale.families import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
-from microscale.nn import Experts, PackedModule, QuantizedLinear, attention_entry, row_major_weights
+from microscale.layer_spec import LayerSpec
+from microscale.nn import Experts, PackedModule, attention_entry, row_major_weights
 from microscale.recipes.plan import ATTENTION_OBSTACLE, layout_obstacle
 from microscale.version import __version__
 
 
-def stored_layers_of(model: nn.Module) -> dict[str, StoredLayer]:
+def stored_layers_of(model: nn.Module) -> dict[str, LayerSpec]:
     """Describe the packed modules of a model."""
-    layers: dict[str, StoredLayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedModule):
-            linear = module if isinstance(module, QuantizedLinear) else None
-            spec = linear.activations.spec if linear is not None and linear.activations else None
-            online = linear.transforms if linear is not None else None
-            side = linear.low_rank if linear is not None else None
-            layers[name] = StoredLayer(
-                name=name,
-                format=module.format,
-                shape=module.shape,
-                dtype=module.weight_dtype,
-                activations=spec,
-                method=module.method,
-                kind=module.kind,
-                transforms=() if online is None else online.specs,
-                low_rank=0 if side is None else side.rank,
-            )
-    return layers
+    modules = model.named_modules()
+    return {name: module.layer_spec(name) for name, module in modules if isinstance(module, PackedModule)}
 
 
 def unquantized_linears(model: nn.Module) -> list[str]:
@@ -139,7 +122,7 @@ def save_model(
     return chosen.name
 
 
-def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, StoredLayer]) -> dict[str, Tensor]:
+def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, LayerSpec]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = dict(model.state_dict())
     native = NativeLayout()
     for name, layer in layers.items():

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from microscale.formats import Format
 from microscale.kernels import dequantize
+from microscale.layer_spec import LayerSpec
 from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
 
@@ -20,21 +20,21 @@ class QuantizedEmbedding(PackedModule):
 
     def __init__(
         self,
-        fmt: Format,
-        shape: tuple[int, ...],
+        spec: LayerSpec,
         *,
-        dtype: torch.dtype,
         device: torch.device | str | None = None,
-        method: str = "rtn",
     ) -> None:
-        super().__init__(fmt, shape, dtype=dtype, device=device, method=method, kind="embedding")
-        self.num_embeddings, self.embedding_dim = shape
-        self.output_dtype = dtype
+        super().__init__(spec, device=device)
+        self.num_embeddings, self.embedding_dim = spec.shape
+        self.output_dtype = spec.dtype
 
     @classmethod
     def from_tensor(cls, tensor: QuantizedTensor, *, method: str = "rtn") -> QuantizedEmbedding:
         """Build the table around a quantized weight [num_embeddings, embedding_dim]."""
-        layer = cls(tensor.format, tensor.shape, dtype=tensor.dtype, device="meta", method=method)
+        spec = LayerSpec(
+            name="", format=tensor.format, shape=tensor.shape, dtype=tensor.dtype, method=method, kind="embedding"
+        )
+        layer = cls(spec, device="meta")
         layer.set_tensor(tensor)
         return layer
 

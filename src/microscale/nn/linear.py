@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -13,12 +14,13 @@ from torch.nn import functional
 from microscale.formats import ActivationSpec, Format, RangeKind
 from microscale.kernels import BACKENDS, Operation, linear, preferred_layout
 from microscale.kernels.dispatch import note_executions
+from microscale.layer_spec import LayerSpec
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.gradients import GradientWatch
 from microscale.nn.online import InputTransforms, LowRank
 from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
-from microscale.transforms import Transform, TransformSpec
+from microscale.transforms import Transform
 
 
 class QuantizedLinear(PackedModule):
@@ -35,24 +37,17 @@ class QuantizedLinear(PackedModule):
 
     def __init__(
         self,
-        fmt: Format,
-        shape: tuple[int, ...],
+        spec: LayerSpec,
         *,
-        dtype: torch.dtype,
-        bias: bool = False,
-        activations: ActivationSpec | None = None,
         device: torch.device | str | None = None,
-        method: str = "rtn",
-        kind: str = "linear",
-        transforms: Sequence[TransformSpec] = (),
-        low_rank: int = 0,
     ) -> None:
-        super().__init__(fmt, shape, dtype=dtype, device=device, method=method, kind=kind)
-        self.out_features, self.in_features = shape
-        empty = torch.empty(self.out_features, dtype=dtype, device=device) if bias else None
+        super().__init__(spec, device=device)
+        self.out_features, self.in_features = spec.shape
+        dtype, activations, low_rank = spec.dtype, spec.activations, spec.low_rank
+        empty = torch.empty(self.out_features, dtype=dtype, device=device) if spec.has_bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty, requires_grad=False))
         self.activations = None if activations is None else ActivationQuantizer(activations, device=device)
-        self.transforms = InputTransforms(transforms, self.in_features, device=device) if transforms else None
+        self.transforms = InputTransforms(spec.transforms, self.in_features, device=device) if spec.transforms else None
         self.low_rank = LowRank(low_rank, self.in_features, self.out_features, device=device) if low_rank else None
         self.inference_dtype: torch.dtype | None = None
         self.watch: GradientWatch | None = None
@@ -70,15 +65,10 @@ class QuantizedLinear(PackedModule):
         low_rank: tuple[Tensor, Tensor] | None = None,
     ) -> QuantizedLinear:
         """Build the layer around a quantized weight [out_features, in_features]; ``low_rank`` is (down, up)."""
-        layer = cls(
-            tensor.format,
-            tensor.shape,
-            dtype=tensor.dtype,
-            activations=activations,
-            device="meta",
-            method=method,
-            kind=kind,
+        spec = LayerSpec(
+            name="", format=tensor.format, shape=tensor.shape, dtype=tensor.dtype, method=method, kind=kind
         )
+        layer = cls(spec, device="meta")
         layer.set_tensor(tensor)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
@@ -89,6 +79,16 @@ class QuantizedLinear(PackedModule):
         if low_rank is not None:
             layer.low_rank = LowRank.from_factors(*low_rank)
         return layer
+
+    def layer_spec(self, name: str) -> LayerSpec:
+        """Return what the module is, under its name in a model."""
+        return dataclasses.replace(
+            super().layer_spec(name),
+            activations=None if self.activations is None else self.activations.spec,
+            transforms=() if self.transforms is None else self.transforms.specs,
+            low_rank=0 if self.low_rank is None else self.low_rank.rank,
+            has_bias=self.bias is not None,
+        )
 
     @property
     def num_bytes(self) -> int:

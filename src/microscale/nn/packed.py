@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microscale.formats import Format, format_name
+from microscale.formats import format_name
 from microscale.kernels import dequantize, is_at_home, to_layout
+from microscale.layer_spec import LayerSpec
 from microscale.layouts import part_specs
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
@@ -43,27 +44,34 @@ class PackedModule(nn.Module):
 
     def __init__(
         self,
-        fmt: Format,
-        shape: tuple[int, ...],
+        spec: LayerSpec,
         *,
-        dtype: torch.dtype,
-        device: torch.device | str | None,
-        method: str,
-        kind: str,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.kind = kind
-        self.format = fmt
-        self.shape = shape
-        self.weight_dtype = dtype
-        self.method = method
+        self.kind = spec.kind
+        self.format = spec.format
+        self.shape = spec.shape
+        self.weight_dtype = spec.dtype
+        self.method = spec.method
         self.requested: Precision | None = None
         self.layout = ROW_MAJOR
-        self._part_names = tuple(part_specs(fmt, shape))
+        self._part_names = tuple(part_specs(spec.format, spec.shape))
         self._cached_weight: Tensor | None = None
         self._cached_tensor: QuantizedTensor | None = None
-        for name, spec in part_specs(fmt, shape).items():
-            self.register_buffer(PREFIX + name, torch.empty(spec.shape, dtype=spec.dtype, device=device))
+        for name, part in part_specs(spec.format, spec.shape).items():
+            self.register_buffer(PREFIX + name, torch.empty(part.shape, dtype=part.dtype, device=device))
+
+    def layer_spec(self, name: str) -> LayerSpec:
+        """Return what the module is, under its name in a model."""
+        return LayerSpec(
+            name=name,
+            format=self.format,
+            shape=self.shape,
+            dtype=self.weight_dtype,
+            method=self.method,
+            kind=self.kind,
+        )
 
     def set_tensor(self, tensor: QuantizedTensor) -> None:
         """Take over the parts and the layout of a quantized tensor of the module's format and shape."""

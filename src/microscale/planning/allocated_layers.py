@@ -96,7 +96,7 @@ def allocated_layers(
                 name=layer.name,
                 role=role,
                 kind=layer.kind,
-                shape=layer.shape,
+                shape=(layer.shape[0], layer.shape[1]),
                 fused=fused,
                 candidates=(own[-1],) if own else tuple(range(len(candidates))),
             )

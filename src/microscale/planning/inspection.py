@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscale.checkpoint import CheckpointReader, StoredLayer, TensorInfo, read_stored_layers
+from microscale.checkpoint import CheckpointReader, TensorInfo, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, online_infos
 from microscale.formats import format_name
 from microscale.formats.dtypes import dtype_name
+from microscale.layer_spec import LayerSpec
 from microscale.nn import AttentionFormats, read_attention
 from microscale.nn.sizes import Size, spec_bytes, total_size
 
@@ -141,7 +142,7 @@ def _gguf_facts(found: GgufModel, name: str) -> LayerFacts:
     )
 
 
-def _quantized_facts(layer: StoredLayer, num_bytes: int) -> LayerFacts:
+def _quantized_facts(layer: LayerSpec, num_bytes: int) -> LayerFacts:
     return LayerFacts(
         name=layer.name,
         shape=layer.shape,
@@ -154,7 +155,7 @@ def _quantized_facts(layer: StoredLayer, num_bytes: int) -> LayerFacts:
     )
 
 
-def _online_words(layer: StoredLayer) -> str:
+def _online_words(layer: LayerSpec) -> str:
     words = [str(spec) for spec in layer.transforms]
     return ", ".join([*words, *([f"low rank {layer.low_rank}"] if layer.low_rank else [])])
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from microscale.calibration import ActivationStore
 from microscale.formats import parse_activation, parse_format, spec_text
+from microscale.layer_spec import LayerSpec
 from microscale.nn import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration
@@ -48,12 +49,12 @@ def layer_state(layer: nn.Module) -> dict[str, Tensor]:
     """Return all that a finished decoder layer consists of, to be given to :func:`restore_layer`."""
     online = {
         name: {
-            "transforms": [] if module.transforms is None else [str(spec) for spec in module.transforms.specs],
-            "format": spec_text(module.format),
-            "activations": None if module.activations is None else str(module.activations.spec),
+            "transforms": [str(transform) for transform in spec.transforms],
+            "format": spec_text(spec.format),
+            "activations": None if spec.activations is None else str(spec.activations),
         }
         for name, module in layer.named_modules()
-        if isinstance(module, QuantizedLinear)
+        if isinstance(module, QuantizedLinear) and (spec := module.layer_spec(name))
     }
     state: dict[str, Tensor] = dict(layer.state_dict())
     state[ONLINE] = torch.tensor(list(json.dumps(online).encode()), dtype=torch.uint8)
@@ -69,19 +70,19 @@ def restore_layer(model: nn.Module, name: str, state: Mapping[str, Tensor], laye
         inner = module_name.removeprefix(f"{name}.")
         side = state.get(f"{inner}.low_rank.down")
         own = online[inner]
-        module = QuantizedLinear(
-            parse_format(own["format"]),
-            planned.shape,
+        spec = LayerSpec(
+            name=module_name,
+            format=parse_format(own["format"]),
+            shape=planned.shape,
             dtype=planned.dtype,
-            bias=f"{inner}.bias" in state,
             activations=None if own["activations"] is None else parse_activation(own["activations"]),
-            device="meta",
             method=planned.method,
             kind=planned.kind,
-            transforms=[parse_transform(spec) for spec in own["transforms"]],
+            transforms=tuple(parse_transform(word) for word in own["transforms"]),
             low_rank=0 if side is None else side.shape[0],
+            has_bias=f"{inner}.bias" in state,
         )
-        replace_module(model, module_name, module)
+        replace_module(model, module_name, QuantizedLinear(spec, device="meta"))
     layer = model.get_submodule(name)
     device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     # Copies, for what comes from a file does not begin where torch would let it.

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from microscale.algorithms import ModelStep, Pipeline
-from microscale.checkpoint import ACTIVATION_EQUIVALENTS, StoredLayer, layout_named
+from microscale.checkpoint import ACTIVATION_EQUIVALENTS, layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families import is_inside, is_transposed, vision_roots
-from microscale.formats import ALIASES, ActivationSpec, Format, WrittenInputs, WrittenWeights, parse_inputs
+from microscale.formats import ALIASES, WrittenInputs, WrittenWeights, parse_inputs
+from microscale.layer_spec import LayerSpec
 from microscale.nn import Experts, PackedModule, model_attention
 from microscale.nn.experts import stacked_experts
 from microscale.recipes.fields import RTN
@@ -23,40 +23,17 @@ from microscale.recipes.roles import is_meant, layer_roles, named_roles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedLayer:
+class PlannedLayer(LayerSpec):
     """A module with what was asked for it and what it will execute.
 
     What was requested stands as the recipe has it; ``activations`` is what runs, which differs where the file layout
     has rules of its own. ``idle_steps`` says which steps of the method change nothing for these formats, and why.
     """
 
-    name: str
-    kind: str
-    shape: tuple[int, int]
-    dtype: torch.dtype
-    format: Format
-    activations: ActivationSpec | None
     requested_weights: WrittenWeights
     requested_activations: WrittenInputs | None
     pipeline: Pipeline
     idle_steps: tuple[str, ...] = ()
-
-    @property
-    def method(self) -> str:
-        """The chain of steps in words."""
-        return self.pipeline.text
-
-    def stored(self) -> StoredLayer:
-        """Return the layer as a checkpoint will describe it."""
-        return StoredLayer(
-            name=self.name,
-            format=self.format,
-            shape=self.shape,
-            dtype=self.dtype,
-            activations=self.activations,
-            method=self.method,
-            kind=self.kind,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +216,7 @@ def _plan_layer(
         activations=adapted,
         requested_weights=weights,
         requested_activations=None if adapted is None else activations,
+        method=pipeline.text,
         pipeline=pipeline,
         idle_steps=tuple(idle),
     )
@@ -272,7 +250,7 @@ def _settle_layout(
 
 def _refusals(word: str, layers: Sequence[PlannedLayer]) -> list[str]:
     layout = layout_named(word)
-    reasons = [(layer.name, layout.refusal(layer.stored())) for layer in layers]
+    reasons = [(layer.name, layout.refusal(layer)) for layer in layers]
     if word != "microscale":
         online = "method {} leaves work for run time, which this layout has no place for"
         reasons += [(layer.name, online.format(layer.method)) for layer in layers if layer.pipeline.is_online]
