@@ -113,12 +113,13 @@ def _facts(result: AllocateResult) -> dict[str, Any]:
 
 def _layer_facts(layer: AllocatedLayer, table: LayerTable, chosen: Candidate) -> dict[str, Any]:
     times = None if table.milliseconds is None else table.milliseconds[layer.name]
+    chain = table.methods[layer.name][table.candidates.index(chosen)]
     return {
         "name": layer.name,
         "role": layer.role,
         "shape": list(layer.shape),
         "chosen": chosen.text,
-        "method": table.methods[layer.name][table.candidates.index(chosen)],
+        "method": None if chain is None else chain.text,
         "candidates": {
             candidate.text: {
                 "sensitivity": table.sensitivity[layer.name][place],
