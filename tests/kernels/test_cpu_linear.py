@@ -395,18 +395,3 @@ def test_gradients_take_the_reference() -> None:
     bias = torch.zeros(16, requires_grad=True)
     linear(numbers(2, 64), weight, bias).sum().backward()
     assert bias.grad is not None and torch.equal(bias.grad, torch.full((16,), 2.0))
-
-
-def test_compile_and_export() -> None:
-    weight = packed("mxfp4_plus", 32, 64)
-
-    class Layer(torch.nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return torch.relu(linear(inputs, weight, activations="mxfp8"))
-
-    layer, inputs = Layer(), numbers(3, 64)
-    expected = layer(inputs)
-    exported = torch.export.export(layer, (inputs,)).module()
-    assert torch.equal(exported(inputs), expected)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(inputs), expected)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kernel_levels import LEVELS
 from microscale.errors import DtypeError, FormatError, KernelError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
-from microscale.kernels import cpu, dequantize, fake_quantize, quantize, reference
+from microscale.kernels import cpu, reference
 from microscale.kernels.backend import Operation, Request
 from microscale.kernels.cpu import BACKEND as CPU
 from microscale.kernels.cpu import native
@@ -355,45 +355,3 @@ def test_dequantize_refuses_other_dtypes_and_devices() -> None:
 def test_gradients_do_not_flow_through_codes_but_inputs_that_want_them_are_taken() -> None:
     values = torch.randn(2, 32, requires_grad=True)
     assert not cpu.fake_quantize(values, parse_format("mxfp4")).requires_grad
-
-
-class Projection(torch.nn.Module):
-    """Fake-quantized inputs times a packed weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.packed = quantize(torch.randn(8, 64, generator=torch.Generator().manual_seed(1)), "nvfp4")
-        for name, part in self.packed.parts.items():
-            self.register_buffer(name, part)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        packed = self.packed
-        parts = {name: getattr(self, name) for name in packed.parts}
-        weight = QuantizedTensor(format=packed.format, shape=packed.shape, dtype=packed.dtype, parts=parts)
-        return fake_quantize(inputs, parse_format("mxfp4_plus")) @ dequantize(weight).T
-
-
-def test_compile_keeps_one_graph_and_the_bits() -> None:
-    module, inputs = Projection(), torch.randn(3, 64)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(inputs), module(inputs))
-    dynamic = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
-    assert torch.equal(dynamic(torch.ones(5, 64)), module(torch.ones(5, 64)))
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_export_keeps_the_bits(strict: bool) -> None:
-    module, inputs = Projection(), torch.randn(3, 64)
-    exported = torch.export.export(module, (inputs,), strict=strict)
-    names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
-    assert "microscale.fake_quantize.default" in names and "microscale.dequantize.default" in names
-    assert torch.equal(exported.module()(inputs), module(inputs))
-
-
-def test_the_operators_pass_the_checks_of_torch() -> None:
-    packed = quantize(torch.randn(4, 32), "mxfp8")
-    torch.library.opcheck(
-        torch.ops.microscale.fake_quantize.default, (torch.randn(2, 32), "mxfp4", None, None, "inputs")
-    )
-    arguments = (list(packed.parts.values()), list(packed.parts), "mxfp8", [4, 32], torch.bfloat16, "row_major")
-    torch.library.opcheck(torch.ops.microscale.dequantize.default, arguments)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscale.errors import LayoutError, ShapeError
-from microscale.formats import NAMED_FORMATS, BlockFormat, Extension, FloatElement, parse_format
+from microscale.formats import NAMED_FORMATS, BlockFormat, FloatElement, parse_format
 from microscale.formats.codec import decode
 from microscale.kernels import dequantize, quantize, to_layout
 from microscale.kernels.cpu import largest, rows16
@@ -333,20 +333,3 @@ def test_leading_axes_are_rows_and_rows_are_not_selected() -> None:
     laid = to_layout(tensor, "rows16")
     assert same_bits(dequantize(laid), dequantize(tensor)) and laid.rows == 30
     assert laid.select_rows(torch.tensor([1])) is None
-
-
-def test_extension_codes_cover_every_largest_code() -> None:
-    """All codes S,f of a compact format survive the split."""
-    for spec in COMPACT:
-        fmt = record(spec)
-        assert fmt.extension is Extension.PLUS
-        split = largest.compact_largest(fmt)
-        assert split is not None
-        codes = torch.arange(2**fmt.element.bits).to(torch.uint8)
-        in_place, low = largest.split_codes(codes, split)
-        assert torch.equal(largest.join_codes(in_place, low, split), codes)
-        magnitude = (codes.to(torch.float32) % 2**split.magnitude_bits) * 2.0**-split.magnitude_bits + 1
-        expected = magnitude * 2.0**fmt.element.max_exponent
-        expected = torch.where(codes >= 2**split.magnitude_bits, -expected, expected)
-        table = torch.tensor(largest.low_values(fmt))
-        assert torch.equal(decode(in_place, fmt.element) + table[low.long()], expected)

@@ -118,17 +118,6 @@ def test_the_mean_over_steps_is_the_number(spec: str) -> None:
     assert bool((error <= bound)[inside].all())
 
 
-def test_a_draw_passes_through_the_compiler() -> None:
-    values = numbers(3, 64)
-
-    def rounded(inputs: Tensor, step: int) -> Tensor:
-        return fake_quantize(inputs, "mxfp4:stochastic", draw=Draw(seed=7, step=step, place=5)) * 2
-
-    compiled = torch.compile(rounded, fullgraph=True, backend="aot_eager")
-    for step in range(4):
-        assert same_bits(compiled(values, step), rounded(values, step))
-
-
 @pytest.mark.parametrize("draw", [7, (1, 2, 3), "stochastic"])
 def test_what_is_no_draw(draw: object) -> None:
     for call in (quantize, fake_quantize):

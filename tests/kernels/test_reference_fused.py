@@ -10,23 +10,13 @@ import pytest
 import torch
 
 from kernel_levels import LEVELS
-from microscale.errors import DtypeError, NonFiniteError, ShapeError
+from microscale.errors import NonFiniteError, ShapeError
 from microscale.formats import parse_format
 from microscale.kernels import (
-    Operation,
     cpu,
-    gather_quantize,
-    hadamard,
-    hadamard_quantize,
-    quantize,
     reference,
-    rms_norm,
-    rms_norm_quantize,
-    silu_mul,
-    silu_mul_quantize,
 )
 from microscale.kernels.cpu import native
-from microscale.kernels.dispatch import BACKENDS
 from microscale.tensor import QuantizedTensor
 from vectors.inputs import same_bits
 
@@ -163,23 +153,6 @@ def test_nan_goes_by_the_policy_of_the_format(backend: object) -> None:
         backend.silu_mul_quantize(values, values, parse_format("mxfp4:nan_raise"))  # type: ignore[attr-defined]
 
 
-@pytest.mark.skipif(native.NATIVE is None, reason="the extension is not built")
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    values, fmt = numbers((131, 2080), torch.bfloat16), parse_format("mxfp6_plus")
-    results: list[list[torch.Tensor]] = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            weight = numbers((2080,), torch.bfloat16, seed=1)
-            packed = cpu.rms_norm_quantize(values, weight, 1e-5, fmt)
-            results.append([cpu.rms_norm(values, weight, 1e-5), cpu.silu_mul(values, values), *packed.parts.values()])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(same_bits(one, two) for one, two in zip(results[0], other, strict=True))
-
-
 def test_unaligned_and_strided_inputs(backend: object) -> None:
     storage = numbers((4 * 64 + 1,), torch.float32)
     view, weight = storage[1:].view(4, 64), torch.ones(64)
@@ -201,50 +174,3 @@ def test_empty_tensors(backend: object) -> None:
     assert backend.hadamard(empty, 16).shape == (0, 32)  # type: ignore[attr-defined]
     with pytest.raises(ShapeError, match="empty tensor"):
         backend.silu_mul_quantize(empty, empty, parse_format("mxfp4"))  # type: ignore[attr-defined]
-
-
-def test_the_dispatcher_runs_them() -> None:
-    values = numbers((3, 64), torch.float32)
-    weight, columns = torch.ones(64), torch.arange(63, -1, -1)
-    assert_within(rms_norm(values, weight, 0.0), reference.rms_norm(values, weight, 0.0).double(), 80)
-    assert_within(silu_mul(values, values), reference.silu_mul(values, values).double(), 16)
-    assert same_bits(hadamard(values, 64), reference.hadamard(values, 64))
-    for packed, plain in (
-        (rms_norm_quantize(values, weight, 0.0, "mxfp4"), rms_norm(values, weight, 0.0)),
-        (silu_mul_quantize(values, values, "mxfp4"), silu_mul(values, values)),
-        (gather_quantize(values, columns, "mxfp4"), values[:, columns]),
-        (hadamard_quantize(values, 64, "mxfp4"), hadamard(values, 64)),
-    ):
-        assert all(same_bits(part, quantize(plain, "mxfp4").parts[name]) for name, part in packed.parts.items())
-    kept = hadamard_quantize(values, 64, "e2m1/channel:fp16:percentile(90)")
-    assert same_bits(
-        kept.parts["codes"],
-        reference.hadamard_quantize(values, 64, parse_format("e2m1/channel:fp16:percentile(90)")).parts["codes"],
-    )
-    assert all(operation in BACKENDS[-1].implementations for operation in Operation)
-
-
-def test_wrong_arguments_are_refused_by_name(backend: object) -> None:
-    values, fmt = torch.ones(2, 64), parse_format("mxfp4")
-    own: object = backend
-    for error, match, call in (
-        (
-            ShapeError,
-            r"weight of rms_norm must be \[64\], got \[32\]",
-            lambda o: o.rms_norm(values, torch.ones(32), 0.0),
-        ),
-        (DtypeError, "weight of rms_norm", lambda o: o.rms_norm(values, torch.ones(64).long(), 0.0)),
-        (DtypeError, r"input of rms_norm.*float64", lambda o: o.rms_norm(values.double(), torch.ones(64), 0.0)),
-        (ShapeError, "scalar", lambda o: o.rms_norm(torch.tensor(1.0), torch.ones(1), 0.0)),
-        (ShapeError, r"one shape, got \[2, 64\] and \[64\]", lambda o: o.silu_mul(values, torch.ones(64))),
-        (DtypeError, "one dtype", lambda o: o.silu_mul(values, values.half())),
-        (ShapeError, "16, 32, 64, 128, got 24", lambda o: o.hadamard(values, 24)),
-        (ShapeError, "128 divides, got 64", lambda o: o.hadamard(values, 128)),
-        (ShapeError, r"signs of hadamard must be \[64\]", lambda o: o.hadamard(values, 16, torch.ones(16))),
-        (DtypeError, "signs of hadamard", lambda o: o.hadamard(values, 16, torch.ones(64).half())),
-        (DtypeError, "columns of gather_quantize must be int64", lambda o: o.gather_quantize(values, values[0], fmt)),
-        (ShapeError, "one axis", lambda o: o.gather_quantize(values, torch.zeros(2, 2).long(), fmt)),
-        (ShapeError, "0 to 63, but 2 of 3", lambda o: o.gather_quantize(values, torch.tensor([64, 5, -1]), fmt)),
-    ):
-        with pytest.raises(error, match=match):
-            call(own)

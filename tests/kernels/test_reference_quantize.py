@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscale.errors import DtypeError, ShapeError
 from microscale.formats import (
     NAMED_FORMATS,
     BlockFormat,
@@ -26,11 +26,10 @@ from microscale.formats import (
     parse_format,
 )
 from microscale.formats.codec import decode_scale
-from microscale.kernels import dequantize, fake_quantize, linear, quantize
+from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.layouts import unpack_bits
-from microscale.tensor import QuantizedTensor
 from vectors import exact
-from vectors.inputs import FLOAT32_MAX, matrices, same_bits
+from vectors.inputs import matrices, same_bits
 
 VARIANTS = (
     *("mxfp4:ceil", "mxfp4:rceil", "mxfp4:even", "mxfp4:threshold(7.25)", "mxfp4:prescale", "mxfp4:std", "mxfp4:mse"),
@@ -478,71 +477,6 @@ def test_sub_scales_lower_the_error() -> None:
         assert (fake_quantize(values, spec) - values).square().mean() < base
 
 
-# ----------------------------------------------------------------------------------------------------- pairs
-
-
-@pytest.mark.parametrize(
-    "spec", ["pair(mxfp4,mxfp8,25%)", "pair(int2/32:fp16:asym,int4/32:fp16:asym,50%)", "pair(mxfp4_plus,mxint8,10%)"]
-)
-@settings(max_examples=10, deadline=None)
-@given(values=matrices(rows=(1, 4), cols=(1, 130), exponents=(-8, 8)))
-def test_pairs_give_the_wide_format_to_the_blocks_that_gain_most(spec: str, values: torch.Tensor) -> None:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, PairFormat)
-    size = fmt.block.size
-    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % size))
-    lines = padded.reshape(-1, size)
-    low, high = fake_quantize(lines, fmt.low), fake_quantize(lines, fmt.high)
-    gain = (low - lines).double().square().sum(-1) - (high - lines).double().square().sum(-1)
-    count = round(fmt.high_percent / 100 * len(lines))
-    chosen = sorted(range(len(lines)), key=lambda i: (-gain[i].item(), i))[:count]
-    is_high = torch.zeros(len(lines), dtype=torch.bool)
-    is_high[chosen] = True
-    expected = torch.where(is_high.unsqueeze(-1), high, low).reshape(padded.shape)[:, : values.shape[1]]
-    assert same_bits(fake_quantize(values, spec), expected)
-    packed = quantize(values, spec)
-    grid = padded.shape[1] // size
-    assert unpack_bits(packed.parts["bitmap"], 1, grid).flatten().tolist() == is_high.int().tolist()
-    for prefix, part, mask in (("low", fmt.low, ~is_high), ("high", fmt.high, is_high)):
-        if mask.any():  # all blocks of one format are one row
-            for name, stream in quantize(lines[mask].reshape(1, -1), part).parts.items():
-                assert same_bits(packed.parts[f"{prefix}_{name}"], stream)
-
-
-@pytest.mark.parametrize(
-    "spec, same_as",
-    [
-        ("pair(mxfp4,mxfp8,100%)", "mxfp8"),
-        ("adaptive_2_4", "int2_asym"),
-        *(
-            (f"pair(mxfp4,{high},0%)", "mxfp4")
-            for high in ("mxfp8", "mxfp8_plusplus", "int4/32:fp16:asym", "mxfp8:mse")
-        ),
-        *((f"pair(mxfp4,{high},0%)", "mxfp4") for high in ("mxfp8:std", "mxfp8:percentile(50)", "int8/32:fp16:mse")),
-        ("pair(mxfp4,e4m3/32:e8m0:sub(8,2,linear):stochastic(3),0%)", "mxfp4"),
-    ],
-)
-def test_pairs_with_an_empty_stream(spec: str, same_as: str) -> None:
-    """Half of one block rounds to none: a single block is narrow. Every rule and option copes with no blocks at all."""
-    values = torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
-    assert same_bits(fake_quantize(values, spec), fake_quantize(values, same_as))
-
-
-def test_a_poisoned_block_of_a_pair_poisons_no_other() -> None:
-    values = torch.randn(2, 64, generator=torch.Generator().manual_seed(2))
-    values[0, 3] = math.nan
-    restored = fake_quantize(values, "pair(mxfp4,mxfp8,50%)")
-    assert restored[0, :32].isnan().all() and not restored[0, 32:].isnan().any() and not restored[1].isnan().any()
-
-
-def test_a_block_that_overflows_in_both_formats_does_not_hide_the_others() -> None:
-    """Inf - Inf is no gain: a block near the largest float32 must not take the place of a block that gains."""
-    values = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
-    values[0, 0] = FLOAT32_MAX
-    packed = quantize(values, "pair(mxfp4:rceil,mxfp8:rceil,50%)")
-    assert packed.parts["bitmap"].flatten().tolist()[0] == 0
-
-
 # ---------------------------------------------------------------------------------------------- stochastic
 
 
@@ -564,77 +498,6 @@ def test_stochastic_rounding_leaves_representable_numbers() -> None:
             assert same_bits(fake_quantize(once, f"{name}:stochastic({seed})"), once)
 
 
-# ------------------------------------------------------------------------------------------------ wrong inputs
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int8, torch.bool, torch.complex64])
-def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(DtypeError, match=r"w1 must be float32, bfloat16 or float16.*cast"):
-        quantize(torch.zeros(2, 32, dtype=dtype), "mxfp4", name="w1")
-    with pytest.raises(DtypeError):
-        fake_quantize(torch.zeros(2, 32, dtype=dtype), "mxfp4_sparse")
-
-
-@pytest.mark.parametrize("shape", [(0,), (0, 32), (3, 0), (2, 0, 4)])
-@pytest.mark.parametrize(
-    "spec", ["mxfp4", "nvfp4", "mxfp4_sparse", "adaptive_2_4", "e4m3/tensor:fp32", "int8/4x4:fp16"]
-)
-def test_empty_tensors_are_refused(shape: tuple[int, ...], spec: str) -> None:
-    for operation in (quantize, fake_quantize):
-        with pytest.raises(ShapeError, match=r"w1 has shape .*empty"):
-            operation(torch.zeros(shape), spec, name="w1")
-
-
-def test_scalars_are_refused() -> None:
-    with pytest.raises(ShapeError, match="scalar"):
-        quantize(torch.tensor(3.0), "mxfp4")
-
-
-# ----------------------------------------------------------------------------------------------------- linear
-
-
-@pytest.mark.parametrize(
-    "spec", ["mxfp4", "mxfp8", "nvfp4", "mxfp4_plus", "int4_asym", "mxfp4_sparse", "adaptive_2_4", "e4m3/16x16:fp32"]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_is_a_product_with_the_decoded_weight(spec: str, dtype: torch.dtype) -> None:
-    """Any order of the sum stays within k * u * sum |x| |w| of the exact one, and one rounding of the result."""
-    generator = torch.Generator().manual_seed(8)
-    weight = quantize(torch.randn(48, 96, generator=generator), spec)
-    inputs = torch.randn(2, 5, 96, generator=generator).to(dtype)
-    bias = torch.randn(48, generator=generator).to(dtype)
-    values = dequantize(weight, dtype).double()
-    expected = inputs.double() @ values.T
-    bound = inputs.double().abs() @ values.abs().T
-    unit = torch.finfo(torch.float32).eps / 2
-    for with_bias in (None, bias):
-        got = linear(inputs, weight, with_bias)
-        assert (got.shape, got.dtype) == ((2, 5, 48), dtype)
-        wanted = expected if with_bias is None else expected + bias.double()
-        size = bound if with_bias is None else bound + bias.double().abs()
-        rounding = wanted.abs() * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
-        assert bool(((got.double() - wanted).abs() <= size * unit * (96 + 2) + rounding).all())
-    assert torch.equal(linear(inputs[0, 0], weight), linear(inputs[0, :1], weight)[0]) or dtype == torch.float32
-
-
-def test_linear_refuses_shapes_that_do_not_fit() -> None:
-    weight = quantize(torch.randn(4, 12), "mxfp4")
-    with pytest.raises(ShapeError, match=r"\[2, 10\] and \[4, 12\]"):
-        linear(torch.randn(2, 10), weight)
-    with pytest.raises(ShapeError, match=r"\[2, 12\] and \[2, 4, 12\]"):
-        linear(torch.randn(2, 12), quantize(torch.randn(2, 4, 12), "mxfp4"))
-    with pytest.raises(ShapeError, match="linear takes"):
-        linear(torch.tensor(1.0), weight)
-    with pytest.raises(ShapeError, match=r"bias.*\[4\], got \[5\]"):
-        linear(torch.randn(2, 12), weight, torch.zeros(5))
-
-
-def test_records_name_the_dtype_that_dequantize_returns() -> None:
-    packed = quantize(torch.randn(2, 32, dtype=torch.bfloat16), "mxfp4")
-    assert isinstance(packed, QuantizedTensor)
-    assert dequantize(packed).dtype == torch.bfloat16 and dequantize(packed, torch.float64).dtype == torch.float64
-
-
 def test_the_lists_above_cover_every_option() -> None:
     kinds: set[object] = set()
     for spec in ALL:
@@ -654,14 +517,47 @@ def test_the_lists_above_cover_every_option() -> None:
     assert {FloatElement, IntElement, ChannelBlock, VectorBlock} <= kinds
 
 
-@pytest.mark.parametrize("spec", ["mxfp4", "mxfp8_plus", "nvfp4", "adaptive_2_4", "mxfp4_sparse", "e4m3/16x16:fp32"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dequantize_into_given_memory(spec: str, dtype: torch.dtype) -> None:
-    packed = quantize(torch.linspace(-3, 3, 33 * 70).reshape(3, 11, 70), spec)
-    out = torch.full((3, 11, 70), 7.0, dtype=dtype)
-    assert dequantize(packed, out=out) is out or dequantize(packed, out=out).data_ptr() == out.data_ptr()
-    assert torch.equal(out, dequantize(packed, dtype))
-    with pytest.raises(ShapeError, match="contiguous"):
-        dequantize(packed, out=torch.empty(33, 70, dtype=dtype))
-    with pytest.raises(DtypeError, match="out must be"):
-        dequantize(packed, torch.float16, out=out)
+# ------------------------------------------------------------------------------------------- rows in pieces
+
+PIECE_SPECS = [
+    *NAMED_FORMATS,
+    "e2m1/channel:fp16",
+    "e4m3/tensor:fp32",
+    "e2m1/3x16:e8m0",
+    "mxfp4:stochastic(3)",
+    "e2m1/16:e4m3+fp32:threshold(7)",
+    "e2m1/16:e4m3+fp32:mse",
+    "nvfp4:inf_saturate",
+    "int4/32:e4m3+fp32:asym",
+]
+
+
+def rows_of_all_sizes(is_finite: bool) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(23, 72, generator=generator) * torch.logspace(-3, 3, 23).unsqueeze(1)
+    if not is_finite:
+        rows[2, 5], rows[11, 40], rows[20, 71] = float("nan"), float("inf"), -float("inf")
+    return rows.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+@pytest.mark.parametrize("spec", PIECE_SPECS)
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, spec: str, is_finite: bool) -> None:
+    fmt, tensor = parse_format(spec), rows_of_all_sizes(is_finite)
+    whole = quantize(tensor, fmt)
+    expected = dequantize(whole)
+    monkeypatch.setattr(sys.modules["microscale.kernels.reference.quantize"], "PIECE_ELEMENTS", 72 * 4)
+    pieces = quantize(tensor, fmt)
+    for name, part in whole.parts.items():
+        assert torch.equal(pieces.parts[name].view(torch.uint8), part.view(torch.uint8)), name
+    torch.testing.assert_close(dequantize(whole), expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(fake_quantize(tensor, fmt), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_given_amax_is_cut_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, fmt = rows_of_all_sizes(True), parse_format("e4m3/channel:fp32")
+    amax = torch.linspace(1, 5, 23).unsqueeze(1)
+    whole = quantize(tensor, fmt, amax=amax)
+    monkeypatch.setattr(sys.modules["microscale.kernels.reference.quantize"], "PIECE_ELEMENTS", 72 * 4)
+    pieces = quantize(tensor, fmt, amax=amax)
+    assert all(torch.equal(pieces.parts[name], part) for name, part in whole.parts.items())
