@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from microscale.checkpoint.native import FORMAT_VERSION, NativeLayout, range_name, read_layers
-from microscale.checkpoint.registry import choose_layout, describe, layout_named, layout_of
 from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
@@ -177,46 +176,6 @@ def test_entries_that_cannot_be_read(case: str) -> None:
     BAD_ENTRIES[case](config)
     with pytest.raises(CheckpointError, match="quantization_config"):
         read_layers(config)
-
-
-def test_layouts_by_name() -> None:
-    ct, native, plus = stored(UP, "mxfp4", "mxfp8:even(1)"), stored(UP, "mxfp4", "mxfp8"), stored(UP, "mxfp4_plus")
-    assert choose_layout("auto", [ct, ct]).name == "compressed-tensors"
-    assert choose_layout("auto", [ct, native]).name == choose_layout("auto", [plus]).name == "microscale"
-    assert choose_layout("microscale", [ct]).name == "microscale"
-    assert choose_layout("auto", [ct], "because").name == "microscale"
-    for layers, obstacle, word in (([native], None, UP), ([plus], None, UP), ([ct], "because", "because")):
-        with pytest.raises(LayoutError, match=word):
-            choose_layout("compressed-tensors", layers, obstacle)
-    with pytest.raises(LayoutError, match="possible: auto, compressed-tensors, quark, microscale"):
-        layout_named("gguf")
-    for method, name in (
-        ("microscale", "microscale"),
-        ("compressed-tensors", "compressed-tensors"),
-        ("quark", "quark"),
-    ):
-        assert layout_of({"quant_method": method}).name == name
-    for method in ("gptq", None, 3, ["microscale"]):
-        with pytest.raises(CheckpointError, match="not one that microscale reads"):
-            layout_of({"quant_method": method})
-
-
-def test_the_object_says_everything_that_decided_the_bits() -> None:
-    layers = [
-        stored(UP, "mxfp4:mse(-1,1):stochastic(3):inf_saturate", "mxfp8"),
-        stored(DOWN, "adaptive_2_4"),
-        stored("a", "mxfp4:mse(-1,1):stochastic(3):inf_saturate", "mxfp8", shape=(8, 32)),
-    ]
-    found = describe(layers, "microscale", "9.8.7", torch.float16)
-    assert json.loads(json.dumps(found)) == found
-    assert (found["version"], found["layout"], found["dtype"]) == ("9.8.7", "microscale", "float16")
-    first, second = found["schemes"]
-    assert first["layers"] == [UP, "a"] and second["layers"] == [DOWN]
-    assert (first["scale_rule"], first["rounding"], first["seed"]) == ("mse(-1,1)", "stochastic", 3)
-    assert (first["overflow"], first["nan_policy"], first["inf_policy"]) == ("saturate", "nan_poison", "inf_saturate")
-    assert (first["activations"], first["method"]) == ("mxfp8_e4m3", "rtn")
-    assert parse_format(first["format"]) == layers[0].format
-    assert second["low"]["scale_rule"] == second["high"]["scale_rule"] == "minmax"
 
 
 def test_a_piece_of_a_table_is_not_written() -> None:

@@ -17,8 +17,6 @@ from gguf_files import (
     HEADS,
     HIDDEN,
     INTERMEDIATE,
-    KV_HEADS,
-    METADATA,
     QUERY,
     Type,
     as_llama_cpp,
@@ -167,25 +165,6 @@ def test_metadata_is_handed_over(llama_file: Path) -> None:
     assert dict(read_gguf(llama_file).metadata) == expected
 
 
-def test_every_kind_of_metadata(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen2")
-    expected = {
-        "uint8": 200, "int8": -5, "uint16": 60000, "int16": -9, "uint32": 1 << 31, "int32": -8, "uint64": 1 << 63,
-        "int64": -(1 << 40), "float32": 0.5, "float64": 0.1, "bool": True, "string": "größer",
-    }  # fmt: skip
-    for name, value in expected.items():
-        getattr(writer, f"add_{name}")(name, value)
-    lists = {"words": ["a", "", "ç"], "numbers": [1, -2, 3], "floats": [0.5, 2.0], "flags": [True, False]}
-    for name, items in lists.items():
-        writer.add_array(name, items)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    metadata = read_gguf(tmp_path / "model.gguf").metadata
-    assert dict(metadata) == {"general.architecture": "qwen2", **expected, **lists}
-
-
 def test_biases_norms_and_computed_tensors(tmp_path: Path) -> None:
     bias = random(QUERY, seed=20)
     tensors = {
@@ -208,13 +187,6 @@ def test_biases_norms_and_computed_tensors(tmp_path: Path) -> None:
     assert "lm_head" not in model.layers
     q_proj = llama_tensors()["blk.0.attn_q.weight"][0]
     assert torch.equal(values_of(model, "model.layers.0.self_attn.q_proj"), rounded(q_proj, Type.MXFP4))
-
-
-def test_head_counts_by_block(tmp_path: Path) -> None:
-    metadata = METADATA | {"attention.head_count_kv": [KV_HEADS], "attention.head_count": [HEADS]}
-    model = read_gguf(write(tmp_path / "a.gguf", as_llama_cpp(llama_tensors()), metadata=metadata))
-    k_proj = llama_tensors()["blk.0.attn_k.weight"][0]
-    assert torch.equal(values_of(model, "model.layers.0.self_attn.k_proj"), rounded(k_proj, Type.MXFP4))
 
 
 GATE_UP, DOWN = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
@@ -266,12 +238,6 @@ def test_gpt_oss_experts_alternate(tmp_path: Path, kind: str) -> None:
         assert model.tensors[GATE_UP].shape == (EXPERTS, HIDDEN, 2 * INTERMEDIATE)
     bias = torch.from_numpy(tensors["blk.0.ffn_gate_exps.bias"][0])
     assert torch.equal(model.load_tensor(f"{GATE_UP}_bias")[:, 0::2], bias)
-
-
-def test_shared_expert_gate_is_a_matrix(tmp_path: Path) -> None:
-    tensors = {"blk.0.ffn_gate_inp_shexp.weight": (random(HIDDEN), Type.F32)}
-    model = read_gguf(write(tmp_path / "model.gguf", tensors, "qwen2moe"))
-    assert model.load_tensor("model.layers.0.mlp.shared_expert_gate.weight").shape == (1, HIDDEN)
 
 
 def test_unknown_names_to_load(llama_file: Path) -> None:
