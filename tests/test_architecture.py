@@ -3,7 +3,8 @@
 A room imports rooms of smaller rows (or itself), never sideways and never inside a function; a third party beyond
 NumPy, torch and the typing helpers is imported in exactly one room; only cli/ prints. Imports under
 `if TYPE_CHECKING` count like any other. A lazy import by literal name (`importlib.import_module("...")`) may load
-an optional part of the module's own room, which is how a backend waits until it is used.
+an optional part of the module's own room, which is how a backend waits until it is used. The folder of a backend is
+imported by its own modules alone; the reference's may be by all, for it defines the operations.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ ROOMS_OF_THIRD_PARTY = {
     "yaml": "recipes studies",
 }
 
+KERNELS = "microscale.kernels"
+BACKEND_FOLDERS = {path.parent.name for path in (PACKAGE_DIR / "kernels").glob("*/__init__.py")} - {"reference"}
+
+MAX_FILE_LINES = 400
+LONG_FILES = {"formats/block.py": "the record of a format with every check of its fields; it is to be cut along them"}
+"""Files that are longer, each with its reason: the list may only shrink."""
+
 
 @dataclass(frozen=True)
 class Import:
@@ -97,12 +105,18 @@ def module_of(path: Path) -> str:
     return ".".join(("microscale", *path.with_suffix("").parts))
 
 
+def base_of_import_from(node: ast.ImportFrom, module: str) -> str:
+    """Return the absolute dotted name behind the `from` of an import of the given module."""
+    base = node.module or ""
+    if not node.level:
+        return base
+    parents = module.split(".")[: -node.level]
+    return ".".join([*parents, base] if base else parents)
+
+
 def names_of_import_from(node: ast.ImportFrom, module: str) -> Iterator[str]:
     """Yield the absolute dotted names that a `from ... import ...` statement of the given module may load."""
-    base = node.module or ""
-    if node.level:
-        parents = module.split(".")[: -node.level]
-        base = ".".join([*parents, base] if base else parents)
+    base = base_of_import_from(node, module)
     for alias in node.names:
         # `from microscale import formats` loads a room; `from microscale import quantize` needs the top level itself.
         yield f"{base}.{alias.name}" if base == "microscale" and room_of(f"microscale.{alias.name}") else base
@@ -152,6 +166,19 @@ def complaint_about(found: Import, room: str) -> str | None:
     return f"{found.name} is imported inside a function" if found.is_in_function else None
 
 
+def backend_complaints(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+    """Yield what is wrong with imports of a backend's folder: line and text."""
+    for node in ast.walk(tree):
+        names = list(names_loaded_by(node, module))
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{base_of_import_from(node, module)}.{alias.name}" for alias in node.names]
+        for name in names:
+            backend = name.removeprefix(f"{KERNELS}.").partition(".")[0] if name.startswith(f"{KERNELS}.") else ""
+            if backend in BACKEND_FOLDERS and not module.startswith(f"{KERNELS}.{backend}."):
+                line = node.lineno if isinstance(node, (ast.stmt, ast.expr)) else 0
+                yield line, f"kernels/{backend} is imported from outside: ask its record (microscale.kernels.BACKENDS)"
+
+
 def find_violations(source: str, path: Path) -> list[str]:
     """Return every breach of the plan in one source text; path is relative to src/microscale."""
     module = module_of(path)
@@ -160,6 +187,7 @@ def find_violations(source: str, path: Path) -> list[str]:
         return [f"{path}: lies in no room of the plan"]
     tree = ast.parse(source)
     complaints = [(found.line, complaint_about(found, room)) for found in find_imports(tree, module)]
+    complaints += backend_complaints(tree, module)
     if path.parts[0] != "cli" and path.name != "cli.py":
         complaints += [
             (node.lineno, "print() outside cli/")
@@ -180,6 +208,17 @@ def test_the_package_was_found() -> None:
 def test_every_file_keeps_the_import_rule() -> None:
     violations = [v for path in source_files() for v in find_violations((PACKAGE_DIR / path).read_text("utf-8"), path)]
     assert not violations, "\n".join(violations)
+
+
+def test_the_compiled_backend_has_a_folder_of_its_own() -> None:
+    assert "cpu" in BACKEND_FOLDERS
+
+
+def test_files_are_short() -> None:
+    lines = {path.as_posix(): (PACKAGE_DIR / path).read_text("utf-8").count("\n") for path in source_files()}
+    too_long = {name for name, count in lines.items() if count > MAX_FILE_LINES}
+    assert too_long - set(LONG_FILES) == set(), f"files of more than {MAX_FILE_LINES} lines: cut them"
+    assert set(LONG_FILES) - too_long == set(), "short by now: take them out of LONG_FILES"
 
 
 def test_the_plan_in_the_documentation_has_the_same_rows() -> None:
@@ -206,6 +245,8 @@ def test_the_plan_in_the_documentation_has_the_same_rows() -> None:
         ("hf.py", "from microscale.integrations import transformers"),
         ("cli/tables.py", "import rich\nimport typer\nimport microscale\nprint('fine here')"),
         ("report/page.py", "def render():\n    import matplotlib.pyplot as plt"),
+        ("kernels/cpu/fused.py", "from microscale.kernels import reference\nfrom microscale.kernels.cpu import native"),
+        ("nn/linear.py", "from microscale.kernels import linear\nfrom microscale.kernels.reference import BACKEND"),
     ],
 )
 def test_checker_accepts(path: str, source: str) -> None:
@@ -252,6 +293,15 @@ def test_checker_accepts(path: str, source: str) -> None:
         ("nn/linear.py", "import einops", "third party 'einops' has no room"),
         ("nn/linear.py", "def f():\n    print('x')", "print() outside cli/"),
         ("__main__.py", "print('x')", "print() outside cli/"),
+        ("nn/linear.py", "from microscale.kernels import cpu", "kernels/cpu is imported from outside"),
+        ("kernels/dispatch.py", "from . import cpu", "kernels/cpu is imported from outside"),
+        ("kernels/reference/fused.py", "from ..cpu.native import level", "kernels/cpu is imported from outside"),
+        ("kernels/dispatch.py", "import microscale.kernels.cpu.native", "kernels/cpu is imported from outside"),
+        (
+            "cli/app.py",
+            "def f():\n    importlib.import_module('microscale.kernels.cpu')",
+            "kernels/cpu is imported from outside",
+        ),
     ],
 )
 def test_checker_reports(path: str, source: str, expected: str) -> None:
