@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import microscale
-from microscale.errors import FormatError, ModelError
+from microscale.errors import ModelError
 from microscale.nn import AttentionFormats, parse_attention, rounded_attention
 
 HEADS, KV_HEADS = 4, 2
@@ -276,15 +276,3 @@ def test_what_is_not_two_products_is_refused(attention: Any) -> None:
     with pytest.raises(ModelError, match="not two matrix products"):
         rounded_attention(attention, nn.Identity(), query, key, value, None, given("mxfp4"))
     rounded_attention(attention, nn.Identity(), query, key, value, None, given(kv_cache="mxfp4"))
-
-
-@pytest.mark.parametrize("word", ["nvfp4@static", "nvfp4@ema(0.9)", "segments(mxfp4*32,mxfp8*32)", "mxfp5"])
-def test_words_that_attention_cannot_be_rounded_to(word: str) -> None:
-    with pytest.raises(FormatError):
-        parse_attention(word)
-
-
-def test_words() -> None:
-    assert parse_attention(None) is None and parse_attention("none") is None
-    assert given("mxfp4", "mxfp8").words == {"products": "mxfp4", "kv_cache": "mxfp8_e4m3"}
-    assert str(given("mxfp4", "mxfp8")) == "products of attention in mxfp4, KV cache in mxfp8_e4m3"

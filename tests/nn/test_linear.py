@@ -1,12 +1,42 @@
-"""The packed linear layer: what runs it."""
+"""The packed linear layer: the numbers of its weight, what runs it, and inputs that do not fit."""
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch.nn import functional
 
+from format_specs import SPECS
+from microscale.errors import ShapeError
 from microscale.formats import parse_format
-from microscale.kernels import Operation, count_executions, quantize
+from microscale.kernels import Operation, count_executions, dequantize, quantize
 from microscale.nn import QuantizedLinear
+from packed_modules import inputs, packed_linear, weight
+from small_models import same_bits
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_linear_is_that_of_the_dequantized_weight(spec: str) -> None:
+    layer = packed_linear(spec)
+    restored = dequantize(quantize(weight(), spec))
+    assert same_bits(layer.weight, restored)
+    assert layer.bias is not None
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        exact = dequantize(quantize(weight(), spec), dtype)
+        expected = functional.linear(inputs(dtype), exact, layer.bias.to(dtype))
+        assert same_bits(layer(inputs(dtype)), expected)
+    without = packed_linear(spec, bias=False)
+    assert without.bias is None
+    assert same_bits(without(inputs()), functional.linear(inputs(), restored))
+
+
+def test_gradients_pass_through_to_the_inputs() -> None:
+    layer = packed_linear("mxfp4")
+    argument = inputs(torch.float32).requires_grad_()
+    layer(argument).sum().backward()
+    assert argument.grad is not None
+    expected = dequantize(quantize(weight(), "mxfp4"), torch.float32).sum(0)
+    assert torch.allclose(argument.grad, expected.expand_as(argument.grad), rtol=1e-5, atol=1e-5)
 
 
 def test_a_weight_that_was_unpacked_before_runs_on_the_reference_path() -> None:
@@ -15,3 +45,8 @@ def test_a_weight_that_was_unpacked_before_runs_on_the_reference_path() -> None:
     with count_executions() as counts:
         layer(torch.randn(3, 64))
     assert counts == {(Operation.LINEAR, "reference"): 1}
+
+
+def test_inputs_of_another_width() -> None:
+    with pytest.raises(ShapeError, match=r"\[2, 3, 79\]"):
+        packed_linear("mxfp4")(inputs()[..., :79])
