@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms import BlockProblem, GroupTask, LayerFunction, LayerTask, ModelProblem
+from microscale.algorithms import (
+    BlockProblem,
+    GroupTask,
+    LayerFunction,
+    LayerTask,
+    ModelProblem,
+    RotationProblem,
+    as_it_is,
+)
 from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
 from microscale.families import Batch
 from microscale.formats import parse_activation, parse_format
+from microscale.recipes.folding import keep_mean
 
 COLS = 64
 
@@ -123,6 +132,24 @@ def model_problem(fmt: str = "mxfp4", activations: str | None = "mxfp4", *, seed
         seed=seed,
         progress=silent,
     )
+
+
+def rotation_problem(*, keeps_mean: bool = False) -> RotationProblem:
+    """Return the stream of :func:`model_problem` to rotate, with one layer that reads it."""
+    return RotationProblem(
+        size=COLS,
+        readers=frozenset({"layers.0.mix"}),
+        writers=frozenset(),
+        keeps_mean=keeps_mean,
+        admissible=keep_mean if keeps_mean else as_it_is,
+        model=model_problem(),
+    )
+
+
+def check_orthogonal(turn: Tensor) -> None:
+    """Check that a matrix is a rotation."""
+    wide = turn.to(torch.float64)
+    assert float((wide.T @ wide - torch.eye(len(wide), dtype=torch.float64)).abs().max()) < 1e-5
 
 
 def tensors_of(value: Any) -> list[Tensor]:

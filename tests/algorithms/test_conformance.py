@@ -8,7 +8,6 @@ import pytest
 
 from method_tasks import (
     group_task,
-    input_rows,
     layer_task,
 )
 from microscale.algorithms import (
@@ -26,10 +25,7 @@ from microscale.algorithms import (
     TransformStep,
     parse_method,
 )
-from microscale.algorithms.distill import Distill
-from microscale.algorithms.permute import Permute
-from microscale.errors import FormatError
-from microscale.formats import parse_activation, parse_format
+from microscale.formats import parse_format
 from microscale.kernels import dequantize
 from small_models import same_bits
 from step_checks import (
@@ -76,15 +72,6 @@ def test_every_step_is_checked_here() -> None:
         assert parse_method(pipeline.text) == pipeline, "the full text of a chain stands for the same chain"
 
 
-def test_best_does_not_rotate_blocks_with_fine_scales() -> None:
-    coarse, fine = (parse_method("best", fmt=parse_format(name)).text for name in ("mxfp4", "nvfp4"))
-    assert "hadamard" in coarse and coarse == parse_method("best").text
-    assert fine == parse_method("smoothquant:gain=3+gptq").text
-    for effort in ("good", "max"):
-        learned = parse_method("best", effort=effort, fmt=parse_format("nvfp4")).of_kind(Distill)
-        assert [step.transform for step in learned] == ["none"]
-
-
 @pytest.mark.parametrize("fmt", ["mxfp4", "mxfp4_plus", "nvfp4", "int4_asym"])
 @pytest.mark.parametrize("text", ROUNDING)
 def test_rounding(text: str, fmt: str) -> None:
@@ -110,17 +97,6 @@ def test_folds_of_odd_inputs(text: str) -> None:
 @pytest.mark.parametrize("text", [*steps_of(TransformStep), "hadamard:signs=true", "hadamard:size=16"])
 def test_transforms(text: str) -> None:
     check_transform(text)
-
-
-def test_a_permutation_deals_the_outliers_one_to_a_block() -> None:
-    """Its own objective (MX+, table 12): blocks with more than one of the largest channels."""
-    inputs = input_rows(cols=256)
-    inputs[:, 40:48] *= 30.0  # eight outliers in one of eight blocks
-    group = group_task(layer_task("mxfp4_plus", "mxfp4_plus", cols=256, inputs=inputs))
-    (permutation,) = Permute().transforms(group)
-    order = permutation.parts["order"].tolist()
-    blocks = [sum(channel in range(40, 48) for channel in order[i : i + 32]) for i in range(0, 256, 32)]
-    assert blocks == [1] * 8
 
 
 @pytest.mark.parametrize("text", steps_of(TransformStep))
@@ -153,12 +129,6 @@ def test_side_paths(text: str) -> None:
 @pytest.mark.parametrize("fmt", ["mxfp4", "mxfp4_plus", "nvfp4", "int4_asym", "mxfp8", "pair(mxfp4,mxfp8,25%)"])
 def test_formats(text: str, fmt: str) -> None:
     check_formats(text, fmt)
-
-
-@pytest.mark.parametrize("damp", [1e9, 0.012345678, 1e-7, 2.0])
-def test_numbers_last_through_the_text_of_a_chain(damp: float) -> None:
-    text = parse_method(f"gptq:damp={damp!r}".replace("e+", "e")).text
-    assert parse_method(text).text == text and parse_method(text).rounding.damp == damp
 
 
 IDLE = [
@@ -206,15 +176,3 @@ def test_a_step_says_where_it_changes_nothing(word: str, spec: str, reason: str)
 )
 def test_a_step_that_changes_something_does_not_say_that_it_is_idle(word: str, spec: str) -> None:
     assert parse_method(word).idleness(parse_format(spec), None) == []
-
-
-def test_a_rule_for_one_side_is_no_idle_step() -> None:
-    inputs, chain = parse_activation("mxfp4"), parse_method("rule")
-    assert chain.idleness(parse_format("nvfp4"), inputs) == []
-    assert len(chain.idleness(parse_format("nvfp4"), parse_activation("nvfp4"))) == 1
-
-
-def test_an_unknown_rule_is_refused_for_every_format() -> None:
-    for spec in ("mxfp4", "nvfp4", "mxfp4_plus"):
-        with pytest.raises(FormatError, match="unknown scale rule 'thresold'"):
-            parse_method("rule:weights=thresold(7)").adapt(parse_format(spec), None)

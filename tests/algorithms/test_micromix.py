@@ -19,8 +19,6 @@ from microscale.algorithms import (
     Pipeline,
     make_pipeline,
     parse_method,
-    read_method,
-    with_budget,
 )
 from microscale.algorithms.block_error import block_error
 from microscale.algorithms.distill import ENOUGH_TOKENS, divergence
@@ -32,7 +30,7 @@ from microscale.algorithms.micromix import (
     threshold_factor,
 )
 from microscale.errors import FormatSpecError, RecipeError
-from microscale.formats import BlockFormat, SegmentedFormat, format_name, parse_activation, parse_format
+from microscale.formats import BlockFormat, SegmentedFormat, parse_activation, parse_format
 from microscale.kernels import dequantize, reference
 from microscale.kernels.transform import apply_transforms
 from microscale.nn import QuantizedLinear
@@ -341,32 +339,6 @@ def test_a_token_of_nothing_but_zeros() -> None:
     assert not bool(torch.isnan(relative_magnitudes(random(4, 32))).any())
 
 
-@pytest.mark.parametrize(
-    ("method", "fmt", "activations", "expected"),
-    [
-        ("mxplus", "mxfp4", "mxfp4", ("mxfp4_plus", "mxfp4_plus")),
-        ("mxplus", "mxfp4:even", None, ("mxfp4_plus", "None")),
-        ("mxplus:weights=keep", "mxfp4", "mxfp4", ("mxfp4", "mxfp4_plus")),
-        ("mxplus:weights=plusplus,activations=plusplus", "mxfp6_e2m3", "mxfp4", ("mxfp6_plusplus", "mxfp4_plusplus")),
-        ("mxplus", "nvfp4", "nvfp4@static", ("nvfp4_plus", "nvfp4@static")),
-        ("rule+mxplus", "mxfp4", "mxfp4", ("mxfp4_plus", "mxfp4_plus")),
-    ],
-)
-def test_mxplus_extends_formats(method: str, fmt: str, activations: str | None, expected: tuple[str, str]) -> None:
-    spec = None if activations is None else parse_activation(activations)
-    pipeline = parse_method(method)
-    assert pipeline.refusal(parse_format(fmt), spec) is None and not pipeline.needs_calibration
-    weights, inputs = pipeline.adapt(parse_format(fmt), spec)
-    assert (format_name(weights), str(inputs)) == expected
-
-
-def test_mxplus_refuses_in_the_words_of_the_format() -> None:
-    problem = parse_method("mxplus").refusal(parse_format("int4_asym"), None)
-    assert problem is not None and "step mxplus" in problem and "zero point" in problem
-    with pytest.raises(RecipeError, match="weights must be one of plus, plusplus, keep"):
-        parse_method("mxplus:weights=more")
-
-
 @pytest.mark.parametrize("options", ["", ",weights=base", ",wider=(mxfp6_e2m3)", ",wider=(mxfp6_e3m2,mxfp8)"])
 @pytest.mark.parametrize("formats", [("mxfp4", "mxfp4"), ("mxfp4", "mxfp8"), ("mxfp4", None)])
 @pytest.mark.parametrize("bits", [4.25, 4.6, 5.5, 8.5])
@@ -413,12 +385,3 @@ def test_counts_by_hand() -> None:
 def test_counts_that_make_no_sense(options: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         parse_method(f"micromix:{options}")
-
-
-def test_a_budget_for_a_chain() -> None:
-    assert with_budget(read_method("micromix"), 5.0).text == "micromix:bits=5+rtn"
-    assert with_budget(read_method("adaptive-2-4"), 3.5).text == "micromix:wider=(int4/32:fp16:asym,mxfp8),bits=3.5+rtn"
-    assert with_budget(read_method("smoothquant+micromix:bits=5+gptq"), 5.0).text == "smoothquant+micromix:bits=5+gptq"
-    for method, words in (("gptq", "has no budget"), ("micromix:bits=6", "has bits=6 already")):
-        with pytest.raises(RecipeError, match=words):
-            with_budget(read_method(method), 5.0)
