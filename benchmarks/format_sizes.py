@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from microscale.formats import NAMED_FORMATS
-from microscale.planning import inspect_checkpoint
+from microscale.planning.inspection import inspect_checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "format_sizes.json"
 

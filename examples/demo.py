@@ -18,10 +18,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 import microscale
-from microscale.checkpoint import write_text_file
+from microscale.checkpoint.writer import write_text_file
 from microscale.integrations.generation import generate_text
-from microscale.planning import inspect_checkpoint
-from microscale.report import ComparisonRow, comparison_cells
+from microscale.planning.inspection import inspect_checkpoint
+from microscale.report.comparison import ComparisonRow, comparison_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "llama-6m"

@@ -8,12 +8,9 @@ from typing import Any
 
 from microscale.kernels import Operation
 from microscale.kernels.dispatch import note_executions
-from microscale.studies import (
-    PreparedModel,
-    StudyRun,
-    StudyScore,
-    StudyTask,
-)
+from microscale.studies.file import StudyTask
+from microscale.studies.run import PreparedModel, StudyRun
+from microscale.studies.store import StudyScore
 
 TEXT = """\
 models: [a, {path: b/c, name: second}]

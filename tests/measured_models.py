@@ -7,17 +7,13 @@ from typing import Any
 
 import torch
 
-from microscale.calibration import ActivationStore
-from microscale.planning import (
-    Candidate,
-    ModelAnalysis,
-    Sensitivity,
-    allocated_layers,
-    analyze_model,
-    measure_table,
-    parse_candidates,
-)
-from microscale.recipes import Calibration
+from microscale.calibration.cache import ActivationStore
+from microscale.planning.allocated_layers import allocated_layers
+from microscale.planning.analysis import ModelAnalysis, analyze_model
+from microscale.planning.candidates import Candidate, parse_candidates
+from microscale.planning.layer_table import measure_table
+from microscale.planning.sensitivity import Sensitivity
+from microscale.recipes.calibration import Calibration
 
 WINDOWS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(3))
 

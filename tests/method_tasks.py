@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms import (
+from microscale.algorithms.contract import (
     BlockProblem,
     GroupTask,
     LayerFunction,
@@ -19,8 +19,8 @@ from microscale.algorithms import (
     RotationProblem,
     as_it_is,
 )
-from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
-from microscale.families import Batch
+from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
+from microscale.families.batch import Batch
 from microscale.formats import parse_activation, parse_format
 from microscale.recipes.folding import keep_mean
 

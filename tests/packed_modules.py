@@ -7,7 +7,8 @@ from torch import Tensor
 
 from microscale.formats import parse_activation
 from microscale.kernels import quantize
-from microscale.nn import QuantizedEmbedding, QuantizedLinear
+from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.linear import QuantizedLinear
 
 ROWS, COLS = 48, 80
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from microscale.report import StudyCell, StudyReportRow
+from microscale.report.study_rows import StudyCell, StudyReportRow
 
 BASE = StudyReportRow(
     model="m",

@@ -20,7 +20,8 @@ from method_tasks import (
     random,
     tensors_of,
 )
-from microscale.algorithms import (
+from microscale.algorithms.block_error import block_error
+from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
     FormatStep,
@@ -30,11 +31,10 @@ from microscale.algorithms import (
     SideStep,
     Step,
     TransformStep,
-    parse_method,
 )
-from microscale.algorithms.block_error import block_error
 from microscale.algorithms.distill import divergence
 from microscale.algorithms.objective import group_error
+from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rtn import Rtn
 from microscale.errors import FormatError
 from microscale.kernels import dequantize, quantize

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from microscale.algorithms import STEPS
 from microscale.algorithms.pipeline import ORDER
+from microscale.algorithms.registry import STEPS
 from microscale.formats import NAMED_ELEMENTS, NAMED_FORMATS, FloatElement, parse_format, spec_text
 
 REPO_ROOT = Path(__file__).resolve().parents[1]

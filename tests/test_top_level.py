@@ -12,7 +12,7 @@ import torch
 
 import microscale
 from microscale import errors
-from microscale.nn import PackedModule
+from microscale.nn.packed import PackedModule
 from small_models import LLAMA_6M, logits, read_config, same_bits, save_random_model
 
 

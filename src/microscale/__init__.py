@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from microscale.kernels import dequantize as dequantize_tensor
     from microscale.kernels import fake_quantize
     from microscale.kernels import quantize as quantize_tensor
-    from microscale.planning import Inspection
     from microscale.planning.explain import Explanation
-    from microscale.recipes import Recipe
+    from microscale.planning.inspection import Inspection
+    from microscale.recipes.recipe import Recipe
     from microscale.tensor import QuantizedTensor
 
     allocate: Callable[..., AllocateResult]
@@ -115,8 +115,8 @@ def quantize(model: Any, format: str | Sequence[str] | Recipe | None = None, **o
     The model comes back ready for the fastest kernels, its parameters frozen.
 
     ``model`` is a transformers model (changed in place), a directory or a hub name. ``format`` is a format's name or
-    spec, or a whole :class:`~microscale.recipes.Recipe`. The other options are those of ``microscale quantize``, under
-    the same words (:class:`~microscale.jobs.quantize_options.QuantizeOptions`):
+    spec, or a whole :class:`~microscale.recipes.recipe.Recipe`. The other options are those of ``microscale quantize``,
+    under the same words (:class:`~microscale.jobs.quantize_options.QuantizeOptions`):
 
     - ``activations``: format of the layers' inputs; ``attention`` and ``kv_cache`` round the rest, see
       :func:`quantize_attention`.
@@ -148,7 +148,7 @@ def quantize(model: Any, format: str | Sequence[str] | Recipe | None = None, **o
     """
     from microscale.jobs.front import run_job
     from microscale.jobs.quantize import quantize as job
-    from microscale.nn import prepare_for_inference
+    from microscale.nn.inference import prepare_for_inference
 
     done = run_job(job, {"model": model, "format": format, **options}, depth=2).model
     prepare_for_inference(done)

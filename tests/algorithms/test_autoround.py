@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from method_tasks import COLS, block_problem, layer_task, random
-from microscale.algorithms import GroupTask, parse_method
 from microscale.algorithms.autoround import AutoRound
+from microscale.algorithms.contract import GroupTask
+from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rtn import Rtn
 from microscale.errors import RecipeError
 from microscale.formats import parse_format

@@ -8,7 +8,7 @@ import torch
 from method_tasks import COLS, group_task, input_rows, layer_task
 from microscale.algorithms.awq import Awq
 from microscale.algorithms.objective import group_error
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 
 

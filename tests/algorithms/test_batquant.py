@@ -11,7 +11,7 @@ from method_tasks import block_problem, random
 from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.block_error import block_error
 from microscale.algorithms.flatquant import FlatQuant
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels.transform import apply_transforms, hadamard_matrix
 

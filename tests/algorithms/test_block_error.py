@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from method_tasks import block_problem, group_task, layer_task, random, silent
-from microscale.algorithms import BlockProblem, LayerFunction
 from microscale.algorithms.block_error import JUDGES, block_error, rounded_stand_ins
+from microscale.algorithms.contract import BlockProblem, LayerFunction
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.transforms import hadamard_transform
 

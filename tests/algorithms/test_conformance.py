@@ -10,9 +10,7 @@ from method_tasks import (
     group_task,
     layer_task,
 )
-from microscale.algorithms import (
-    METHODS,
-    STEPS,
+from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
     FormatStep,
@@ -23,8 +21,9 @@ from microscale.algorithms import (
     SideStep,
     Step,
     TransformStep,
-    parse_method,
 )
+from microscale.algorithms.pipeline import parse_method
+from microscale.algorithms.registry import METHODS, STEPS
 from microscale.formats import parse_format
 from microscale.kernels import dequantize
 from small_models import same_bits

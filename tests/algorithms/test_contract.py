@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from method_tasks import COLS, group_task, input_rows, layer_task, random
-from microscale.algorithms import STEPS, SegmentStep, Step, TransformStep, as_it_is
-from microscale.algorithms.contract import clipped, forget, option_word
+from microscale.algorithms.contract import SegmentStep, Step, TransformStep, as_it_is, clipped, forget, option_word
+from microscale.algorithms.registry import STEPS
 from microscale.formats import parse_format
 from microscale.kernels.transform import apply_transforms
 from microscale.transforms import block_transform, hadamard_transform, permute_transform, scale_transform

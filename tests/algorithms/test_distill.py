@@ -12,10 +12,11 @@ import scipy.stats
 import torch
 
 from method_tasks import model_problem
-from microscale.algorithms import GroupTask, LayerFunction, ModelProblem, ModelStep, parse_method
+from microscale.algorithms.contract import GroupTask, LayerFunction, ModelProblem, ModelStep
 from microscale.algorithms.distill import ENOUGH_TOKENS, TRANSFORMS, Distill, divergence, held_out_divergence
+from microscale.algorithms.pipeline import parse_method
 from microscale.errors import CalibrationError, RecipeError
-from microscale.families import Batch
+from microscale.families.batch import Batch
 
 
 def learned_from(problem: ModelProblem, options: str) -> GroupTask:

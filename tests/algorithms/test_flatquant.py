@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from method_tasks import block_problem, check_orthogonal, random
 from microscale.algorithms.flatquant import FlatQuant, kronecker_sizes
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels.transform import apply_transforms
 

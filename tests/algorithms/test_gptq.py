@@ -11,7 +11,7 @@ from torch import Tensor
 from method_tasks import COLS, input_rows, layer_task, statistics
 from microscale.algorithms.gptq import Gptq, inverse_factor
 from microscale.algorithms.rtn import Rtn
-from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
 from microscale.errors import CalibrationError, NonFiniteError
 from microscale.kernels import dequantize
 from microscale.kernels.grid import ElementGrid

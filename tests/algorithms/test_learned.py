@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from method_tasks import COLS, block_problem, group_task, input_rows, layer_task, random
-from microscale.algorithms import BlockStep, LayerTask, parse_method
+from microscale.algorithms.contract import BlockStep, LayerTask
 from microscale.algorithms.learned import LearnedClip, LearnedTransform, is_seen, learn_groups
+from microscale.algorithms.pipeline import parse_method
 from microscale.errors import CalibrationError
 from microscale.formats import parse_format
 from microscale.kernels import fake_quantize

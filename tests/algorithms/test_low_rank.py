@@ -10,10 +10,10 @@ import scipy.linalg
 import torch
 
 from method_tasks import COLS, input_rows, layer_task
-from microscale.algorithms import LayerTask
+from microscale.algorithms.contract import LayerTask
 from microscale.algorithms.low_rank import LowRankStep
 from microscale.algorithms.rtn import Rtn
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels import dequantize
 

@@ -10,7 +10,7 @@ import torch
 from method_tasks import group_task, input_rows, layer_task
 from microscale.algorithms.macro_block import MacroBlock
 from microscale.algorithms.objective import group_error
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 
 

@@ -10,17 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from method_tasks import block_problem, group_task, input_rows, layer_task, model_problem, random, statistics
-from microscale.algorithms import (
-    BlockStep,
-    GroupTask,
-    LayerTask,
-    ModelProblem,
-    ModelStep,
-    Pipeline,
-    make_pipeline,
-    parse_method,
-)
 from microscale.algorithms.block_error import block_error
+from microscale.algorithms.contract import BlockStep, GroupTask, LayerTask, ModelProblem, ModelStep
 from microscale.algorithms.distill import ENOUGH_TOKENS, divergence
 from microscale.algorithms.micromix import (
     MicroMix,
@@ -29,11 +20,12 @@ from microscale.algorithms.micromix import (
     segment_counts,
     threshold_factor,
 )
+from microscale.algorithms.pipeline import Pipeline, make_pipeline, parse_method
 from microscale.errors import FormatSpecError, RecipeError
 from microscale.formats import BlockFormat, SegmentedFormat, parse_activation, parse_format
 from microscale.kernels import dequantize, reference
 from microscale.kernels.transform import apply_transforms
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.transforms import TransformKind, scale_transform
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from microscale.algorithms import parse_method
 from microscale.algorithms.mxplus import MxPlus
+from microscale.algorithms.pipeline import parse_method
 from microscale.errors import FormatError, RecipeError
 from microscale.formats import BlockFormat, Extension, ScaleRule, format_name, parse_activation, parse_format
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from method_tasks import COLS, group_task, input_rows, layer_task, random
-from microscale.algorithms import FoldStep, GroupTask, parse_method
+from microscale.algorithms.contract import FoldStep, GroupTask
 from microscale.algorithms.objective import group_error, rounded_inputs
+from microscale.algorithms.pipeline import parse_method
 from microscale.formats import parse_activation
 from microscale.kernels import fake_quantize
 from microscale.transforms import scale_transform

@@ -12,7 +12,7 @@ from microscale.algorithms.objective import group_error
 from microscale.algorithms.omniquant import OmniQuant, start_scale
 from microscale.algorithms.rtn import block_amax
 from microscale.algorithms.smoothquant import SmoothQuant
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels.transform import apply_transforms
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from method_tasks import group_task, input_rows, layer_task
-from microscale.algorithms import GroupTask
+from microscale.algorithms.contract import GroupTask
 from microscale.algorithms.permute import Permute
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.formats import parse_format
 
 

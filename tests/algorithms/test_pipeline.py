@@ -10,19 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscale.algorithms import (
-    METHODS,
-    STEPS,
-    Step,
-    beside_segments,
-    make_pipeline,
-    parse_method,
-    read_method,
-    with_budget,
-)
+from microscale.algorithms.contract import Step
 from microscale.algorithms.gptq import Gptq
 from microscale.algorithms.hadamard import Hadamard
 from microscale.algorithms.low_rank import LowRankStep
+from microscale.algorithms.pipeline import beside_segments, make_pipeline, parse_method, read_method, with_budget
+from microscale.algorithms.registry import METHODS, STEPS
 from microscale.algorithms.rtn import Rtn
 from microscale.errors import RecipeError
 from microscale.formats import parse_activation, parse_format

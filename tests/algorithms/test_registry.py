@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from microscale.algorithms import METHODS, STEPS, parse_method
 from microscale.algorithms.distill import Distill
 from microscale.algorithms.gptq import Gptq
-from microscale.algorithms.registry import EFFORTS, FINE_EFFORTS, PLAIN, is_method
+from microscale.algorithms.pipeline import parse_method
+from microscale.algorithms.registry import EFFORTS, FINE_EFFORTS, METHODS, PLAIN, STEPS, is_method
 from microscale.algorithms.rtn import Rtn
 from microscale.algorithms.scale_rule import ScaleRuleStep
 from microscale.formats import parse_format

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microscale.algorithms import LayerTask, parse_method
+from microscale.algorithms.contract import LayerTask
+from microscale.algorithms.pipeline import parse_method
 from microscale.errors import DtypeError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, Format, parse_format
 from microscale.kernels import dequantize, quantize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from microscale.algorithms import parse_method
+from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.scale_rule import ScaleRuleStep, why_not_ruled
 from microscale.errors import FormatError
 from microscale.formats import parse_activation, parse_format

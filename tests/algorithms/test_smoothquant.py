@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from method_tasks import COLS, group_task, input_rows, layer_task, random
-from microscale.algorithms import FoldStep, GroupTask, parse_method
+from microscale.algorithms.contract import FoldStep, GroupTask
 from microscale.algorithms.objective import group_error
+from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.smoothquant import SEARCHED_ALPHAS, SmoothQuant, smoothing_scale
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from method_tasks import COLS, check_orthogonal, rotation_problem
-from microscale.algorithms import RotationStep, parse_method
+from microscale.algorithms.contract import RotationStep
+from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rotation import start_rotation
 from microscale.algorithms.spinquant import SpinQuant, cayley_step, token_loss
 from microscale.errors import CalibrationError, RecipeError

@@ -13,15 +13,18 @@ import microscale
 from command_line import succeed
 from family_models import family_model
 from method_tasks import layer_task
-from microscale.algorithms import FormatStep, LayerTask, RoundStep, parse_method, registry
-from microscale.calibration import Wanted
+from microscale.algorithms import registry
+from microscale.algorithms.contract import FormatStep, LayerTask, RoundStep
+from microscale.algorithms.pipeline import parse_method
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, BlockFormat, Format, parse_format
 from microscale.kernels import dequantize, quantize
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.planning.candidates import parse_candidate
 from microscale.planning.stand_ins import repeating_method
-from microscale.recipes import make_plan, make_recipe
+from microscale.recipes.plan import make_plan
+from microscale.recipes.recipe import make_recipe
 from microscale.tensor import QuantizedTensor
 from small_models import same_bits
 from step_checks import check_algorithm

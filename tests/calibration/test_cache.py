@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microscale.calibration import ActivationStore
+from microscale.calibration.cache import ActivationStore
 from microscale.errors import CalibrationError
 
 

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscale.calibration import HistogramSketch
-from microscale.calibration.histogram import FRACTION_BITS, NUM_BINS, bin_edges
+from microscale.calibration.histogram import FRACTION_BITS, NUM_BINS, HistogramSketch, bin_edges
 from microscale.errors import CalibrationError
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

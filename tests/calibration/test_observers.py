@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from microscale.calibration import Observer, ObserverKind, ObserverSpec, make_observer, parse_observer
+from microscale.calibration.observers import Observer, ObserverKind, ObserverSpec, make_observer, parse_observer
 from microscale.errors import CalibrationError, NonFiniteError
 from microscale.formats import parse_format
 from microscale.kernels import fake_quantize

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
 from microscale.errors import CalibrationError, DtypeError, NonFiniteError, ShapeError
 
 FIELDS = ["amax", "minimum", "maximum", "mean_abs", "mean", "std", "skewness", "kurtosis", "second_moment", "sample"]

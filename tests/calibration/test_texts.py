@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from microscale.calibration import pack_tokens, read_texts
+from microscale.calibration.texts import pack_tokens, read_texts
 from microscale.errors import TextError
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscale.calibration import calibration_windows
+from microscale.calibration.windows import calibration_windows
 from microscale.errors import TextError
 
 

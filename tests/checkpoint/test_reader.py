@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from microscale.checkpoint import CheckpointReader, TensorInfo, read_json
+from microscale.checkpoint.reader import CheckpointReader, read_json
+from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, CheckpointNotFoundError
 
 A, B = torch.arange(6, dtype=torch.float32).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)

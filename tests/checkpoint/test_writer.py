@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from microscale.checkpoint import check_target, write_directory, write_json, write_text_file
+from microscale.checkpoint.writer import check_target, write_directory, write_json, write_text_file
 from microscale.errors import CheckpointWriteError
 
 

@@ -17,8 +17,8 @@ from microscale.cli.app import app
 from microscale.cli.inspect_command import group_names
 from microscale.cli.output import Column, print_table
 from microscale.errors import DtypeError, FormatSpecError, RecipeError
-from microscale.evaluation import perplexity
-from microscale.recipes import parse_rule
+from microscale.evaluation.perplexity import perplexity
+from microscale.recipes.recipe import parse_rule
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "models" / "llama-6m"
 

@@ -10,7 +10,7 @@ import pytest
 from command_line import fail, succeed
 from microscale.cli.inspect_command import group_layers
 from microscale.cli.output import console
-from microscale.planning import LayerFacts
+from microscale.planning.inspection import LayerFacts
 from small_models import LLAMA_6M, read_tensors, save_random_model
 
 

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from command_line import fail, succeed
-from microscale.algorithms import METHODS, STEPS, parse_method
+from microscale.algorithms.pipeline import parse_method
+from microscale.algorithms.registry import METHODS, STEPS
 from microscale.cli import output
 from microscale.cli.output import broken, shared_widths
 

@@ -17,7 +17,7 @@ import torch
 import microscale
 from command_line import fail, microscale_command, succeed
 from microscale.errors import CheckpointError, CheckpointWriteError, MicroscaleError, NonFiniteError, RecipeError
-from microscale.nn import PackedModule
+from microscale.nn.packed import PackedModule
 from small_models import (
     edit_tensors,
     logits,

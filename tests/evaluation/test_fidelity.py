@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microscale.errors import ShapeError, TextError
-from microscale.evaluation import divergence, fidelity, perplexity
-from microscale.families import Batch
+from microscale.evaluation.fidelity import divergence, fidelity
+from microscale.evaluation.perplexity import perplexity
+from microscale.families.batch import Batch
 
 INF, NAN = math.inf, math.nan
 

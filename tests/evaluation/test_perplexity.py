@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from microscale.errors import TextError
-from microscale.evaluation import DEFAULT_WINDOW, make_windows, perplexity
-from microscale.families import Batch
+from microscale.evaluation.perplexity import DEFAULT_WINDOW, make_windows, perplexity
+from microscale.families.batch import Batch
 
 VOCABULARY = 11
 

@@ -7,9 +7,8 @@ import re
 import pytest
 
 from microscale.errors import TaskError
-from microscale.evaluation import TASKS, find_task
 from microscale.evaluation.task_rows import ROW_CHECKS
-from microscale.evaluation.tasks import GROUPS
+from microscale.evaluation.tasks import GROUPS, TASKS, find_task
 
 CHOICES = {
     **dict.fromkeys(("piqa", "winogrande", "boolq", "blimp"), 2),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from microscale.errors import ShapeError
-from microscale.families import Batch, run_model
+from microscale.families.batch import Batch, run_model
 
 IDS = torch.arange(12).reshape(4, 3)
 PIXELS = torch.rand(4, 2, 2)

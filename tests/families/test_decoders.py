@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from microscale.families import DECODER_FAMILIES
+from microscale.families.decoders import DECODER_FAMILIES
 
 
 @pytest.mark.parametrize("model_type", list(DECODER_FAMILIES))

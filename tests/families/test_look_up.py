@@ -11,15 +11,10 @@ from torch import Tensor, nn
 
 from family_models import CONFIGS, family_model, run
 from microscale.errors import ModelError
-from microscale.families import (
-    BlockStructure,
-    Fold,
-    NormKind,
-    describe,
-    is_linear,
-    linear_names,
-)
-from microscale.nn import unstack_experts
+from microscale.families.look_up import describe
+from microscale.families.modules import is_linear, linear_names
+from microscale.families.structure import BlockStructure, Fold, NormKind
+from microscale.nn.experts import unstack_experts
 
 NAMES = list(CONFIGS)
 

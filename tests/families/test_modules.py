@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from microscale.families import is_linear, linear_names
-from microscale.families.modules import is_transposed
+from microscale.families.modules import is_linear, is_transposed, linear_names
 
 
 class Tagged(nn.Linear):

@@ -17,8 +17,14 @@ from family_models import CONFIGS, family_model, run
 from microscale.errors import CheckpointError, FormatError, LayoutError, ModelError, RecipeError
 from microscale.integrations.attention import IMPLEMENTATION, attention_modules
 from microscale.integrations.decoding import why_not_decoder
-from microscale.nn import AttentionFormats, attention_formats, model_attention, parse_attention, set_attention_formats
-from microscale.recipes import make_recipe, parse_rule
+from microscale.nn.attention_setting import (
+    AttentionFormats,
+    attention_formats,
+    model_attention,
+    parse_attention,
+    set_attention_formats,
+)
+from microscale.recipes.recipe import make_recipe, parse_rule
 from small_models import edit_config, logits, read_config, same_bits, save_random_model
 
 BOTH = AttentionFormats(products=parse_attention("mxfp4"), kv_cache=parse_attention("mxfp8"))

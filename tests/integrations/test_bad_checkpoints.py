@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import microscale
 from command_line import fail, microscale_command, succeed
-from microscale.checkpoint import CheckpointReader, read_stored_layers
+from microscale.checkpoint.reader import CheckpointReader
+from microscale.checkpoint.registry import read_stored_layers
 from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError, CheckpointNotFoundError, MicroscaleError, ModelError
 from small_models import (

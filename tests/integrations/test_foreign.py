@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, 
 import microscale
 from gguf_files import as_llama_cpp, llama_tensors, write
 from microscale.errors import CheckpointError, CheckpointNotFoundError
-from microscale.nn import QuantizedEmbedding, QuantizedLinear
-from microscale.planning import inspect_checkpoint
+from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.linear import QuantizedLinear
+from microscale.planning.inspection import inspect_checkpoint
 
 TOKENS = torch.arange(20).reshape(2, 10)
 

@@ -21,7 +21,7 @@ from microscale.integrations.engines import (
 )
 from microscale.integrations.generation import Sampling, choose_token, encode_prompt, generate_text
 from microscale.kernels.cpu import native
-from microscale.nn import cached_weights
+from microscale.nn.inference import cached_weights
 from small_models import BOS, LLAMA_6M, save_random_model
 
 pytestmark = pytest.mark.skipif(native.NATIVE is None, reason="the compiled kernels are not installed")

@@ -17,7 +17,8 @@ import transformers
 import microscale
 import microscale.hf
 from microscale.errors import CheckpointError, MicroscaleError
-from microscale.nn import PackedModule, QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 from small_models import (
     REPO_ROOT,
     TOKENS,

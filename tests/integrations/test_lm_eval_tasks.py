@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from microscale.errors import TaskError
-from microscale.evaluation import TASKS
+from microscale.evaluation.tasks import TASKS
 from microscale.integrations.code_execution import passes, score_program
 from microscale.integrations.loading import load_model, load_tokenizer
 from small_models import BOS, POSITIONS, save_random_model

@@ -13,7 +13,7 @@ import transformers
 import microscale
 from microscale.errors import CheckpointNotFoundError, ModelError, ShapeError
 from microscale.integrations.loading import check_local, check_window, stored_dtype
-from microscale.nn import NarrowEmbedding
+from microscale.nn.embedding import NarrowEmbedding
 from small_models import edit_config, logits, read_config, same_bits, save_random_model
 
 

@@ -19,7 +19,7 @@ import json, sys, threading, time
 import torch
 import microscale
 from microscale.integrations.loading import load_model
-from microscale.nn import lay_out
+from microscale.nn.inference import lay_out
 
 def resident():
     with open("/proc/self/statm") as file:

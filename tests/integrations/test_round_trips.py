@@ -18,7 +18,9 @@ import microscale
 import microscale.hf
 from command_line import succeed
 from microscale.formats import NAMED_FORMATS
-from microscale.nn import PackedModule, QuantizedLinear, row_major_weights
+from microscale.nn.inference import row_major_weights
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 from small_models import (
     BOS,
     LLAMA_6M,
@@ -310,7 +312,7 @@ def test_static_activation_ranges_are_saved_and_loaded(original: Path, tmp_path:
 
 
 def microscale_observing(model: Any) -> Any:
-    from microscale.nn import observe_activations
+    from microscale.nn.activation import observe_activations
 
     return observe_activations(model)
 

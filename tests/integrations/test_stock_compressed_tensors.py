@@ -22,7 +22,8 @@ import microscale
 from command_line import fail, succeed
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import format_name, parse_format
-from microscale.nn import PackedModule, QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 from small_models import (
     edit_config,
     edit_tensors,

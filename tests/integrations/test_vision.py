@@ -14,7 +14,7 @@ import microscale
 import microscale.hf
 from family_models import family_model, image_inputs, run
 from microscale.errors import ModelError
-from microscale.nn import PackedModule
+from microscale.nn.packed import PackedModule
 from small_models import read_config, read_tensors, same_bits, same_tensors
 
 VISION = 2 * 5 + 2

@@ -11,7 +11,7 @@ from command_line import succeed
 from microscale.errors import CalibrationError
 from microscale.jobs.analyze_options import AnalyzeOptions
 from microscale.jobs.printing import json_value
-from microscale.planning import DEFAULT_TARGET_DB
+from microscale.planning.recommendation import DEFAULT_TARGET_DB
 from small_models import save_random_model
 
 

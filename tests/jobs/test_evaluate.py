@@ -13,8 +13,8 @@ from command_line import succeed
 from microscale.errors import OptionError, TaskError
 from microscale.jobs.evaluate_options import EvaluateOptions
 from microscale.jobs.printing import json_value
-from microscale.nn import model_attention
-from microscale.planning import linear_words
+from microscale.nn.attention_setting import model_attention
+from microscale.planning.executed import linear_words
 from small_models import save_random_model
 
 
@@ -96,6 +96,6 @@ def test_tasks_are_a_list_or_one_text(tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_those_of_the_protocol() -> None:
-    from microscale.evaluation import DEFAULT_WINDOW
+    from microscale.evaluation.perplexity import DEFAULT_WINDOW
 
     assert EvaluateOptions(model="m").window == DEFAULT_WINDOW

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import microscale
-from microscale.algorithms import parse_method, read_method, with_budget
 from microscale.algorithms.micromix import MicroMix
+from microscale.algorithms.pipeline import parse_method, read_method, with_budget
 from microscale.errors import (
     CalibrationError,
     CheckpointWriteError,
@@ -34,8 +34,8 @@ from microscale.jobs.quantize import quantize
 from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
 from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe
 from microscale.jobs.reporting import Progress, ProgressReporter
-from microscale.nn import PackedModule
-from microscale.recipes import make_recipe
+from microscale.nn.packed import PackedModule
+from microscale.recipes.recipe import make_recipe
 from small_models import TOKENS, read_config, save_random_model
 
 

@@ -14,8 +14,11 @@ from microscale.jobs.printing import json_value
 from microscale.jobs.recipe_choice import choose_recipe
 from microscale.jobs.study import check_study, fronts_of
 from microscale.jobs.study_executor import QuantizeAndScore
-from microscale.recipes import make_recipe
-from microscale.studies import RunState, StudyRow, load_study, study_runs
+from microscale.recipes.recipe import make_recipe
+from microscale.studies.file import load_study
+from microscale.studies.results import StudyRow
+from microscale.studies.run import study_runs
+from microscale.studies.store import RunState
 from small_models import save_random_model
 
 

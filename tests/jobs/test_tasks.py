@@ -9,7 +9,7 @@ import pytest
 import microscale
 from command_line import succeed
 from microscale.errors import TaskError
-from microscale.evaluation import TASKS
+from microscale.evaluation.tasks import TASKS
 from microscale.jobs.printing import json_value
 from task_data import write_task_data
 

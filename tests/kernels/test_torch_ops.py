@@ -24,7 +24,7 @@ from microscale.kernels import (
     to_layout,
     torch_ops,
 )
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.tensor import QuantizedTensor
 from vectors.inputs import same_bits
 

@@ -32,7 +32,7 @@ from microscale.kernels import (
 )
 from microscale.kernels.reference import BACKEND as REFERENCE
 from microscale.layouts import LAYOUTS, Layout, PartSpec, part_specs
-from microscale.nn import PackedModule
+from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
 from small_models import logits, read_tensors, same_bits, same_tensors, save_random_model
 

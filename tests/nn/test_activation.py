@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microscale.calibration import Observer, make_observer
+from microscale.calibration.observers import Observer, make_observer
 from microscale.errors import ModelError, NonFiniteError
 from microscale.formats import ActivationSpec, parse_activation
 from microscale.kernels import fake_quantize, quantize
-from microscale.nn import ActivationQuantizer, QuantizedLinear, observe_activations
+from microscale.nn.activation import ActivationQuantizer, observe_activations
+from microscale.nn.linear import QuantizedLinear
 from small_models import same_bits
 
 INT8 = "int8-f0/tensor:fp32"

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import microscale
 from microscale.errors import ModelError
-from microscale.nn import AttentionFormats, parse_attention, rounded_attention
+from microscale.nn.attention import rounded_attention
+from microscale.nn.attention_setting import AttentionFormats, parse_attention
 
 HEADS, KV_HEADS = 4, 2
 FORMATS = [

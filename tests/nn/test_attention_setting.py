@@ -9,11 +9,12 @@ from torch import nn
 
 from microscale.errors import CheckpointError, FormatError
 from microscale.formats import parse_format
-from microscale.nn import AttentionFormats, parse_attention
 from microscale.nn.attention_setting import (
+    AttentionFormats,
     attention_entry,
     attention_formats,
     model_attention,
+    parse_attention,
     read_attention,
     set_attention_formats,
 )

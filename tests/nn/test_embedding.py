@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from format_specs import SPECS
 from microscale.kernels import Operation, count_executions, dequantize, quantize
-from microscale.nn import NarrowEmbedding, cached_weights
+from microscale.nn.embedding import NarrowEmbedding
+from microscale.nn.inference import cached_weights
 from packed_modules import COLS, INDICES, ROWS, packed_embedding, weight
 from small_models import same_bits
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from family_models import family_model
-from microscale.nn import Experts, has_stacked_experts, why_not_unstacked
+from microscale.nn.experts import Experts, has_stacked_experts, why_not_unstacked
 
 FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 

@@ -16,15 +16,10 @@ from microscale.errors import LayoutError
 from microscale.kernels import dispatch, preferred_layout, quantize
 from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.reference import BACKEND as REFERENCE
-from microscale.nn import (
-    PackedModule,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    cached_weights,
-    lay_out,
-    prepare_for_inference,
-    row_major_weights,
-)
+from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 from small_models import logits, read_tensors, same_bits, same_tensors, save_random_model
 
 

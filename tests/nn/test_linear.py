@@ -10,7 +10,7 @@ from format_specs import SPECS
 from microscale.errors import ShapeError
 from microscale.formats import parse_format
 from microscale.kernels import Operation, count_executions, dequantize, quantize
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from packed_modules import inputs, packed_linear, weight
 from small_models import same_bits
 

@@ -17,7 +17,7 @@ from microscale.formats import parse_activation
 from microscale.integrations.saving import mark_quantized
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.kernels.transform import apply_transforms, transform_weight
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.transforms import (
     Transform,

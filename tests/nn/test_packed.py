@@ -16,7 +16,11 @@ from microscale.errors import LayoutError
 from microscale.formats import parse_activation, parse_format
 from microscale.kernels import dequantize, quantize, to_layout
 from microscale.layer_spec import LayerSpec
-from microscale.nn import ActivationQuantizer, PackedModule, QuantizedEmbedding, QuantizedLinear, cached_weights
+from microscale.nn.activation import ActivationQuantizer
+from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.inference import cached_weights
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 from packed_modules import COLS, INDICES, ROWS, inputs, packed_embedding, packed_linear, weight
 from small_models import same_bits, same_tensors
 

@@ -7,7 +7,8 @@ from torch import nn
 
 import microscale
 from microscale.formats import parse_format
-from microscale.nn import LowRank, QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.online import LowRank
 from microscale.nn.sizes import Size, file_bytes, held_bytes, module_bytes, packed_size, spec_bytes, total_size
 
 PACKED_BYTES = 64 * 64 // 2 + 64 * 2  # codes, and a scale for each block of 32

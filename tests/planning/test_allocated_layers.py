@@ -8,11 +8,8 @@ import pytest
 
 from measured_models import FORMATS
 from microscale.errors import AllocationError
-from microscale.planning import (
-    allocated_layers,
-    parse_candidates,
-    parse_fixed,
-)
+from microscale.planning.allocated_layers import allocated_layers, parse_fixed
+from microscale.planning.candidates import parse_candidates
 
 
 @pytest.mark.parametrize("text", ["mlp.down", "=mxfp8", "norm=mxfp8", "kv_cache=mxfp4/mxfp8", "mlp.down=mxfp5"])

@@ -13,11 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microscale.errors import AllocationError, DependencyError
-from microscale.planning import (
+from microscale.planning.allocation import (
     Choice,
     ChoiceGroup,
+    _quiet_output,
+    _scaled_costs,
+    allocate,
+    front,
+    largest_cost,
+    least_cost,
 )
-from microscale.planning.allocation import _quiet_output, _scaled_costs, allocate, front, largest_cost, least_cost
 
 
 def random_groups(seed: int, groups: int, *, is_whole: bool) -> list[ChoiceGroup]:

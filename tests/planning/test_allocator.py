@@ -9,19 +9,17 @@ import pytest
 
 import microscale
 from measured_models import CALIBRATION, FORMATS, table_of
-from microscale.algorithms import GroupTask, ModelProblem
+from microscale.algorithms.contract import GroupTask, ModelProblem
 from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
 from microscale.formats import format_name
-from microscale.planning import (
-    Budget,
-    BudgetUnit,
-    allocated_layers,
-    allocation_recipe,
-    parse_fixed,
-    solve,
-)
-from microscale.recipes import load_recipe, make_plan, quantize_model, recipe_text
+from microscale.planning.allocated_layers import allocated_layers, parse_fixed
+from microscale.planning.allocator import allocation_recipe, solve
+from microscale.planning.budget import Budget, BudgetUnit
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.plan import make_plan
+from microscale.recipes.recipe import load_recipe
+from microscale.recipes.writing import recipe_text
 
 
 def test_the_recipe_gives_what_was_solved(model: Any, path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import microscale
 from measured_models import TEXT_WINDOWS, analyze
-from microscale.calibration import ActivationStore
+from microscale.calibration.cache import ActivationStore
 from microscale.errors import ModelError
 from small_models import logits
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from microscale.planning import Speed, Speeds, measure_speed, resident_bytes
+from microscale.planning.bench import Speed, Speeds, measure_speed, resident_bytes
 
 
 class Recorder:

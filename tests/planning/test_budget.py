@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscale.errors import AllocationError
-from microscale.planning import Budget, BudgetUnit, amount_text, parse_budget
+from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 
 BITS, BYTES, MILLISECONDS = BudgetUnit
 

@@ -6,11 +6,7 @@ import pytest
 
 from microscale.errors import AllocationError
 from microscale.formats import parse_format
-from microscale.planning import (
-    Candidate,
-    parse_candidate,
-    parse_candidates,
-)
+from microscale.planning.candidates import Candidate, parse_candidate, parse_candidates
 
 
 def words_of(candidate: Candidate) -> tuple[str | None, ...]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 import microscale
 from microscale.errors import FormatSpecError, ModelError, NonFiniteError
-from microscale.evaluation import make_windows, perplexity
-from microscale.families import Batch
-from microscale.nn import PackedModule
-from microscale.planning import ComparisonResult, Step, compare_formats
+from microscale.evaluation.perplexity import make_windows, perplexity
+from microscale.families.batch import Batch
+from microscale.nn.packed import PackedModule
+from microscale.planning.comparison import ComparisonResult, Step, compare_formats
 from small_models import logits, same_bits, save_random_model
 
 WINDOWS = make_windows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from microscale.kernels.backend import Operation
-from microscale.planning import by_name, linear_words, summed
+from microscale.planning.executed import by_name, linear_words, summed
 
 COUNTS = Counter(
     {

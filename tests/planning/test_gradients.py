@@ -10,8 +10,8 @@ import torch
 
 import microscale
 from measured_models import TEXT_WINDOWS, analyze
-from microscale.calibration import ActivationStore
-from microscale.nn import unstack_experts
+from microscale.calibration.cache import ActivationStore
+from microscale.nn.experts import unstack_experts
 from small_models import save_random_model
 
 

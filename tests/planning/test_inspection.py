@@ -12,8 +12,8 @@ import pytest
 import microscale
 from microscale.errors import CheckpointError
 from microscale.formats import NAMED_FORMATS
-from microscale.nn import PackedModule
-from microscale.planning import inspect_checkpoint
+from microscale.nn.packed import PackedModule
+from microscale.planning.inspection import inspect_checkpoint
 from small_models import TOKENS, read_config, save_random_model
 
 

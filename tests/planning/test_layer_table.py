@@ -6,12 +6,10 @@ from typing import Any
 
 from measured_models import CALIBRATION, table_of
 from microscale.formats import SegmentedFormat
-from microscale.nn import QuantizedLinear
-from microscale.planning import (
-    allocation_recipe,
-    parse_candidates,
-)
-from microscale.recipes import quantize_model
+from microscale.nn.linear import QuantizedLinear
+from microscale.planning.allocator import allocation_recipe
+from microscale.planning.candidates import parse_candidates
+from microscale.recipes.apply import quantize_model
 
 
 def test_segments_are_measured_as_the_recipe_cuts_them(model: Any) -> None:

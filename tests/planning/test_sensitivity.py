@@ -12,13 +12,9 @@ from torch import nn
 
 import microscale
 from measured_models import FORMATS, WINDOWS, table_of
-from microscale.families import Batch
-from microscale.planning import (
-    Sensitivity,
-    measure_sensitivity,
-    measuring_cost,
-    parse_candidates,
-)
+from microscale.families.batch import Batch
+from microscale.planning.candidates import parse_candidates
+from microscale.planning.sensitivity import Sensitivity, measure_sensitivity, measuring_cost
 
 
 class Noisy(nn.Module):

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from measured_models import FORMATS, table_of
-from microscale.planning import (
-    parse_candidate,
-)
+from microscale.planning.candidates import parse_candidate
 from microscale.planning.stand_ins import layer_method, measured_method
 
 

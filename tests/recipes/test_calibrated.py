@@ -12,13 +12,13 @@ from torch import Tensor
 
 import microscale
 from family_models import family_model
-from microscale.algorithms import METHODS
+from microscale.algorithms.registry import METHODS
 from microscale.errors import CalibrationError, ModelError, NonFiniteError
 from microscale.integrations.saving import mark_quantized
-from microscale.nn import QuantizedLinear
-from microscale.recipes import Recipe, quantize_model
-from microscale.recipes.apply import set_activations
+from microscale.nn.linear import QuantizedLinear
+from microscale.recipes.apply import quantize_model, set_activations
 from microscale.recipes.calibrated import Calibration
+from microscale.recipes.recipe import Recipe
 from small_models import same_tensors
 
 # Options that keep a method to a second on a tiny model; the rest is the default.

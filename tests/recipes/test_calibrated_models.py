@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 import microscale
 from family_models import CONFIGS, family_model, run
-from microscale.algorithms import BlockProblem, BlockStep, GroupTask, LayerTask, parse_method, registry
-from microscale.calibration import StatisticsCollector, Wanted
+from microscale.algorithms import registry
+from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask, LayerTask
+from microscale.algorithms.pipeline import parse_method
+from microscale.calibration.statistics import StatisticsCollector, Wanted
 from microscale.errors import CalibrationError, ModelError, NonFiniteError, TextError
 from microscale.formats import parse_format
-from microscale.nn import QuantizedLinear, cached_weights
-from microscale.recipes import Calibration, QuantizationReport, Rule, make_recipe, quantize_model
+from microscale.nn.inference import cached_weights
+from microscale.nn.linear import QuantizedLinear
+from microscale.recipes.apply import QuantizationReport, quantize_model
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.recipe import Rule, make_recipe
 from small_models import same_tensors, save_random_model
 
 METHODS = ["gptq", "awq", "smoothquant", "hadamard+gptq"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from microscale.recipes import Calibration
+from microscale.recipes.calibration import Calibration
 
 
 def test_windows_are_the_tokens_of_one_batch() -> None:

@@ -8,9 +8,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from family_models import family_model, run
-from microscale.families import FoldKind, describe
-from microscale.nn import Experts, QuantizedLinear, stacked_experts, unstack_experts
-from microscale.recipes import Recipe, fold_scale, fuse_norms, make_plan, quantize_model, rotate_residual, shared_scale
+from microscale.families.look_up import describe
+from microscale.families.structure import FoldKind
+from microscale.nn.experts import Experts, stacked_experts, unstack_experts
+from microscale.nn.linear import QuantizedLinear
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.folding import fold_scale, fuse_norms, rotate_residual, shared_scale
+from microscale.recipes.plan import make_plan
+from microscale.recipes.recipe import Recipe
 
 FAMILIES = {"mixtral": 2, "qwen2_moe": 1, "qwen3_moe": 1}
 """Number of layers with experts."""

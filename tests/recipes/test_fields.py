@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from microscale.algorithms import parse_method
+from microscale.algorithms.pipeline import parse_method
 from microscale.errors import FormatError
 from microscale.formats import BlockFormat, parse_activation, parse_format
 from microscale.recipes.fields import (

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from family_models import CONFIGS, family_model, run
 from microscale.errors import ModelError, NonFiniteError, ShapeError
-from microscale.families import BlockStructure, FoldKind, LinearGroup, NormKind, Signs, describe
+from microscale.families.look_up import describe
+from microscale.families.structure import BlockStructure, FoldKind, LinearGroup, NormKind, Signs
 from microscale.nn.experts import unstack_experts
-from microscale.recipes import Recipe, quantize_model
+from microscale.recipes.apply import quantize_model
 from microscale.recipes.folding import (
     centre_residual,
     fold_order,
@@ -26,6 +27,7 @@ from microscale.recipes.folding import (
     untie_head,
 )
 from microscale.recipes.matrices import matrix
+from microscale.recipes.recipe import Recipe
 from small_models import TOKENS as LONG_TOKENS
 from small_models import logits, save_random_model
 

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from microscale.errors import ModelError
 from microscale.kernels import quantize
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.recipes import matrices
 from microscale.recipes.matrices import bias_of, centre_outputs, matrix, multiply_left, multiply_right, scale_inputs
 

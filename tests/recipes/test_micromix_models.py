@@ -13,16 +13,20 @@ from torch import Tensor
 import microscale
 from family_models import family_model
 from microscale.algorithms.distill import ENOUGH_TOKENS
-from microscale.checkpoint import read_json, write_json
+from microscale.checkpoint.reader import read_json
+from microscale.checkpoint.writer import write_json
 from microscale.errors import CheckpointError, LayoutError, RecipeError
 from microscale.formats import SegmentedFormat, format_name
 from microscale.integrations.loading import load_original
-from microscale.nn import QuantizedLinear, prepare_for_inference
-from microscale.planning import inspect_checkpoint
-from microscale.recipes import Recipe, preparing, quantize_model
+from microscale.nn.inference import prepare_for_inference
+from microscale.nn.linear import QuantizedLinear
+from microscale.planning.inspection import inspect_checkpoint
+from microscale.recipes import preparing
+from microscale.recipes.apply import quantize_model
 from microscale.recipes.calibrated import Calibration
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import make_plan
+from microscale.recipes.recipe import Recipe
 from microscale.transforms import TransformKind
 from small_models import same_tensors, save_two_layers
 

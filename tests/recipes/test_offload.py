@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 import microscale
 from family_models import family_model
-from microscale.calibration import ActivationStore
+from microscale.calibration.cache import ActivationStore
 from microscale.errors import CalibrationError, CheckpointError, ModelError, NonFiniteError
 from microscale.integrations.layerwise import LayerFile
-from microscale.nn import PackedModule
-from microscale.recipes import Calibration, make_recipe, open_store, quantize_model
+from microscale.nn.packed import PackedModule
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.offload import open_store
+from microscale.recipes.recipe import make_recipe
 from small_models import FAMILIES, edit_tensors, read_tensors, same_tensors, save_random_model
 
 WINDOWS = torch.randint(0, 250, (3, 20), generator=torch.Generator().manual_seed(2))

@@ -15,8 +15,12 @@ import microscale
 from microscale.errors import LayoutError, ModelError, NonFiniteError, RecipeError
 from microscale.formats import format_name
 from microscale.kernels import quantize
-from microscale.nn import PackedModule, QuantizedEmbedding, QuantizedLinear
-from microscale.recipes import make_plan, make_recipe, parse_rule, quantizable_modules, quantize_model
+from microscale.nn.embedding import QuantizedEmbedding
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.plan import make_plan, quantizable_modules
+from microscale.recipes.recipe import make_recipe, parse_rule
 from small_models import POSITIONS, VOCABULARY, same_bits, save_random_model
 
 
@@ -145,7 +149,7 @@ def test_precedence(load: Callable[..., Any]) -> None:
 
 
 def test_a_rule_that_names_activations_only_does_not_undo_an_exclusion(load: Callable[..., Any]) -> None:
-    from microscale.recipes import Rule
+    from microscale.recipes.recipe import Rule
 
     recipe = make_recipe(
         format="mxfp4", exclude=("up_proj",), rules=(Rule(match="mlp.*", activations="mxfp8"), Rule(match="lm_head"))

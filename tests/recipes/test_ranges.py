@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import microscale
-from microscale.calibration import calibration_windows
+from microscale.calibration.windows import calibration_windows
 from microscale.errors import CalibrationError, NonFiniteError
-from microscale.nn import ActivationQuantizer
-from microscale.recipes import calibrate_ranges, has_static_ranges
+from microscale.nn.activation import ActivationQuantizer
+from microscale.recipes.ranges import calibrate_ranges, has_static_ranges
 from small_models import save_random_model
 
 TEXT = [(7 * place * place + place) % 256 for place in range(2000)]

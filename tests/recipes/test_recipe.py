@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microscale.errors import FormatError, MicroscaleError, RecipeError
 from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
-from microscale.recipes import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
+from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
 
 NAME = "model.layers.10.mlp.down_proj"
 

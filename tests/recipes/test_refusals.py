@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from microscale.algorithms import parse_method
+from microscale.algorithms.pipeline import parse_method
 from microscale.errors import CalibrationError
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from family_models import family_model
-from microscale.recipes import quantizable_modules
+from microscale.recipes.plan import quantizable_modules
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
 
 

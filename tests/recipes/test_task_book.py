@@ -10,9 +10,10 @@ import torch
 
 from family_models import family_model
 from method_tasks import input_rows, statistics
-from microscale.algorithms import parse_method
-from microscale.families import describe
-from microscale.recipes import make_plan, make_recipe
+from microscale.algorithms.pipeline import parse_method
+from microscale.families.look_up import describe
+from microscale.recipes.plan import make_plan
+from microscale.recipes.recipe import make_recipe
 from microscale.recipes.task_book import TaskBook
 from microscale.recipes.tasks import transformed
 from microscale.transforms import permute_transform, scale_transform

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from family_models import family_model, run
 from method_tasks import group_task, input_rows, layer_task, statistics
-from microscale.algorithms import GroupTask, LayerTask, parse_method
-from microscale.algorithms.contract import Step
-from microscale.families import BlockStructure, FoldKind, LinearGroup, describe
+from microscale.algorithms.contract import GroupTask, LayerTask, Step
+from microscale.algorithms.pipeline import parse_method
+from microscale.families.look_up import describe
+from microscale.families.structure import BlockStructure, FoldKind, LinearGroup
 from microscale.formats import parse_format
 from microscale.nn.modules import float_weight
 from microscale.recipes.tasks import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from microscale.recipes import Recipe, load_recipe, make_recipe, parse_rule
+from microscale.recipes.recipe import Recipe, load_recipe, make_recipe, parse_rule
 from microscale.recipes.writing import recipe_text
 
 RECIPES = [

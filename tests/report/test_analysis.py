@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from microscale.report import Advice, AnalysisRow, ChannelPicture, HeatRow, HistogramPicture, analysis_html
+from microscale.report.analysis import Advice, AnalysisRow, HeatRow, analysis_html
+from microscale.report.analysis_pictures import ChannelPicture, HistogramPicture
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LAYERS = ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.layers.1.<b>odd</b>")

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 
-from microscale.report import ChannelPicture, HistogramPicture
-from microscale.report.analysis_pictures import channels_svg, curve_svg, grid_of, histogram_svg
+from microscale.report.analysis_pictures import (
+    ChannelPicture,
+    HistogramPicture,
+    channels_svg,
+    curve_svg,
+    grid_of,
+    histogram_svg,
+)
 
 SHARES = (0.1, 0.2, 0.4, 0.2, 0.1)
 

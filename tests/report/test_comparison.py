@@ -11,8 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from microscale.errors import DependencyError
-from microscale.report import ComparisonRow, comparison_html
-from microscale.report.comparison import difference_text, number_text, size_text
+from microscale.report.comparison import ComparisonRow, comparison_html, difference_text, number_text, size_text
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

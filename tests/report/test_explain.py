@@ -6,7 +6,7 @@ import pytest
 
 from microscale.errors import FormatSpecError
 from microscale.formats import NAMED_FORMATS, RuleKind, parse_format, spec_text
-from microscale.report import explain_format, formats_table_rows
+from microscale.report.explain import explain_format, formats_table_rows
 
 COMMON = {"element", "block", "scale", "scale rule", "rounding", "overflow", "NaN", "Inf", "spec", "bits per value"}
 

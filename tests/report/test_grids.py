@@ -9,8 +9,7 @@ from torch import tensor
 
 from microscale.formats import NAMED_FORMATS, BlockFormat, parse_format
 from microscale.kernels import fake_quantize
-from microscale.report import value_grid_text
-from microscale.report.grids import largest_element_values, positive_values
+from microscale.report.grids import largest_element_values, positive_values, value_grid_text
 
 E2M1 = "0  0.5  1  1.5  2  3  4  6"
 

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from microscale.report import StudyReportRow, study_html
 from microscale.report.pareto import CHARACTER, HEIGHT, LINE, NUM_COLORS, WIDTH, format_colors, pareto_svg
+from microscale.report.study import study_html
+from microscale.report.study_rows import StudyReportRow
 from report_rows import BASE, MANY, run
 
 

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from microscale.report import StudyCell, study_html
+from microscale.report.study import study_html
+from microscale.report.study_rows import StudyCell
 from report_rows import BASE, MANY
 
 pytest.importorskip("jinja2")

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from fake_studies import TEXT
-from microscale.studies import (
-    Study,
-    StudyStore,
-    load_study,
-)
+from microscale.studies.file import Study, load_study
+from microscale.studies.store import StudyStore
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from microscale.errors import StudyError
-from microscale.studies import load_study
+from microscale.studies.file import load_study
 
 GOOD = """\
 models: [m]

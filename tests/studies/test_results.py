@@ -10,17 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_studies import Fake, score
-from microscale.studies import (
-    PreparedModel,
-    Study,
-    StudyRun,
-    StudyScore,
-    StudyStore,
-    StudyTask,
-    pareto_front,
-    run_study,
-    study_rows,
-)
+from microscale.studies.file import Study, StudyTask
+from microscale.studies.results import pareto_front, study_rows
+from microscale.studies.run import PreparedModel, StudyRun, run_study
+from microscale.studies.store import StudyScore, StudyStore
 
 
 def test_recovery_and_gap_closure(study: Study, store: StudyStore) -> None:

@@ -6,17 +6,10 @@ import pytest
 
 from fake_studies import LABELS, Fake, stop_at
 from microscale.errors import FormatError, StudyError
-from microscale.studies import (
-    RunState,
-    Study,
-    StudyStep,
-    StudyStore,
-    StudyTask,
-    run_study,
-    select_runs,
-    study_rows,
-    study_runs,
-)
+from microscale.studies.file import Study, StudyTask
+from microscale.studies.results import study_rows
+from microscale.studies.run import StudyStep, run_study, select_runs, study_runs
+from microscale.studies.store import RunState, StudyStore
 
 
 def test_the_runs_of_a_study(study: Study) -> None:

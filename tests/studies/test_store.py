@@ -9,12 +9,10 @@ import pytest
 
 from fake_studies import Fake, Running, stop_at
 from microscale.errors import StudyError
-from microscale.studies import (
-    Study,
-    StudyStore,
-    run_study,
-    study_rows,
-)
+from microscale.studies.file import Study
+from microscale.studies.results import study_rows
+from microscale.studies.run import run_study
+from microscale.studies.store import StudyStore
 
 
 def test_merging(study: Study, store: StudyStore, tmp_path: Path) -> None:

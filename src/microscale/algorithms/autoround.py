@@ -26,7 +26,7 @@ from microscale.algorithms.fit import line
 from microscale.algorithms.learned import is_seen, learn_groups
 from microscale.algorithms.rtn import block_amax, block_width
 from microscale.algorithms.straight_through import StandIn
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels.grid import grid_refusal, make_grid

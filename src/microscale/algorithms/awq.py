@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microscale.algorithms.contract import FoldStep, GroupTask
 from microscale.algorithms.objective import group_error
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 
 

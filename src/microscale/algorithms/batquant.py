@@ -23,7 +23,7 @@ from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
 from microscale.algorithms.fit import adam
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels.transform import block_product, hadamard_matrix
 from microscale.transforms import Transform, block_transform

@@ -31,8 +31,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.calibration import InputStatistics, Wanted
-from microscale.families import Batch
+from microscale.calibration.statistics import InputStatistics, Wanted
+from microscale.families.batch import Batch
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels.transform import apply_transforms, transform_second_moment, transform_weight
 from microscale.tensor import QuantizedTensor

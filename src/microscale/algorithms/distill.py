@@ -27,7 +27,7 @@ from microscale.algorithms.fit import Judged, adam, epoch_batches, fit, hold_out
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.learned import LearnedTransform, all_stand_ins
 from microscale.errors import RecipeError
-from microscale.families import Batch
+from microscale.families.batch import Batch
 from microscale.kernels.transform import block_product, hadamard_matrix, restore_weight
 from microscale.transforms import Transform, block_transform, hadamard_transform
 

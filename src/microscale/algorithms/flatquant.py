@@ -23,7 +23,7 @@ from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
 from microscale.algorithms.fit import adam
 from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.rotation import start_rotation
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.transforms import Transform, kronecker_transform, scale_transform
 

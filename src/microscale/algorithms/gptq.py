@@ -19,7 +19,7 @@ from torch import Tensor
 
 from microscale.algorithms.contract import LayerTask, RoundStep, clipped
 from microscale.algorithms.rtn import idle_search, search_clip
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import CalibrationError, RecipeError
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels.grid import Grid, grid_refusal, make_grid

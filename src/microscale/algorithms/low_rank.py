@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from microscale.algorithms.contract import LayerTask, SideStep
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels import dequantize
 from microscale.tensor import QuantizedTensor

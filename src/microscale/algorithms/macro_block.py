@@ -21,7 +21,7 @@ from torch import Tensor
 
 from microscale.algorithms.contract import FoldStep, GroupTask
 from microscale.algorithms.objective import group_error, rounded_inputs
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels import fake_quantize
 

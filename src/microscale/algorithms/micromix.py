@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.algorithms.contract import Formats, GroupTask, LayerTask, SegmentStep, option_word
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import (
     ActivationSpec,

@@ -23,7 +23,7 @@ from microscale.algorithms.fit import adam
 from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.smoothquant import SmoothQuant
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.transforms import Transform, scale_transform
 

@@ -15,7 +15,7 @@ import torch
 
 from microscale.algorithms.contract import GroupTask, TransformStep
 from microscale.algorithms.rtn import block_width
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.formats import ActivationSpec, BlockFormat, Format, SegmentedFormat, VectorBlock
 from microscale.transforms import Transform, permute_transform
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.algorithms.contract import LayerTask, RoundStep, clipped
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.formats import ActivationSpec, BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.grid import make_grid

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from microscale.algorithms.contract import FoldStep, GroupTask
 from microscale.algorithms.objective import group_error
-from microscale.calibration import Wanted
+from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 
 SEARCHED_ALPHAS = tuple(i / 10 for i in range(11))

@@ -25,7 +25,7 @@ from microscale.algorithms.fit import Judged, fit, line, step_batches
 from microscale.algorithms.rotation import start_rotation
 from microscale.algorithms.straight_through import StandIn
 from microscale.errors import RecipeError
-from microscale.families import Batch
+from microscale.families.batch import Batch
 
 JUDGES = 4
 """Batches that the learned rotation and its start are compared on."""

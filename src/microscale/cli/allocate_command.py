@@ -12,7 +12,11 @@ from microscale.jobs.allocate_options import AllocateOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.allocate import AllocateResult, Allocation
-    from microscale.planning import AllocatedLayer, Budget, Candidate, FrontPoint, LayerTable
+    from microscale.planning.allocated_layers import AllocatedLayer
+    from microscale.planning.allocator import FrontPoint
+    from microscale.planning.budget import Budget
+    from microscale.planning.candidates import Candidate
+    from microscale.planning.layer_table import LayerTable
 
 
 @job_command(AllocateOptions)
@@ -64,7 +68,7 @@ def _tell(found: Allocation) -> None:
 
 def point_text(point: FrontPoint, limit: Budget) -> str:
     """Return what a point of the front costs, and the layers of each candidate."""
-    from microscale.planning import BudgetUnit, amount_text
+    from microscale.planning.budget import BudgetUnit, amount_text
 
     bits = "" if limit.unit is BudgetUnit.BITS else f" {point.bits_per_weight:.3f} bits per weight;"
     return (
@@ -84,7 +88,7 @@ def point_facts(point: FrontPoint) -> dict[str, Any]:
 
 
 def _row(limit: Budget, name: str, point: FrontPoint) -> list[str]:
-    from microscale.planning import amount_text
+    from microscale.planning.budget import amount_text
 
     cost = amount_text(point.cost, limit.unit)
     layers = name or _counts_text(point.counts)

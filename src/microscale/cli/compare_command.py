@@ -40,8 +40,8 @@ def compare(options: CompareOptions, as_json: JsonOption = False) -> None:
 
 def _table(found: CompareResult) -> Table:
     """Return the table of a comparison: one line for each format, all modes side by side."""
-    from microscale.planning import EVERYTHING, MODES
-    from microscale.report import DIFFERENCE, comparison_cells
+    from microscale.planning.comparison import EVERYTHING, MODES
+    from microscale.report.comparison import DIFFERENCE, comparison_cells
 
     modes = {row.mode for row in found.rows[1:]}
     meaning = "w: weights quantized, w+a: weights and activations"

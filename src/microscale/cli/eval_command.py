@@ -11,7 +11,7 @@ from microscale.cli.reporter import ConsoleReporter
 from microscale.jobs.evaluate_options import EvaluateOptions
 
 if TYPE_CHECKING:
-    from microscale.evaluation import TaskScore
+    from microscale.evaluation.tasks import TaskScore
     from microscale.jobs.evaluate import TextScores
 
 
@@ -26,7 +26,7 @@ def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
     Example: `microscale eval OUT --text book.txt --attention mxfp4_plus --kv-cache mxfp8`
     """
     from microscale.jobs.evaluate import evaluate as evaluate_job
-    from microscale.planning import linear_words
+    from microscale.planning.executed import linear_words
 
     tell_missing_kernels()
     found = evaluate_job(options, ConsoleReporter())
@@ -46,7 +46,7 @@ def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
 
 
 def _print_text_scores(scores: TextScores, dtype: str) -> None:
-    from microscale.evaluation import FidelityResult
+    from microscale.evaluation.fidelity import FidelityResult
 
     score = scores.score
     console.print(

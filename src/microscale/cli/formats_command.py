@@ -31,7 +31,7 @@ def formats(
 
 def _list_formats(as_json: bool) -> None:
     from microscale.formats import ALIASES
-    from microscale.report import formats_table_rows
+    from microscale.report.explain import formats_table_rows
 
     rows = formats_table_rows()
     if as_json:
@@ -46,7 +46,8 @@ def _list_formats(as_json: bool) -> None:
 
 def _explain(name: str, as_json: bool) -> None:
     from microscale.formats import format_name, parse_format, spec_text
-    from microscale.report import explain_format, value_grid_text
+    from microscale.report.explain import explain_format
+    from microscale.report.grids import value_grid_text
 
     fmt = parse_format(name)
     facts = explain_format(fmt)

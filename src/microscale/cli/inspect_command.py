@@ -15,7 +15,7 @@ from microscale.cli.parameters import job_command
 from microscale.jobs.inspect_options import InspectOptions
 
 if TYPE_CHECKING:
-    from microscale.planning import Inspection, LayerFacts
+    from microscale.planning.inspection import Inspection, LayerFacts
 
 _COLUMNS = (
     Column(title="layer"),
@@ -41,7 +41,7 @@ def inspect(
     Example: `microscale inspect OUT`
     """
     from microscale.jobs.inspect import inspect as inspect_job
-    from microscale.report import size_text
+    from microscale.report.comparison import size_text
 
     del seed
     found = inspect_job(options)
@@ -108,7 +108,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
-    from microscale.report import size_text
+    from microscale.report.comparison import size_text
 
     first = layers[0]
     return [

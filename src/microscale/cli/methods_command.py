@@ -20,7 +20,8 @@ def methods(
 
     Examples: `microscale methods`, `microscale methods hadamard:size=64+gptq`
     """
-    from microscale.algorithms import BEST, EFFORTS, METHODS, STEPS, parse_method
+    from microscale.algorithms.pipeline import parse_method
+    from microscale.algorithms.registry import BEST, EFFORTS, METHODS, STEPS
 
     del seed
     chains = {word: parse_method(word).text for word in METHODS}

@@ -34,7 +34,7 @@ def quantize(options: QuantizeOptions, as_json: JsonOption = False) -> None:
     `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`,
     `microscale quantize MODEL --method auto --bits 4.5 --calibration text.txt -o OUT`
     """
-    from microscale.algorithms import BEST
+    from microscale.algorithms.registry import BEST
     from microscale.jobs.quantize import quantize as quantize_job
 
     tell_missing_kernels()
@@ -80,7 +80,7 @@ def _facts(result: QuantizeResult, written: Checkpoint) -> dict[str, Any]:
 
 
 def _tell(result: QuantizeResult, written: Checkpoint) -> None:
-    from microscale.report import size_text
+    from microscale.report.comparison import size_text
 
     report, inspection = result.report, written.inspection
     lines: list[str] = []
@@ -105,7 +105,7 @@ def _tell(result: QuantizeResult, written: Checkpoint) -> None:
 
 
 def _allocation_facts(found: Allocation) -> dict[str, Any]:
-    from microscale.recipes import recipe_text
+    from microscale.recipes.writing import recipe_text
 
     return {
         "budget": found.budget.amount,

@@ -15,7 +15,7 @@ def runtime_text(facts: RuntimeFacts) -> str:
     threads = f"{facts.threads} thread" + ("" if facts.threads == 1 else "s")
     if facts.why_not_decoder is None:
         return f"decoder runtime, {facts.level}, {threads}"
-    from microscale.planning import linear_words
+    from microscale.planning.executed import linear_words
 
     return escape(
         f"transformers, {linear_words(facts.calls)}, {threads}; not the decoder runtime: {facts.why_not_decoder}"

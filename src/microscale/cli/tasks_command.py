@@ -24,7 +24,7 @@ def tasks(
 
     Example: `microscale tasks --task-data DIR` also says what is in a folder
     """
-    from microscale.evaluation import GROUPS
+    from microscale.evaluation.tasks import GROUPS
     from microscale.integrations.task_data import DEFINITIONS
     from microscale.jobs.tasks import tasks as tasks_job
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from microscale.errors import ModelError, ShapeError, TextError
 from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, batches
-from microscale.families import block_names
+from microscale.families.look_up import block_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

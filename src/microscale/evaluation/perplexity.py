@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microscale.errors import TextError
-from microscale.families import Batch
+from microscale.families.batch import Batch
 
 LanguageModel = Callable[[Batch], Float[Tensor, "batch tokens vocabulary"]]
 

@@ -1,7 +1,7 @@
 """What is known about the layers of one model: which linears read one input, and into what a scale can be folded.
 
-Records only: :func:`microscale.families.describe` makes them, recipes/folding.py acts on them. Names of a block's parts
-are relative to the block, those in :class:`ModelStructure` are full.
+Records only: :func:`microscale.families.look_up.describe` makes them, recipes/folding.py acts on them. Names of a
+block's parts are relative to the block, those in :class:`ModelStructure` are full.
 
 A *matrix* is named like a parameter: the weight of a linear layer, of a router, or a stack of experts [experts, out,
 in]. All of them take x on their last axis (Conv1D: on the first).

@@ -16,8 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from microscale.errors import ModelError
-from microscale.families import is_inside, vision_roots
-from microscale.nn import AttentionFormats, attention_formats, rounded_attention, set_attention_formats
+from microscale.families.look_up import is_inside, vision_roots
+from microscale.nn.attention import rounded_attention
+from microscale.nn.attention_setting import AttentionFormats, attention_formats, set_attention_formats
 
 IMPLEMENTATION = "microscale"
 """The name of our function in transformers."""

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from microscale.errors import ModelError
-from microscale.families import DECODER_FAMILIES, DecoderFamily
+from microscale.families.decoders import DECODER_FAMILIES, DecoderFamily
 from microscale.formats import Format
 from microscale.kernels import Gate
 from microscale.kernels.decoder_ops import decoder_refusal
-from microscale.nn import NarrowEmbedding, QuantizedEmbedding, QuantizedLinear, model_attention
+from microscale.nn.attention_setting import model_attention
 from microscale.nn.decoder import DEFAULT_CHUNK, Decoder, DecoderParts, LayerParts, Norm
+from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
+from microscale.nn.linear import QuantizedLinear
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on the position alone, not on the length of the text."""

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from microscale.checkpoint import CheckpointReader, read_stored_layers
 from microscale.checkpoint.native import online_infos
+from microscale.checkpoint.reader import CheckpointReader
+from microscale.checkpoint.registry import read_stored_layers
 from microscale.formats.dtypes import dtype_name
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.loading import check_local, is_gguf, load_model

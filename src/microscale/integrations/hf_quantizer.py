@@ -23,28 +23,23 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from microscale.checkpoint import ACTIVATION_EQUIVALENTS, FileLayout
-from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
+from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS, CompressedTensorsLayout
 from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
+from microscale.checkpoint.schema import FileLayout
 from microscale.checkpoint.validation import check_parts
 from microscale.errors import CheckpointError
-from microscale.families import is_transposed
+from microscale.families.modules import is_transposed
 from microscale.formats import format_name
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.pending import PendingTensor
 from microscale.layer_spec import LayerSpec
-from microscale.nn import (
-    NarrowEmbedding,
-    PackedModule,
-    Precision,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    freeze,
-    prepare_for_inference,
-    read_attention,
-)
+from microscale.nn.attention_setting import read_attention
+from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.experts import unstack_experts
+from microscale.nn.inference import freeze, prepare_for_inference
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module, untie
+from microscale.nn.packed import PackedModule, Precision
 
 ONLINE_PART = re.compile(r"\.(transforms\.\d+_(scale|order|matrix|left|right)|low_rank\.(down|up))$")
 """The tensors of what a layer does online."""

@@ -20,17 +20,20 @@ from transformers import GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from microscale.checkpoint import CheckpointReader
+from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import ModelError
-from microscale.families import describe
+from microscale.families.look_up import describe
 from microscale.integrations.loading import LIBRARY_ERRORS, build_model, check_local, loader_of, read_model_config
 from microscale.integrations.pending import AbsentTensor, PendingTensor
 
 
 class LayerFile:
-    """The checkpoint of a model whose decoder layers are read singly (:class:`~microscale.layerwise.LayerSource`).
+    """The checkpoint of a model whose decoder layers are read singly.
 
-    ``part`` chooses the layers as :func:`microscale.families.describe` does; all other weights belong to :meth:`model`.
+    It is a :class:`~microscale.layerwise.loader.LayerSource`.
+
+    ``part`` chooses the layers as :func:`microscale.families.look_up.describe` does; all other weights belong to
+    :meth:`model`.
 
     Raises:
         CheckpointError: missing or damaged files.

@@ -22,9 +22,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from microscale.checkpoint import CheckpointReader, FileLayout, read_json, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, range_name
+from microscale.checkpoint.reader import CheckpointReader, read_json
+from microscale.checkpoint.registry import read_stored_layers
+from microscale.checkpoint.schema import FileLayout
 from microscale.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -33,8 +35,8 @@ from microscale.errors import (
     ShapeError,
     check_kind,
 )
-from microscale.evaluation import LanguageModel
-from microscale.families import Batch, run_model
+from microscale.evaluation.perplexity import LanguageModel
+from microscale.families.batch import Batch, run_model
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3
@@ -42,7 +44,7 @@ from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requeste
 from microscale.integrations.pending import PendingTensor
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
-from microscale.nn import prepare_for_inference
+from microscale.nn.inference import prepare_for_inference
 from microscale.tensor import QuantizedTensor
 
 LIBRARY_ERRORS = (
@@ -162,7 +164,8 @@ def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """Load a model, quantized or not, from a directory, a GGUF file or by hub name; packed weights stay packed.
 
-    A quantized model comes frozen and ready for the fastest kernels (:func:`microscale.nn.prepare_for_inference`).
+    A quantized model comes frozen and ready for the fastest kernels
+    (:func:`microscale.nn.inference.prepare_for_inference`).
     ``dtype`` is the float type of all that is not packed and of the computation (default: the checkpoint's).
     Experts of other tools' files are expanded to floats, with a warning.
 

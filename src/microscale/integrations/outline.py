@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig
 
-from microscale.checkpoint import CheckpointReader, read_stored_layers
 from microscale.checkpoint.gguf_file import read_gguf
 from microscale.checkpoint.native import NativeLayout
+from microscale.checkpoint.reader import CheckpointReader
+from microscale.checkpoint.registry import read_stored_layers
 from microscale.errors import ModelError
 from microscale.integrations.hf_quantizer import MicroscaleConfig, MicroscaleQuantizer, note_requested
 from microscale.integrations.layerwise import outline_model

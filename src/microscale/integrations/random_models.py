@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from microscale.errors import ShapeError
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels import quantize
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.tensor import QuantizedTensor
 

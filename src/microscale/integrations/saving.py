@@ -11,20 +11,19 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from microscale.checkpoint import (
-    FileLayout,
-    choose_layout,
-    describe,
-    read_json,
-    write_directory,
-    write_json,
-)
 from microscale.checkpoint.native import NativeLayout
+from microscale.checkpoint.reader import read_json
+from microscale.checkpoint.registry import choose_layout, describe
+from microscale.checkpoint.schema import FileLayout
+from microscale.checkpoint.writer import write_directory, write_json
 from microscale.errors import CheckpointWriteError, LayoutError, ModelError, check_kind
-from microscale.families import is_transposed
+from microscale.families.modules import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.layer_spec import LayerSpec
-from microscale.nn import Experts, PackedModule, attention_entry, row_major_weights
+from microscale.nn.attention_setting import attention_entry
+from microscale.nn.experts import Experts
+from microscale.nn.inference import row_major_weights
+from microscale.nn.packed import PackedModule
 from microscale.recipes.plan import ATTENTION_OBSTACLE, layout_obstacle
 from microscale.version import __version__
 

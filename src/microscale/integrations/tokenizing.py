@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from microscale.evaluation import make_windows
+from microscale.evaluation.perplexity import make_windows
 
 PIECE_CHARS = 1 << 15
 OVERLAP_CHARS = 1 << 11

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from microscale.algorithms import parse_method
-from microscale.checkpoint import check_text_target, write_text_file
+from microscale.algorithms.pipeline import parse_method
+from microscale.checkpoint.writer import check_text_target, write_text_file
 from microscale.errors import CalibrationError, TextError
-from microscale.families import describe
+from microscale.families.look_up import describe
 from microscale.formats import WrittenWeights
 from microscale.integrations.attention import attention_modules
 from microscale.integrations.originals import Original
@@ -21,36 +21,18 @@ from microscale.jobs.allocate_options import AllocateOptions
 from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Progress, Reporter
 from microscale.jobs.shared_options import TextOptions
-from microscale.nn import unstack_experts
-from microscale.planning import (
-    AllocatedLayer,
-    Budget,
-    BudgetUnit,
-    Candidate,
-    LayerTable,
-    MeasuringCost,
-    Sensitivity,
-    Solution,
-    allocated_layers,
-    allocation_recipe,
-    amount_text,
-    check_budget,
-    check_candidates,
-    check_reachable,
-    is_tied,
-    layer_method,
-    measure_table,
-    measuring_cost,
-    needs_text,
-    parse_budget,
-    parse_candidates,
-    parse_fixed,
-    parse_sensitivity,
-    solve,
-)
-from microscale.recipes import Calibration, Recipe, Rule, recipe_text
-from microscale.recipes.recipe import KV_CACHE
-from microscale.report import allocation_plot, check_picture
+from microscale.nn.experts import unstack_experts
+from microscale.planning.allocated_layers import AllocatedLayer, allocated_layers, parse_fixed
+from microscale.planning.allocator import Solution, allocation_recipe, check_budget, check_reachable, solve
+from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
+from microscale.planning.candidates import Candidate, parse_candidates
+from microscale.planning.layer_table import LayerTable, measure_table
+from microscale.planning.sensitivity import MeasuringCost, Sensitivity, measuring_cost, parse_sensitivity
+from microscale.planning.stand_ins import check_candidates, is_tied, layer_method, needs_text
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.recipe import KV_CACHE, Recipe, Rule
+from microscale.recipes.writing import recipe_text
+from microscale.report.allocation import allocation_plot, check_picture
 
 METHOD_WINDOWS = 64
 """Windows that a method learns from, at least, while its layers are measured."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microscale.calibration import ActivationStore
-from microscale.checkpoint import check_text_target, write_text_file
+from microscale.calibration.cache import ActivationStore
+from microscale.checkpoint.writer import check_text_target, write_text_file
 from microscale.errors import CalibrationError, ModelError
 from microscale.integrations.layerwise import LayerFile
 from microscale.integrations.loading import load_original
@@ -21,9 +21,10 @@ from microscale.jobs.analyze_options import AnalyzeOptions
 from microscale.jobs.analyze_page import MassiveText, analysis_page, massive_values
 from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Reporter
-from microscale.layerwise import LayerSource
-from microscale.nn import unstack_experts
-from microscale.planning import Candidate, ModelAnalysis, analyze_model, parse_candidates
+from microscale.layerwise.loader import LayerSource
+from microscale.nn.experts import unstack_experts
+from microscale.planning.analysis import ModelAnalysis, analyze_model
+from microscale.planning.candidates import Candidate, parse_candidates
 from microscale.version import __version__
 
 

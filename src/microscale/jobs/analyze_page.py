@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from microscale.planning import Candidate, LayerAnalysis, ModelAnalysis, Recommendation, Side, TensorFacts
-from microscale.report import Advice, AnalysisRow, ChannelPicture, HeatRow, HistogramPicture, analysis_html
+from microscale.planning.analysis import ModelAnalysis
+from microscale.planning.candidates import Candidate
+from microscale.planning.layer_facts import LayerAnalysis, Side
+from microscale.planning.recommendation import Recommendation
+from microscale.planning.tensor_facts import TensorFacts
+from microscale.report.analysis import Advice, AnalysisRow, HeatRow, analysis_html
+from microscale.report.analysis_pictures import ChannelPicture, HistogramPicture
 
 MAX_PICTURES = 8
 MAX_MASSIVE = 40

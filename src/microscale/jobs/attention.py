@@ -9,7 +9,7 @@ from torch import nn
 from microscale.errors import ModelError, check_kind
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.hf_quantizer import MicroscaleConfig
-from microscale.nn import AttentionFormats, attention_entry, parse_attention
+from microscale.nn.attention_setting import AttentionFormats, attention_entry, parse_attention
 
 
 def round_attention(model: Any, attention: str | None, kv_cache: str | None) -> Any:

@@ -20,8 +20,8 @@ from microscale.jobs.bench_options import BenchOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
 from microscale.kernels import count_executions
-from microscale.nn import QuantizedLinear
 from microscale.nn.decoder import Decoder
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.sizes import module_bytes
 from microscale.planning.bench import Speeds, measure_speed, resident_bytes
 from microscale.recipes.apply import set_activations

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microscale.calibration import calibration_windows
+from microscale.calibration.windows import calibration_windows
 from microscale.errors import CalibrationError, ModelError, TextError
-from microscale.families import Batch, run_model
+from microscale.families.batch import Batch, run_model
 from microscale.integrations.calibration_text import read_calibration
 from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids
 from microscale.jobs.shared_options import Source, TextOptions
-from microscale.nn import cached_weights
-from microscale.recipes import Calibration, RangeReport, calibrate_ranges
+from microscale.nn.inference import cached_weights
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.ranges import RangeReport, calibrate_ranges
 
 FEEDS = ("quantized", "original")
 """What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
@@ -120,7 +121,7 @@ def measure_ranges(
     """Fill the static activation ranges of a quantized model by running the windows through it.
 
     Raises:
-        CalibrationError, NonFiniteError: see :func:`microscale.recipes.calibrate_ranges`.
+        CalibrationError, NonFiniteError: see :func:`microscale.recipes.ranges.calibrate_ranges`.
     """
     takes_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     options: dict[str, int] = {"logits_to_keep": 1} if takes_logits else {}

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from microscale.calibration import read_text_file
-from microscale.checkpoint import check_text_target, write_text_file
+from microscale.calibration.texts import read_text_file
+from microscale.checkpoint.writer import check_text_target, write_text_file
 from microscale.errors import FormatError, ModelError
 from microscale.formats import Format, list_items, parse_format
 from microscale.formats.dtypes import dtype_name
@@ -23,9 +23,11 @@ from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.compare_options import CompareOptions
 from microscale.jobs.evaluate import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
-from microscale.nn import AttentionFormats, PackedModule
-from microscale.planning import ComparisonResult, Step, compare_formats, linear_words, summed
-from microscale.report import ComparisonRow, comparison_html
+from microscale.nn.attention_setting import AttentionFormats
+from microscale.nn.packed import PackedModule
+from microscale.planning.comparison import ComparisonResult, Step, compare_formats
+from microscale.planning.executed import linear_words, summed
+from microscale.report.comparison import ComparisonRow, comparison_html
 from microscale.version import __version__
 
 

@@ -13,18 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscale.calibration import read_text_file
+from microscale.calibration.texts import read_text_file
 from microscale.errors import OptionError
-from microscale.evaluation import (
-    DEFAULT_BATCH,
-    FidelityResult,
-    LayerError,
-    PerplexityResult,
-    TaskScore,
-    fidelity,
-    layer_errors,
-    perplexity,
-)
+from microscale.evaluation.fidelity import FidelityResult, fidelity
+from microscale.evaluation.layer_error import LayerError, layer_errors
+from microscale.evaluation.perplexity import DEFAULT_BATCH, PerplexityResult, perplexity
+from microscale.evaluation.tasks import TaskScore
 from microscale.formats import list_items
 from microscale.formats.dtypes import dtype_name, parse_dtype
 from microscale.integrations.attention import apply_attention
@@ -34,8 +28,9 @@ from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.evaluate_options import EvaluateOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.kernels import count_executions
-from microscale.nn import AttentionFormats, cached_weights, model_attention, parse_attention
-from microscale.planning import Executed, by_name
+from microscale.nn.attention_setting import AttentionFormats, model_attention, parse_attention
+from microscale.nn.inference import cached_weights
+from microscale.planning.executed import Executed, by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

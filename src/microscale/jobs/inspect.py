@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from microscale.jobs.inspect_options import InspectOptions
 from microscale.jobs.reporting import SILENT, Reporter
-from microscale.planning import Inspection, inspect_checkpoint
+from microscale.planning.inspection import Inspection, inspect_checkpoint
 
 
 def inspect(options: InspectOptions, reporter: Reporter = SILENT) -> Inspection:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from microscale.checkpoint import check_target
+from microscale.checkpoint.writer import check_target
 from microscale.errors import CalibrationError, CheckpointWriteError, RecipeError
 from microscale.formats import RangeKind
 from microscale.integrations.attention import apply_attention, attention_modules
@@ -37,19 +37,13 @@ from microscale.jobs.quantize_options import QuantizeOptions
 from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe, find_recipe
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.shared_options import CalibrationOptions
-from microscale.nn import freeze
-from microscale.planning import Inspection, inspect_checkpoint
-from microscale.recipes import (
-    DEFAULT_OBSERVER,
-    Calibration,
-    QuantizationReport,
-    RangeReport,
-    Recipe,
-    check_job,
-    has_static_ranges,
-    open_store,
-    quantize_model,
-)
+from microscale.nn.inference import freeze
+from microscale.planning.inspection import Inspection, inspect_checkpoint
+from microscale.recipes.apply import QuantizationReport, check_job, quantize_model
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.offload import open_store
+from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, has_static_ranges
+from microscale.recipes.recipe import Recipe
 from microscale.version import __version__
 
 QUANTIZING, MEASURING, ALLOCATING = "quantizing", "measuring ranges", "measuring layers"

@@ -11,9 +11,9 @@ from microscale.jobs.option import Option, Options, Place
 from microscale.jobs.shared_options import CalibrationOptions, OriginalModel, Tokenizer
 
 if TYPE_CHECKING:
-    from microscale.algorithms import Method
+    from microscale.algorithms.pipeline import Method
     from microscale.formats import Format, Written, WrittenInputs, WrittenWeights
-    from microscale.recipes import Recipe
+    from microscale.recipes.recipe import Recipe
 
     FormatOrRecipe = str | Sequence[str] | Written[Format] | Recipe
     """A format's name or spec, for method ``auto`` a list of them, or a whole recipe."""

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from microscale.algorithms import AUTO, PLAIN, parse_method, read_method, with_budget
+from microscale.algorithms.pipeline import parse_method, read_method, with_budget
+from microscale.algorithms.registry import AUTO, PLAIN
 from microscale.errors import AllocationError, RecipeError
 from microscale.formats import WrittenInputs, WrittenWeights, parse_inputs
 from microscale.integrations.attention import attention_modules
@@ -20,10 +21,12 @@ from microscale.jobs.option import given_words
 from microscale.jobs.quantize_options import RecipeOptions
 from microscale.jobs.reporting import Progress
 from microscale.jobs.shared_options import CalibrationOptions
-from microscale.planning import Budget, BudgetUnit, Candidate, layer_method, parse_candidates, parse_fixed
-from microscale.recipes import Recipe, load_recipe, make_recipe, parse_rule
+from microscale.planning.allocated_layers import parse_fixed
+from microscale.planning.budget import Budget, BudgetUnit
+from microscale.planning.candidates import Candidate, parse_candidates
+from microscale.planning.stand_ins import layer_method
 from microscale.recipes.fields import parse_rounded
-from microscale.recipes.recipe import KV_CACHE
+from microscale.recipes.recipe import KV_CACHE, Recipe, load_recipe, make_recipe, parse_rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import torch
 from microscale.integrations.engines import Engine, TransformersEngine
 from microscale.kernels import BACKENDS
 from microscale.kernels.dispatch import Executions
-from microscale.nn import cached_weights
-from microscale.planning import Executed, by_name
+from microscale.nn.inference import cached_weights
+from microscale.planning.executed import Executed, by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,27 +12,19 @@ from typing import Any
 
 import torch
 
-from microscale.checkpoint import check_text_target, write_text_file
+from microscale.checkpoint.writer import check_text_target, write_text_file
 from microscale.errors import StudyError, TextError
-from microscale.evaluation import find_task
+from microscale.evaluation.tasks import find_task
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.study_executor import QuantizeAndScore
 from microscale.jobs.study_options import StudyOptions
-from microscale.planning import linear_words, summed
-from microscale.report import StudyCell, StudyReportRow, study_html
-from microscale.studies import (
-    RunState,
-    Study,
-    StudyRow,
-    StudyStep,
-    StudyStore,
-    load_study,
-    pareto_front,
-    run_study,
-    select_runs,
-    study_rows,
-    study_runs,
-)
+from microscale.planning.executed import linear_words, summed
+from microscale.report.study import study_html
+from microscale.report.study_rows import StudyCell, StudyReportRow
+from microscale.studies.file import Study, load_study
+from microscale.studies.results import StudyRow, pareto_front, study_rows
+from microscale.studies.run import StudyStep, run_study, select_runs, study_runs
+from microscale.studies.store import RunState, StudyStore
 from microscale.version import __version__
 
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 
-from microscale.calibration import read_text_file
-from microscale.evaluation import perplexity
+from microscale.calibration.texts import read_text_file
+from microscale.evaluation.perplexity import perplexity
 from microscale.integrations.lm_eval_runner import TaskRequest, run_tasks
 from microscale.integrations.loading import check_window, load_original, load_tokenizer, logits_of, stored_dtype
 from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.quantize import quantize
 from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
 from microscale.jobs.shared_options import CalibrationOptions
-from microscale.nn import cached_weights, prepare_for_inference
+from microscale.nn.inference import cached_weights, prepare_for_inference
 from microscale.nn.sizes import file_bytes, packed_size
-from microscale.studies import PreparedModel, Study, StudyMethod, StudyRun, StudyScore, StudyTask
+from microscale.studies.file import Study, StudyMethod, StudyTask
+from microscale.studies.run import PreparedModel, StudyRun
+from microscale.studies.store import StudyScore
 
 
 class QuantizeAndScore:

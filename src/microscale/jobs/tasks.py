@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from microscale.errors import TaskError
-from microscale.evaluation import TASKS, TaskRecord
 from microscale.evaluation.task_files import find_file
+from microscale.evaluation.tasks import TASKS, TaskRecord
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.tasks_options import TasksOptions
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microscale.algorithms import LayerFunction
+from microscale.algorithms.contract import LayerFunction
 from microscale.errors import ModelError
-from microscale.families import Batch, run_model
+from microscale.families.batch import Batch, run_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

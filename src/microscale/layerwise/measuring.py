@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after
 from microscale.nn.modules import float_weight
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.calibration import ActivationStore
+from microscale.calibration.cache import ActivationStore
 from microscale.layerwise.blocks import BlockRunner
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microscale.calibration import MinMaxObserver, Observer
+from microscale.calibration.observers import MinMaxObserver, Observer
 from microscale.errors import ModelError
 from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize

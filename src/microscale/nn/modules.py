@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscale.families import is_transposed
+from microscale.families.modules import is_transposed
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from microscale.errors import AllocationError
-from microscale.families import describe
-from microscale.nn import parse_attention
+from microscale.families.look_up import describe
+from microscale.nn.attention_setting import parse_attention
 from microscale.planning.candidates import Candidate, parse_candidate
-from microscale.recipes import make_plan, make_recipe, quantizable_modules
-from microscale.recipes.recipe import KV_CACHE, NORM
+from microscale.recipes.plan import make_plan, quantizable_modules
+from microscale.recipes.recipe import KV_CACHE, NORM, make_recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
 
 
@@ -68,7 +68,7 @@ def allocated_layers(
 
     Raises:
         AllocationError: a fixed role or pattern that no layer has.
-        ModelError, RecipeError: as :func:`microscale.recipes.make_plan`.
+        ModelError, RecipeError: as :func:`microscale.recipes.plan.make_plan`.
     """
     fixed = [(pattern, candidate) for pattern, candidate in fixed if pattern not in (NORM, KV_CACHE)]
     every = list(candidates)

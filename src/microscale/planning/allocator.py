@@ -29,7 +29,8 @@ from microscale.planning.allocation import (
 from microscale.planning.budget import Budget, BudgetUnit, amount_text
 from microscale.planning.candidates import Candidate
 from microscale.planning.layer_table import LayerTable
-from microscale.recipes import Recipe, make_plan, make_recipe, quantizable_modules
+from microscale.recipes.plan import make_plan, quantizable_modules
+from microscale.recipes.recipe import Recipe, make_recipe
 
 BITS_GRAIN = 0.0005
 """Bits per weight are met to three decimals: a scale for a whole tensor must not cost a layer its format."""

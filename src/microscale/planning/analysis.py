@@ -19,13 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscale.calibration import ActivationStore
+from microscale.calibration.cache import ActivationStore
 from microscale.errors import CalibrationError, ModelError
-from microscale.families import Batch, BlockStructure, LinearGroup, describe, is_inside, is_transposed, run_model
+from microscale.families.batch import Batch, run_model
+from microscale.families.look_up import describe, is_inside
+from microscale.families.modules import is_transposed
+from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, LayerSource
-from microscale.nn import PackedModule
 from microscale.nn.modules import float_weight
+from microscale.nn.packed import PackedModule
 from microscale.planning.candidates import Candidate
 from microscale.planning.gradients import measure_gradients
 from microscale.planning.layer_facts import (
@@ -38,7 +41,8 @@ from microscale.planning.layer_facts import (
 )
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
 from microscale.planning.tensor_facts import TensorObserver, weight_facts
-from microscale.recipes import Calibration, quantizable_modules
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.plan import quantizable_modules
 
 MAX_ROWS = 1024
 """Rows of an embedding or a head on which errors are measured: a vocabulary would be the largest tensor of the job."""

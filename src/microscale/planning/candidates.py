@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from microscale.algorithms import FoldStep, Method, ModelStep, RotationStep, is_method, read_method
+from microscale.algorithms.contract import FoldStep, ModelStep, RotationStep
+from microscale.algorithms.pipeline import Method, read_method
+from microscale.algorithms.registry import is_method
 from microscale.errors import AllocationError, FormatError
 from microscale.formats import (
     NONE,

@@ -12,22 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from microscale.evaluation import DEFAULT_BATCH, LanguageModel, perplexity
+from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import Format, parse_activation, parse_format
 from microscale.formats.dtypes import dtype_name
 from microscale.kernels import count_executions
-from microscale.nn import (
-    PackedModule,
-    cached_weights,
-    parse_attention,
-    prepare_for_inference,
-    replace_module,
-    unstack_experts,
-)
+from microscale.nn.attention_setting import parse_attention
+from microscale.nn.experts import unstack_experts
+from microscale.nn.inference import cached_weights, prepare_for_inference
+from microscale.nn.modules import replace_module
+from microscale.nn.packed import PackedModule
 from microscale.nn.sizes import Size, file_bytes, packed_size
 from microscale.planning.executed import Executed, by_name
-from microscale.recipes import PlannedLayer, make_plan, make_recipe, quantize_module, set_activations
-from microscale.recipes.apply import check_weight, pipelines_of
+from microscale.recipes.apply import check_weight, pipelines_of, quantize_module, set_activations
+from microscale.recipes.plan import PlannedLayer, make_plan
+from microscale.recipes.recipe import make_recipe
 
 MODES = ("w", "w+a")
 EVERYTHING = "all"

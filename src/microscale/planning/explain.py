@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from microscale.checkpoint import ACTIVATION_EQUIVALENTS
-from microscale.families import is_transposed
+from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
+from microscale.families.modules import is_transposed
 from microscale.formats import ALIASES, ActivationSpec, Format, RangeKind, format_name, parse_activation, parse_format
 from microscale.formats.dtypes import dtype_name
 from microscale.kernels import Operation, Request, preferred_layout, why_not
 from microscale.kernels.dispatch import choose
 from microscale.layouts.row_major import NAME as ROW_MAJOR
-from microscale.nn import NarrowEmbedding, PackedModule, Precision, QuantizedLinear
+from microscale.nn.embedding import NarrowEmbedding
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule, Precision
 
 TORCH = "torch"
 """What runs layers that are not quantized."""

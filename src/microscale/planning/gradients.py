@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microscale.calibration import ActivationStore
-from microscale.families import Batch, BlockStructure, is_inside, run_model, vision_roots
+from microscale.calibration.cache import ActivationStore
+from microscale.families.batch import Batch, run_model
+from microscale.families.look_up import is_inside, vision_roots
+from microscale.families.structure import BlockStructure
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters
 from microscale.planning.tensor_facts import TensorObserver

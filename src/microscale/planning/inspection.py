@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from microscale.checkpoint import CheckpointReader, TensorInfo, read_stored_layers
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, online_infos
+from microscale.checkpoint.reader import CheckpointReader
+from microscale.checkpoint.registry import read_stored_layers
+from microscale.checkpoint.schema import TensorInfo
 from microscale.formats import format_name
 from microscale.formats.dtypes import dtype_name
 from microscale.layer_spec import LayerSpec
-from microscale.nn import AttentionFormats, read_attention
+from microscale.nn.attention_setting import AttentionFormats, read_attention
 from microscale.nn.sizes import Size, spec_bytes, total_size
 
 

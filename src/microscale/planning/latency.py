@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from microscale.kernels import preferred_layout
-from microscale.nn import PackedModule, QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 
 REPEATS = 7
 SHORTEST_SECONDS = 0.005

@@ -8,18 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from microscale.algorithms import Pipeline
-from microscale.families import ModelStructure, describe
+from microscale.algorithms.pipeline import Pipeline
+from microscale.families.look_up import describe
+from microscale.families.structure import ModelStructure
 from microscale.formats import SegmentedFormat
 from microscale.layerwise.blocks import float32_model
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.sizes import held_bytes, module_bytes
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.candidates import Candidate
 from microscale.planning.latency import measure_latencies
 from microscale.planning.sensitivity import Sensitivity, measure_sensitivity
 from microscale.planning.stand_ins import make_stand_ins, repeating_method
-from microscale.recipes import Calibration
+from microscale.recipes.calibration import Calibration
 from microscale.transforms import TransformKind
 
 Progress = Callable[[int, int, str], None]

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
-from microscale.families import Batch, run_model
+from microscale.families.batch import Batch, run_model
 from microscale.layerwise.blocks import removed_after, replaced_forward
-from microscale.nn import PackedModule
+from microscale.nn.packed import PackedModule
 
 Progress = Callable[[int, int, str], None]
 Layers = Mapping[str, Sequence[nn.Module | None]]

@@ -9,23 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from microscale.algorithms import (
-    FoldStep,
-    Formats,
-    FormatStep,
-    ModelStep,
-    Pipeline,
-    RotationStep,
-    SegmentStep,
-    beside_segments,
-    make_pipeline,
-    parse_method,
-)
+from microscale.algorithms.contract import FoldStep, Formats, FormatStep, ModelStep, RotationStep, SegmentStep
+from microscale.algorithms.pipeline import Pipeline, beside_segments, make_pipeline, parse_method
 from microscale.errors import AllocationError, MicroscaleError
 from microscale.formats import NONE
-from microscale.nn import PackedModule, QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
+from microscale.nn.packed import PackedModule
 from microscale.planning.candidates import Candidate
-from microscale.recipes import Calibration, Recipe, make_plan, make_recipe, quantize_model
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.plan import make_plan
+from microscale.recipes.recipe import Recipe, make_recipe
 
 
 def layer_method(candidate: Candidate, method: str, effort: str) -> Pipeline:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.calibration import InputStatistics, StatisticsCollector, Wanted
+from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
 
 OUTLIER_RATIO = 5.0
 MASSIVE_RATIO = 1000.0

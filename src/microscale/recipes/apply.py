@@ -9,25 +9,29 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from microscale.algorithms import (
+from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
     LayerTask,
     ModelStep,
-    Pipeline,
     Progress,
     RotationStep,
     SegmentStep,
     TransformStep,
 )
-from microscale.calibration import ActivationStore
+from microscale.algorithms.pipeline import Pipeline
+from microscale.calibration.cache import ActivationStore
 from microscale.errors import NonFiniteError
-from microscale.families import ModelStructure, describe
+from microscale.families.look_up import describe
+from microscale.families.structure import ModelStructure
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
 from microscale.layerwise.loader import LayerLoader, LayerSource
-from microscale.nn import ActivationQuantizer, PackedModule, Precision, QuantizedEmbedding, QuantizedLinear
+from microscale.nn.activation import ActivationQuantizer
+from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.experts import unstack_experts
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import float_weight, replace_module, untie
+from microscale.nn.packed import PackedModule, Precision
 from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration

@@ -15,23 +15,25 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from microscale.algorithms import (
+from microscale.algorithms.contract import (
     BlockStep,
     LayerFunction,
     LayerTask,
     ModelProblem,
     ModelStep,
-    Pipeline,
     Progress,
     RotationStep,
     SideStep,
 )
-from microscale.calibration import ActivationStore, Wanted
-from microscale.families import Batch, LinearGroup, ModelStructure, run_model
+from microscale.algorithms.pipeline import Pipeline
+from microscale.calibration.cache import ActivationStore
+from microscale.calibration.statistics import Wanted
+from microscale.families.batch import Batch, run_model
+from microscale.families.structure import LinearGroup, ModelStructure
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.stream import Flow, LayerStream
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.folding import fuse_norms
 from microscale.recipes.matrices import parameter_of

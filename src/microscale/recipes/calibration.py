@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
-from microscale.families import Batch
+from microscale.families.batch import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from microscale.algorithms import PLAIN, Method, Pipeline, read_method
+from microscale.algorithms.pipeline import Method, Pipeline, read_method
+from microscale.algorithms.registry import PLAIN
 from microscale.formats import (
     ActivationSpec,
     BlockFormat,
@@ -20,7 +21,7 @@ from microscale.formats import (
     parse_inputs,
     parse_weights,
 )
-from microscale.nn import parse_attention
+from microscale.nn.attention_setting import parse_attention
 
 FORMATS = (BlockFormat, PairFormat, SegmentedFormat)
 RTN = read_method(PLAIN.text)
@@ -41,7 +42,7 @@ def parse_rounded(given: Any) -> WrittenWeights:
     """Return what attention or its cache is rounded to.
 
     Raises:
-        FormatError: see :func:`microscale.nn.parse_attention`.
+        FormatError: see :func:`microscale.nn.attention_setting.parse_attention`.
     """
     written = parse_inputs(given)
     return Written(written.word, parse_attention(written.record))

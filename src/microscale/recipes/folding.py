@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microscale.errors import ModelError, NonFiniteError, ShapeError
-from microscale.families import BlockStructure, Fold, FoldKind, LinearGroup, ModelStructure, NormKind, Signs
+from microscale.families.structure import BlockStructure, Fold, FoldKind, LinearGroup, ModelStructure, NormKind, Signs
 from microscale.nn.modules import untie
 from microscale.recipes.matrices import (
     bias_of,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.errors import ModelError
-from microscale.families import is_transposed
+from microscale.families.modules import is_transposed
 
 CHUNK = 4096
 """Rows or columns that a product takes at a time, so that the float64 copy of a matrix stays small."""

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from microscale.calibration import ActivationStore
+from microscale.calibration.cache import ActivationStore
 from microscale.formats import parse_activation, parse_format, spec_text
 from microscale.layer_spec import LayerSpec
-from microscale.nn import QuantizedLinear
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.plan import PlannedLayer

@@ -9,14 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from microscale.algorithms import ModelStep, Pipeline
-from microscale.checkpoint import ACTIVATION_EQUIVALENTS, layout_named
+from microscale.algorithms.contract import ModelStep
+from microscale.algorithms.pipeline import Pipeline
+from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
+from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
-from microscale.families import is_inside, is_transposed, vision_roots
+from microscale.families.look_up import is_inside, vision_roots
+from microscale.families.modules import is_transposed
 from microscale.formats import ALIASES, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
-from microscale.nn import Experts, PackedModule, model_attention
-from microscale.nn.experts import stacked_experts
+from microscale.nn.attention_setting import model_attention
+from microscale.nn.experts import Experts, stacked_experts
+from microscale.nn.packed import PackedModule
 from microscale.recipes.fields import RTN
 from microscale.recipes.recipe import Recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles

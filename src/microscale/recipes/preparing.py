@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from microscale.algorithms import (
+from microscale.algorithms.contract import (
     BlockProblem,
     BlockStep,
     FoldStep,
     GroupTask,
     LayerFunction,
-    Pipeline,
     Progress,
     SegmentStep,
     TransformStep,
     as_it_is,
 )
-from microscale.calibration import InputStatistics, Wanted
-from microscale.families import BlockStructure, LinearGroup
+from microscale.algorithms.pipeline import Pipeline
+from microscale.calibration.statistics import InputStatistics, Wanted
+from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, replaced_forward
 from microscale.layerwise.measuring import measure_inputs
 from microscale.recipes.folding import fold_scale, shared_scale

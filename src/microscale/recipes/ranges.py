@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from microscale.calibration import Observer, ObserverSpec, make_observer, parse_observer
+from microscale.calibration.observers import Observer, ObserverSpec, make_observer, parse_observer
 from microscale.errors import CalibrationError
 from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
-from microscale.nn import ActivationQuantizer, observe_activations
+from microscale.nn.activation import ActivationQuantizer, observe_activations
 
 DEFAULT_OBSERVER = "mse"
 

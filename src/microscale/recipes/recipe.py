@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from microscale.errors import FormatError, RecipeError, check_kind, shown
 from microscale.formats import NONE, Format, WrittenWeights, parse_weights_and_inputs
-from microscale.nn import AttentionFormats, parse_attention
+from microscale.nn.attention_setting import AttentionFormats, parse_attention
 from microscale.recipes.fields import RTN, InputsField, MethodField, RoundedField, WeightsField
 
 UNKNOWN_KEY = "extra_forbidden"

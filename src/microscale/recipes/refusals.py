@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from microscale.algorithms import ModelStep, Pipeline, RotationStep
+from microscale.algorithms.contract import ModelStep, RotationStep
+from microscale.algorithms.pipeline import Pipeline
 from microscale.errors import CalibrationError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from microscale.errors import ModelError
-from microscale.families import describe
+from microscale.families.look_up import describe
 from microscale.recipes.recipe import matches
 
 

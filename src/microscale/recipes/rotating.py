@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from microscale.algorithms import ModelProblem, RotationProblem, RotationStep, as_it_is
-from microscale.families import FoldKind, ModelStructure, NormKind
+from microscale.algorithms.contract import ModelProblem, RotationProblem, RotationStep, as_it_is
+from microscale.families.structure import FoldKind, ModelStructure, NormKind
 from microscale.recipes.folding import check_rotation, keep_mean, rotate_residual, rotate_value
 from microscale.recipes.matrices import matrix
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from microscale.algorithms import GroupTask, LayerTask, Pipeline
-from microscale.families import BlockStructure, LinearGroup
+from microscale.algorithms.contract import GroupTask, LayerTask
+from microscale.algorithms.pipeline import Pipeline
+from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.nn.modules import float_weight
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import PlannedLayer

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from microscale.algorithms import GroupTask, LayerTask, Step
-from microscale.calibration import InputStatistics
-from microscale.families import BlockStructure, FoldKind, LinearGroup
+from microscale.algorithms.contract import GroupTask, LayerTask, Step
+from microscale.calibration.statistics import InputStatistics
+from microscale.families.structure import BlockStructure, FoldKind, LinearGroup
 from microscale.nn.modules import float_weight
 from microscale.recipes.folding import fold_order, fold_scale
 from microscale.transforms import Transform, TransformKind, scale_transform

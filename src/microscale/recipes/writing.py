@@ -1,4 +1,4 @@
-"""Write a recipe as YAML, as :func:`microscale.recipes.load_recipe` reads it."""
+"""Write a recipe as YAML, as :func:`microscale.recipes.recipe.load_recipe` reads it."""
 
 from __future__ import annotations
 

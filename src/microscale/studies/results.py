@@ -14,8 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from microscale.algorithms import PLAIN
-from microscale.planning import Executed, summed
+from microscale.algorithms.registry import PLAIN
+from microscale.planning.executed import Executed, summed
 from microscale.studies.file import Study
 from microscale.studies.run import StudyRun, study_runs
 from microscale.studies.store import RunState, StoredRun, StudyScore, StudyStore

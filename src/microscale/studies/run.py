@@ -21,8 +21,8 @@ import torch
 from microscale.errors import MicroscaleError, StudyError
 from microscale.formats import Written
 from microscale.kernels import count_executions
-from microscale.planning import by_name
 from microscale.planning.bench import resident_bytes
+from microscale.planning.executed import by_name
 from microscale.studies.file import Study, StudyMethod, StudyModel, StudyTask
 from microscale.studies.store import RunState, StudyScore, StudyStore
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from microscale.errors import StudyError
-from microscale.planning import Executed
+from microscale.planning.executed import Executed
 
 VERSION = 1
 
