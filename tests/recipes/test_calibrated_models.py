@@ -310,19 +310,3 @@ def test_json_lines_with_a_field_of_their_own(tmp_path: Path) -> None:
         microscale.quantize(path, "mxfp4", **options)
     with pytest.raises(TextError, match="has no field 'content'; its fields are 'text', 'body'"):
         microscale.quantize(path, "mxfp4", calibration_field="content", **options)
-
-
-def test_scales_without_a_place_are_said() -> None:
-    """Online scales of a family that folds most, experts behind one norm, and a head that a rotation unties."""
-    report = apply(family_model("gpt2", dtype=torch.float32), "smoothquant", format="mxint8")
-    assert any(
-        "smoothquant keeps its scales online for 2 layer(s), e.g. transformer.h.0.mlp.c_proj" in note
-        for note in report.plan.notes
-    )
-    report = apply(family_model("mixtral", dtype=torch.float32), "awq", format="mxint8")
-    assert any("awq leaves" in note and "experts read one norm" in note for note in report.plan.notes)
-    report = apply(family_model("llama", dtype=torch.float32), "smoothquant", format="mxint8")
-    assert report.plan.notes == ()
-    for family, is_tied in (("llama", False), ("llama-biases-tied", True)):
-        notes = apply(family_model(family, dtype=torch.float32), "quarot", format="mxint8").plan.notes
-        assert any("head, which was tied, gets a weight of its own" in note for note in notes) == is_tied

@@ -12,30 +12,15 @@ import transformers
 from torch import nn
 
 import microscale
-from microscale.errors import LayoutError, ModelError, NonFiniteError, RecipeError
+from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.formats import format_name
 from microscale.kernels import quantize
-from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 from microscale.recipes.apply import quantize_model
 from microscale.recipes.plan import make_plan, quantizable_modules
 from microscale.recipes.recipe import make_recipe, parse_rule
-from small_models import POSITIONS, VOCABULARY, same_bits, save_random_model
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Return a function from a family to a fresh random model."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def make(family: str = "llama", **changes: Any) -> Any:
-        path = folder / f"{family} {changes}"
-        if not path.exists():
-            save_random_model(path, family, **changes)
-        return microscale.load(path)
-
-    return make
+from small_models import POSITIONS, VOCABULARY, same_bits
 
 
 @pytest.mark.parametrize(
@@ -281,52 +266,6 @@ def test_layouts(load: Callable[..., Any]) -> None:
     assert plan(format="mxfp6_e2m3", layout="quark").layout == "quark"
     with pytest.raises(LayoutError, match="quark"):
         plan(format="nvfp4", layout="quark")
-
-
-def test_the_method_quantizes_the_weight_as_the_kernel_does(load: Callable[..., Any]) -> None:
-    model = load("opt")
-    originals = {name: module for name, (_, module) in quantizable_modules(model).items()}
-    quantize_model(model, make_recipe(format="mxfp4_plus", include=("embed_tokens",)))
-    for name, module in model.named_modules():
-        if isinstance(module, PackedModule):
-            weight: Any = originals[name].weight
-            expected = quantize(weight.detach(), "mxfp4_plus")
-            assert all(same_bits(part, expected.parts[key]) for key, part in module.tensor.parts.items())
-            if isinstance(module, QuantizedLinear):
-                assert module.bias is not None and same_bits(module.bias.data, originals[name].bias.data)  # type: ignore[union-attr]
-            else:
-                assert isinstance(module, QuantizedEmbedding)
-
-
-def test_progress_is_told_layer_by_layer(load: Callable[..., Any]) -> None:
-    seen: list[tuple[int, int, str]] = []
-    quantize_model(load(), make_recipe(format="mxfp4"), lambda done, total, name: seen.append((done, total, name)))
-    assert [done for done, _, _ in seen] == list(range(15))
-    assert {total for _, total, _ in seen} == {14}
-    assert seen[0][2] == "model.layers.0.self_attn.q_proj" and seen[-1][2] == ""
-
-
-def test_non_finite_weights_are_found_before_anything_is_replaced(load: Callable[..., Any]) -> None:
-    model = load()
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
-        model.lm_head.weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.down_proj\.weight holds 1 "):
-        quantize_model(model, make_recipe(format="mxfp4"))
-    assert not any(isinstance(module, PackedModule) for module in model.modules())
-    quantize_model(model, make_recipe(format="mxfp4", exclude=("layers.1.mlp.*",)))  # the head is not asked for
-
-
-def test_tied_weights_are_untied_where_one_side_is_packed(load: Callable[..., Any]) -> None:
-    for include, is_tied in (((), True), (("lm_head",), False), (("embed_tokens",), False)):
-        model = load(tie_word_embeddings=True)
-        shared = model.lm_head.weight.detach().clone()
-        quantize_model(model, make_recipe(format="mxfp8", include=include))
-        assert model.config.tie_word_embeddings is is_tied
-        if "lm_head" not in include:
-            assert same_bits(model.lm_head.weight.detach(), shared)
-        if "embed_tokens" not in include:
-            assert same_bits(model.model.embed_tokens.weight.detach(), shared)
 
 
 def test_the_model_of_the_tests_is_a_transformers_model(load: Callable[..., Any]) -> None:
