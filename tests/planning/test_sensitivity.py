@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import nn
 
 import microscale
 from measured_models import FORMATS, WINDOWS, table_of
+from microscale.errors import AllocationError
 from microscale.families.batch import Batch
 from microscale.planning.candidates import parse_candidates
-from microscale.planning.sensitivity import Sensitivity, measure_sensitivity, measuring_cost
+from microscale.planning.sensitivity import Sensitivity, measure_sensitivity, measuring_cost, parse_sensitivity
 
 
 class Noisy(nn.Module):
     """A linear layer whose output is off by a vector."""
 
-    def __init__(self, layer: nn.Module, offset: float) -> None:
+    def __init__(self, layer: nn.Module, offset: float | torch.Tensor) -> None:
         super().__init__()
         self.layer, self.offset = layer, offset
 
@@ -75,3 +77,64 @@ def test_embeddings_in_bfloat16_can_be_allocated(path: Path) -> None:
     layers, table = table_of(microscale.load(path), include=("embedding",), candidates=parse_candidates("mxfp4,mxfp8"))
     name = next(layer.name for layer in layers if layer.role == "embedding")
     assert table.sensitivity[name][0] > table.sensitivity[name][1] > 0
+
+
+def measure(model: Any, stand_ins: dict[str, Any], kind: Sensitivity, **options: Any) -> dict[str, list[float]]:
+    blocks = ["model.layers.0", "model.layers.1"]
+    batch = Batch(token_ids=WINDOWS)
+    return measure_sensitivity(model, stand_ins, blocks, batch, kind, progress=lambda *step: None, **options)
+
+
+def test_errors_of_outputs_by_their_definition(model: Any) -> None:
+    """Σ |e|² / Σ |y|², with e 0.05 in each of 64 numbers of a token."""
+    name = "model.layers.0.mlp.down_proj"
+    outputs: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        model(input_ids=WINDOWS)
+    handle.remove()
+    power = float(outputs[0].double().square().sum())
+    stand_in = Noisy(copy.deepcopy(model.get_submodule(name)), 0.05)
+    found = measure(model, {name: [stand_in, None]}, Sensitivity.ERROR)
+    assert found[name] == [pytest.approx(0.05**2 * 64 * WINDOWS.numel() / power, rel=1e-4), 0.0]
+
+
+def test_fisher_of_the_head_is_that_of_its_predictions(model: Any) -> None:
+    """For the head g = p - onehot(target) of its own draws; an error on all logits alike changes nothing."""
+    same = Noisy(copy.deepcopy(model.lm_head), 0.5)
+    one = Noisy(copy.deepcopy(model.lm_head), torch.eye(model.lm_head.out_features)[7] * 0.1)
+    found = measure(model, {"lm_head": [same, one]}, Sensitivity.FISHER)["lm_head"]
+    with torch.no_grad():
+        share = model(input_ids=WINDOWS).logits[:, :-1].double().softmax(-1)[..., 7]
+    assert found[0] < 1e-9 < found[1]
+    # Where 7 was not drawn g is p, where it was p - 1: the sum of squares exceeds that of p by 1 - 2 p for each draw.
+    draws = found[1] * 2 * share.numel() / 0.1**2 - float(share.square().sum())
+    assert -1e-3 < draws < share.numel() / 4 and abs(draws - round(draws)) < 0.05
+    again = measure(model, {"lm_head": [same, one]}, Sensitivity.FISHER)["lm_head"]
+    assert again == found != measure(model, {"lm_head": [same, one]}, Sensitivity.FISHER, seed=1)["lm_head"]
+
+
+@pytest.mark.parametrize("kind", list(Sensitivity))
+def test_an_exact_stand_in_does_no_harm_and_the_model_stays(model: Any, kind: Sensitivity) -> None:
+    name = "model.layers.1.self_attn.v_proj"
+    model.train()
+    model.lm_head.weight.requires_grad_(False)
+    needed = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    found = measure(model, {name: [copy.deepcopy(model.get_submodule(name)), None]}, kind)
+    assert found == {name: [pytest.approx(0.0, abs=1e-9), 0.0]}
+    assert model.training and {key: parameter.requires_grad for key, parameter in model.named_parameters()} == needed
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.get_submodule(name)._forward_hooks and "forward" not in model.get_submodule(name).__dict__
+
+
+@pytest.mark.parametrize("kind", [Sensitivity.KL, Sensitivity.ERROR])
+def test_outputs_that_overflow_give_such_a_number(model: Any, kind: Sensitivity) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    found = measure(model, {name: [Noisy(copy.deepcopy(model.get_submodule(name)), math.inf)]}, kind)
+    assert not math.isfinite(found[name][0])
+
+
+def test_words_of_measures() -> None:
+    assert [parse_sensitivity(word) for word in ("kl", "fisher", "error")] == list(Sensitivity)
+    with pytest.raises(AllocationError, match="unknown sensitivity 'hessian'; possible: kl, fisher, error"):
+        parse_sensitivity("hessian")
