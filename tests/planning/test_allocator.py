@@ -13,8 +13,7 @@ from microscale.algorithms.contract import GroupTask, ModelProblem
 from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
 from microscale.formats import format_name
-from microscale.planning import allocated_layers
-from microscale.planning.allocated_layers import AllocatedLayer, parse_fixed
+from microscale.planning.allocated_layers import AllocatedLayer, allocated_layers, parse_fixed
 from microscale.planning.allocator import allocation_recipe, check_budget, check_reachable, choice_groups, solve
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import parse_candidates
