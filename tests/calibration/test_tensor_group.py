@@ -183,6 +183,19 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not FolderGroup(tmp_path, "job").is_finished(), "what was to be replaced is not taken for the new"
 
 
+def test_a_folder_that_cannot_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = made(tmp_path)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(CalibrationError, match=r"cannot write to .* \(Permission denied\)"):
+            group.drop()
+    assert group.is_finished() and FolderGroup(tmp_path, "job").is_finished(), "it is as it was"
+
+
 def test_bytes_are_row_major_and_little_endian() -> None:
     assert raw_bytes(torch.tensor([[1, 2], [3, 4]], dtype=torch.int16).T).tolist() == [1, 0, 3, 0, 2, 0, 4, 0]
     assert raw_bytes(torch.tensor([-0.0, 1.0])).tolist() == [0, 0, 0, 0x80, 0, 0, 0x80, 0x3F]

@@ -137,4 +137,28 @@ def test_wrong_pairs() -> None:
         layer_errors(nn.Linear(2, 2), chain, tokens, call)
     with pytest.raises(TextError, match="no window"):
         layer_errors(chain, chain, [], call)
+    wide = Chain([1.0, 1.0], [1.0])
+    wide.layers[0].factor.data = torch.ones(3, 1, 1)  # three outputs for each batch
+    with pytest.raises(ShapeError, match=r"output of layers\.0: \(1, 2, 2\) in the reference.*the model's original"):
+        layer_errors(wide, chain, tokens, call)
     assert not any(module._forward_hooks for module in chain.modules())
+
+
+def test_a_layer_that_gives_no_hidden_states_is_named() -> None:
+    """The hooks are gone afterwards all the same."""
+
+    class Words(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "no numbers"
+
+    class Talking(Chain):
+        def forward(self, batch: Batch) -> Tensor:
+            self.layers[0](batch.token_ids)
+            return torch.zeros(1)
+
+    model = Talking([1.0], [1.0])
+    model.layers[0] = Words()
+    model.layers[0].register_buffer("size", torch.zeros(1))
+    with pytest.raises(ModelError, match=r"layers\.0 returns a str, not hidden states"):
+        layer_errors(model, model, [torch.tensor([0, 0])], call)
+    assert not any(module._forward_hooks for module in model.modules())

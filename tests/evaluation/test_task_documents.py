@@ -168,6 +168,28 @@ def test_gsm8k_examples(tmp_path: Path) -> None:
     assert found.fewshot == ROWS["gsm8k"][:2] and found.test == ROWS["gsm8k"] and not found.note
 
 
+def test_gsm8k_with_few_questions_shows_them_themselves(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "gsm8k.jsonl", ROWS["gsm8k"][:8])
+    found = load_documents("gsm8k", tmp_path)
+    assert found.test == found.fewshot == ROWS["gsm8k"][:8] and found.note == "few-shot examples from the test itself"
+
+
+def test_three_answers_of_social_iqa(tmp_path: Path) -> None:
+    form(
+        tmp_path, "social_i_qa", f"{QUESTION}Why?\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2", "answer1"
+    )
+    with pytest.raises(TaskError, match="item 1: three answers were expected, got 2"):
+        load_documents("siqa", tmp_path)
+
+
+def test_a_list_without_an_item(tmp_path: Path) -> None:
+    path = tmp_path / "instruction_form" / "winogrande.json"
+    path.parent.mkdir()
+    path.write_text("[]")
+    with pytest.raises(TaskError, match="holds no document of task winogrande"):
+        load_documents("winogrande", tmp_path)
+
+
 def test_groups(tmp_path: Path) -> None:
     folder = write_task_data(tmp_path)
     assert task_parts("blimp", folder) == sorted(BLIMP) and task_parts("mmlu", folder) == sorted(MMLU)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from family_models import CONFIGS, family_model, run
 from microscale.errors import ModelError
-from microscale.families.look_up import describe
+from microscale.families.look_up import block_names, describe, is_inside, vision_roots
 from microscale.families.modules import is_linear, linear_names
 from microscale.families.structure import BlockStructure, Fold, NormKind
 from microscale.nn.experts import unstack_experts
@@ -279,3 +279,42 @@ def test_a_model_that_is_not_as_its_record_says_is_found_by_structure() -> None:
     structure = describe(model)
     assert not structure.is_known and len(structure.blocks) == 2 and structure.head == "lm_head"
     assert ("self_attn.extra",) in [group.linears for group in structure.blocks[1].groups]
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("llama", ("model.layers.0", "model.layers.1")),
+        ("opt", ("model.decoder.layers.0", "model.decoder.layers.1")),
+        ("gpt2", ("transformer.h.0", "transformer.h.1")),
+        ("qwen2_5_vl", ("model.language_model.layers.0", "model.language_model.layers.1")),
+    ],
+)
+def test_names_of_decoder_layers(name: str, names: tuple[str, ...]) -> None:
+    assert block_names(family_model(name)) == names
+
+
+def test_layers_have_names_where_their_parts_are_not_as_recorded() -> None:
+    """Unlike a description, names need no look inside: a linear that became something else is no obstacle."""
+    model = family_model("llama")
+    model.model.layers[0].mlp.up_proj = nn.Identity()
+    assert not describe(model).is_known and block_names(model) == ("model.layers.0", "model.layers.1")
+    model.model.layers = nn.Sequential(*model.model.layers)
+    assert block_names(model) == () and block_names(Unknown()) == ()
+
+
+def test_modules_inside_others() -> None:
+    assert is_inside("a.b", ["a"]) and is_inside("a.b", ["x", "a.b"]) and is_inside("a.b.c", ["a.b"])
+    assert not is_inside("ab", ["a"]) and not is_inside("a", ["a.b"]) and not is_inside("a", [])
+
+
+def test_the_roots_of_vision() -> None:
+    assert vision_roots(family_model("qwen2_5_vl")) == ("model.visual",)
+    assert vision_roots(family_model("llama")) == () and vision_roots(nn.Linear(1, 1)) == ()
+
+
+def test_a_model_without_its_embedding_is_found_by_structure() -> None:
+    model = family_model("llama")
+    del model.model.embed_tokens
+    structure = describe(model)
+    assert not structure.is_known and [block.name for block in structure.blocks] == ["model.layers.0", "model.layers.1"]

@@ -17,8 +17,8 @@ class Tagged(nn.Linear):
 class Scaled(nn.Linear):
     """It computes something else, so it must not be replaced by a product."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs) * 2
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
 
 
 class Misnamed(nn.Module):
