@@ -7,6 +7,7 @@ needs (main metric, chance level) and which local files hold the data, so that a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from microscale.errors import TaskError
 
@@ -20,7 +21,7 @@ class TaskRecord:
 
     ``metric`` is the main one of those that are reported, ``chance`` its value for blind guessing (None: it has no such
     value). ``hub_task`` is lm-eval's own name, which loads from the hub. ``files`` are the places below the data folder
-    where local data is looked for, most wanted first; empty: hub only. ``tested_with`` says whose files those are.
+    where local data is looked for, most wanted first; empty: hub only.
     """
 
     name: str
@@ -58,130 +59,82 @@ def _form(name: str) -> str:
     return f"instruction_form/{name}.json"
 
 
+def _task(name: str, about: str, metric: str, chance: float | None, *files: str, **rest: Any) -> TaskRecord:
+    """Return a task whose name is lm-eval's own, if nothing else is said."""
+    words: dict[str, Any] = {"hub_task": name} | rest
+    return TaskRecord(name=name, about=about, metric=metric, chance=chance, files=files, **words)
+
+
 TASKS: dict[str, TaskRecord] = {
     record.name: record
     for record in (
-        TaskRecord(
-            name="lambada",
-            about="the last word of a passage",
-            metric="acc",
+        _task(
+            "lambada",
+            "the last word of a passage",
+            "acc",
+            0.0,
+            "lambada.jsonl",
+            "lambada_test.jsonl",
             hub_task="lambada_openai",
-            chance=0.0,
-            files=("lambada.jsonl", "lambada_test.jsonl"),
         ),
-        TaskRecord(
-            name="hellaswag",
-            about="the ending of an everyday scene, of 4",
-            metric="acc_norm",
-            hub_task="hellaswag",
-            chance=0.25,
-            files=("hellaswag.jsonl", "hellaswag/hellaswag_val.jsonl", "hellaswag/hellaswag_val_full.txt"),
+        _task(
+            "hellaswag",
+            "the ending of an everyday scene, of 4",
+            "acc_norm",
+            0.25,
+            "hellaswag.jsonl",
+            "hellaswag/hellaswag_val.jsonl",
+            "hellaswag/hellaswag_val_full.txt",
         ),
-        TaskRecord(
-            name="piqa",
-            about="which of 2 ways reaches a physical goal",
-            metric="acc",
-            hub_task="piqa",
-            chance=0.5,
-            files=("piqa.jsonl", "piqa/valid.jsonl"),
+        _task("piqa", "which of 2 ways reaches a physical goal", "acc", 0.5, "piqa.jsonl", "piqa/valid.jsonl"),
+        _task("arc_easy", "school science, easy part, mostly of 4", "acc", 0.25, "arc_easy.jsonl", _form("ARC-Easy")),
+        _task(
+            "arc_challenge",
+            "school science, hard part, mostly of 4",
+            "acc_norm",
+            0.25,
+            "arc_challenge.jsonl",
+            _form("ARC-Challenge"),
         ),
-        TaskRecord(
-            name="arc_easy",
-            about="school science, easy part, mostly of 4",
-            metric="acc",
-            hub_task="arc_easy",
-            chance=0.25,
-            files=("arc_easy.jsonl", _form("ARC-Easy")),
+        _task("winogrande", "whom a pronoun means, of 2", "acc", 0.5, "winogrande.jsonl", _form("winogrande")),
+        _task("boolq", "yes or no (with the passage where the file has it)", "acc", 0.5, "boolq.jsonl", _form("boolq")),
+        _task(
+            "openbookqa", "elementary science facts, of 4", "acc_norm", 0.25, "openbookqa.jsonl", _form("openbookqa")
         ),
-        TaskRecord(
-            name="arc_challenge",
-            about="school science, hard part, mostly of 4",
-            metric="acc_norm",
-            hub_task="arc_challenge",
-            chance=0.25,
-            files=("arc_challenge.jsonl", _form("ARC-Challenge")),
+        _task(
+            "siqa", "social situations, of 3", "acc", 1 / 3, "siqa.jsonl", _form("social_i_qa"), hub_task="social_iqa"
         ),
-        TaskRecord(
-            name="winogrande",
-            about="whom a pronoun means, of 2",
-            metric="acc",
-            hub_task="winogrande",
-            chance=0.5,
-            files=("winogrande.jsonl", _form("winogrande")),
-        ),
-        TaskRecord(
-            name="boolq",
-            about="yes or no (with the passage where the file has it)",
-            metric="acc",
-            hub_task="boolq",
-            chance=0.5,
-            files=("boolq.jsonl", _form("boolq")),
-        ),
-        TaskRecord(
-            name="openbookqa",
-            about="elementary science facts, of 4",
-            metric="acc_norm",
-            hub_task="openbookqa",
-            chance=0.25,
-            files=("openbookqa.jsonl", _form("openbookqa")),
-        ),
-        TaskRecord(
-            name="siqa",
-            about="social situations, of 3",
-            metric="acc",
-            hub_task="social_iqa",
-            chance=1 / 3,
-            files=("siqa.jsonl", _form("social_i_qa")),
-        ),
-        TaskRecord(
-            name="mmlu",
-            about="57 subjects of school and university, of 4",
-            metric="acc",
-            hub_task="mmlu",
-            chance=0.25,
-            files=("mmlu", "mmlu.zip"),
-        ),
-        TaskRecord(
-            name="blimp",
-            about="which of 2 sentences is grammatical, 67 phenomena",
-            metric="acc",
-            hub_task="blimp",
-            chance=0.5,
-            files=("BLiMP.zip", "BLiMP", "blimp"),
-        ),
-        TaskRecord(
-            name="gsm8k",
-            about="school mathematics in words, generated",
-            metric="exact_match,flexible-extract",
-            hub_task="gsm8k",
-            chance=0.0,
-            files=("gsm8k.jsonl", "gsm8k/test.jsonl"),
+        _task("mmlu", "57 subjects of school and university, of 4", "acc", 0.25, "mmlu", "mmlu.zip"),
+        _task("blimp", "which of 2 sentences is grammatical, 67 phenomena", "acc", 0.5, "BLiMP.zip", "BLiMP", "blimp"),
+        _task(
+            "gsm8k",
+            "school mathematics in words, generated",
+            "exact_match,flexible-extract",
+            0.0,
+            "gsm8k.jsonl",
+            "gsm8k/test.jsonl",
             default_fewshot=5,
         ),
-        TaskRecord(
-            name="humaneval",
-            about="Python functions, generated and executed",
-            metric="pass_at_1",
-            hub_task="humaneval",
-            chance=0.0,
-            files=("humaneval.jsonl", "humaneval/HumanEval.jsonl"),
+        _task(
+            "humaneval",
+            "Python functions, generated and executed",
+            "pass_at_1",
+            0.0,
+            "humaneval.jsonl",
+            "humaneval/HumanEval.jsonl",
             runs_code=True,
         ),
-        TaskRecord(
-            name="math500",
-            about="competition mathematics, generated",
-            metric="exact_match",
-            hub_task="minerva_math500",
-            chance=0.0,
-        ),
-        TaskRecord(name="aime24", about="AIME of 2024, generated", metric="exact_match", hub_task="aime24", chance=0.0),
-        TaskRecord(name="aime25", about="AIME of 2025, generated", metric="exact_match", hub_task="aime25", chance=0.0),
-        TaskRecord(
-            name="wikitext",
-            about="WikiText-2, perplexity by word and byte",
-            metric="word_perplexity",
-            hub_task="wikitext",
-            files=("wikitext2_test.txt", "wikitext-2-raw/wiki.test.raw", "wiki.test.raw"),
+        _task("math500", "competition mathematics, generated", "exact_match", 0.0, hub_task="minerva_math500"),
+        _task("aime24", "AIME of 2024, generated", "exact_match", 0.0),
+        _task("aime25", "AIME of 2025, generated", "exact_match", 0.0),
+        _task(
+            "wikitext",
+            "WikiText-2, perplexity by word and byte",
+            "word_perplexity",
+            None,
+            "wikitext2_test.txt",
+            "wikitext-2-raw/wiki.test.raw",
+            "wiki.test.raw",
         ),
     )
 }

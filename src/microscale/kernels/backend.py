@@ -17,6 +17,7 @@ import torch
 from microscale.formats import Format, format_name
 from microscale.kernels.operands import CacheLayout
 from microscale.layouts import Layout
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 
 
 class Operation(Enum):
@@ -49,10 +50,10 @@ class Request:
     """What a backend is asked to do: the facts that decide whether it can (``format``: None where there is none)."""
 
     operation: Operation
-    format: Format | None
     device: torch.device
     dtype: torch.dtype
-    layout: str
+    format: Format | None = None
+    layout: str = ROW_MAJOR
     activations: Format | None = None
     """``linear``: the format that the inputs are rounded to on the fly."""
     target: str | None = None
@@ -68,15 +69,6 @@ class Request:
         subject = "" if self.format is None else f" of {format_name(self.format)}"
         target = "" if self.target is None else f" to {self.target}"
         return f"{self.operation.value}{subject} ({self.dtype}, {self.device}, layout {self.layout}{target})"
-
-
-def _no_layout(fmt: Format, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str | None:
-    del fmt, shape, dtype, device
-    return None
-
-
-def _nothing() -> str | None:
-    return None
 
 
 class StepKind(Enum):
@@ -116,11 +108,6 @@ class Step:
     calls: tuple[Call, ...] = ()
 
 
-def _nothing_of(request: Request) -> str | None:
-    del request
-    return None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """A named set of implementations with what is to be known of them.
@@ -144,16 +131,21 @@ class Backend:
     implementations: Mapping[Operation, Callable[..., Any]]
     why_not: Callable[[Request], str | None]
     layouts: tuple[Layout, ...] = ()
-    wanted_layout: Callable[[Format, tuple[int, ...], torch.dtype, torch.device], str | None] = _no_layout
-    unavailable: Callable[[], str | None] = _nothing
-    level: Callable[[], str | None] = _nothing
-    advice: Callable[[], str | None] = _nothing
+    wanted_layout: Callable[[Format, tuple[int, ...], torch.dtype, torch.device], str | None] = lambda *_: None
+    unavailable: Callable[[], str | None] = lambda: None
+    level: Callable[[], str | None] = lambda: None
+    advice: Callable[[], str | None] = lambda: None
     cache_layout: CacheLayout | None = None
     bind: Callable[[Sequence[Call]], Sequence[Step]] | None = None
-    describe: Callable[[Request], str | None] = _nothing_of
+    describe: Callable[[Request], str | None] = lambda _: None
 
     def refusal(self, request: Request) -> str | None:
         """Return why this backend cannot run the request, or None where it can."""
         if request.operation not in self.implementations:
             return f"does not implement {request.operation.value}"
         return self.unavailable() or self.why_not(request)
+
+
+def by_name(*groups: Sequence[Callable[..., Any]]) -> dict[Operation, Callable[..., Any]]:
+    """Return implementations by operation; each function has the name of its operation."""
+    return {Operation(function.__name__): function for group in groups for function in group}

@@ -8,6 +8,7 @@ from torch import Tensor
 from microscale.errors import DtypeError, FormatError, NonFiniteError, ShapeError, check_kind
 from microscale.formats import Draw, Format, PairFormat, RuleKind, SegmentedFormat, format_name
 from microscale.formats.dtypes import FLOAT_DTYPES
+from microscale.kernels.backend import Operation, Request
 from microscale.layouts import matrix_shape
 from microscale.layouts.row_major import grid_shape
 from microscale.tensor import QuantizedTensor
@@ -191,3 +192,18 @@ def check_hadamard(values: Tensor, size: int, signs: Tensor | None) -> None:
 def records_gradient(inputs: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd must see a product with a packed weight."""
     return torch.is_grad_enabled() and (inputs.requires_grad or (bias is not None and bias.requires_grad))
+
+
+def linear_request(
+    operation: Operation, inputs: Tensor, weight: QuantizedTensor, bias: Tensor | None, activations: Format | None
+) -> Request:
+    """Return what a product of inputs with a packed weight asks of a backend."""
+    return Request(
+        operation=operation,
+        format=weight.format,
+        device=inputs.device,
+        dtype=inputs.dtype,
+        layout=weight.layout,
+        activations=activations,
+        records_gradient=records_gradient(inputs, bias),
+    )

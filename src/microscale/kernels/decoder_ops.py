@@ -32,18 +32,13 @@ from microscale.kernels.backend import Call, Operation, Request, StepKind
 from microscale.kernels.checks import check_float_dtype
 from microscale.kernels.operands import CacheLayout, Gate, KeyValueCache, Rotation, WeightGroup
 from microscale.kernels.ops import fake_quantize
-from microscale.layouts.row_major import NAME as ROW_MAJOR
 
 _WIDE = (torch.float32,)
 
 
 def _call(kind: StepKind, operation: Operation, like: Tensor, *arguments: object, **facts: Any) -> Call:
-    return Call(kind=kind, requests=(_request(operation, like.dtype, like.device, **facts),), arguments=arguments)
-
-
-def _request(operation: Operation, dtype: torch.dtype, device: torch.device, **facts: Any) -> Request:
-    facts = {"format": None, "layout": ROW_MAJOR} | facts
-    return Request(operation=operation, device=device, dtype=dtype, **facts)
+    request = Request(operation=operation, dtype=like.dtype, device=like.device, **facts)
+    return Call(kind=kind, requests=(request,), arguments=arguments)
 
 
 def _check(
@@ -203,7 +198,7 @@ def _choose_cache(stored: Format | torch.dtype, dtype: torch.dtype, device: torc
         if backend.cache_layout is None:
             continue
         facts = _cache_facts(stored, backend.cache_layout.name)
-        reason = backend.refusal(_request(Operation.ATTEND, dtype, device, **facts))
+        reason = backend.refusal(Request(operation=Operation.ATTEND, dtype=dtype, device=device, **facts))
         if reason is None:
             return backend.cache_layout
         reasons.append(f"\n  {backend.name}: {reason}")
@@ -263,16 +258,19 @@ def linear_group_requests(
     weights: Sequence[tuple[Format, str]], activations: Format | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[Request, ...]:
     """Return what :func:`linear_group` asks for weights of these formats in these layouts."""
-    facts = {"activations": activations, "group_size": len(weights)}
+    facts: dict[str, Any] = {"activations": activations, "group_size": len(weights)}
     return tuple(
-        _request(Operation.LINEAR_GROUP, dtype, device, format=fmt, layout=layout, **facts) for fmt, layout in weights
+        Request(operation=Operation.LINEAR_GROUP, dtype=dtype, device=device, format=fmt, layout=layout, **facts)
+        for fmt, layout in weights
     )
 
 
 def decoder_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why no compiled kernels run a decoder that computes in a dtype on a device, or None where some do."""
     operations = (Operation.ADD_RMS_NORM, Operation.GATE, Operation.LARGEST_INDEX)
-    return dispatch.why_not_compiled(*(_request(operation, dtype, device) for operation in operations))
+    return dispatch.why_not_compiled(
+        *(Request(operation=operation, dtype=dtype, device=device) for operation in operations)
+    )
 
 
 def largest_index(numbers: Float[Tensor, "count"]) -> int:
@@ -281,4 +279,6 @@ def largest_index(numbers: Float[Tensor, "count"]) -> int:
     _check("numbers", numbers, (numbers.numel(),), numbers.device, FLOAT_DTYPES)
     if not numbers.numel():
         raise ShapeError("an empty vector has no largest number")
-    return dispatch.execute(_request(Operation.LARGEST_INDEX, numbers.dtype, numbers.device), numbers)
+    return dispatch.execute(
+        Request(operation=Operation.LARGEST_INDEX, dtype=numbers.dtype, device=numbers.device), numbers
+    )

@@ -45,6 +45,7 @@ def remove_backend(name: str) -> None:
     Raises:
         KernelError: there is none of this name.
     """
+    check_kind(name, str, "the name of a backend", "a text")
     backend = next((each for each in BACKENDS if each.name == name), None)
     if backend is None:
         raise KernelError(f"there is no backend {name!r}; there are: {', '.join(each.name for each in BACKENDS)}")

@@ -70,12 +70,7 @@ def preferred_layout(
         if name is None or find_layout(name).refusal(fmt, shape) is not None:
             continue
         request = Request(
-            operation=operation,
-            format=fmt,
-            device=device,
-            dtype=dtype,
-            layout=name,
-            activations=activations,
+            operation=operation, format=fmt, device=device, dtype=dtype, layout=name, activations=activations
         )
         if backend.refusal(request) is None:
             return name

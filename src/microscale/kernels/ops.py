@@ -22,9 +22,8 @@ from microscale.errors import DtypeError, ShapeError, check_kind
 from microscale.formats import Draw, Format, parse_format
 from microscale.kernels import torch_ops
 from microscale.kernels.backend import Operation, Request
-from microscale.kernels.checks import check_draw, check_float_dtype, check_quantized, records_gradient
+from microscale.kernels.checks import check_draw, check_float_dtype, check_quantized, linear_request
 from microscale.kernels.dispatch import execute
-from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
 
@@ -61,9 +60,7 @@ def quantize(
     """
     record = parse_format(fmt)
     _check_rounding(values, amax, draw, name)
-    request = Request(
-        operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
-    )
+    request = Request(operation=Operation.QUANTIZE, format=record, device=values.device, dtype=values.dtype)
     return execute(request, values, record, amax=amax, draw=draw, name=name)
 
 
@@ -124,9 +121,7 @@ def fake_quantize(
         return torch_ops.traced_fake_quantize(values, fmt, amax, draw, name)
     record = parse_format(fmt)
     _check_rounding(values, amax, draw, name)
-    request = Request(
-        operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
-    )
+    request = Request(operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype)
     return execute(request, values, record, amax=amax, draw=draw, name=name)
 
 
@@ -172,15 +167,7 @@ def linear(
     if torch.compiler.is_compiling():
         return torch_ops.traced_linear(inputs, weight, bias, activations)
     record = None if activations is None else parse_format(activations)
-    request = Request(
-        operation=Operation.LINEAR,
-        format=weight.format,
-        device=inputs.device,
-        dtype=inputs.dtype,
-        layout=weight.layout,
-        activations=record,
-        records_gradient=records_gradient(inputs, bias),
-    )
+    request = linear_request(Operation.LINEAR, inputs, weight, bias, record)
     return execute(request, inputs, weight, bias, record)
 
 
@@ -271,7 +258,7 @@ def hadamard_quantize(
 def _run(operation: Operation, values: Tensor, fmt: Format | None, *arguments: object) -> Any:
     """Run an operation on a float tensor with the arguments that follow it."""
     _check_tensor(values, f"the input of {operation.value}")
-    request = Request(operation=operation, format=fmt, device=values.device, dtype=values.dtype, layout=ROW_MAJOR)
+    request = Request(operation=operation, format=fmt, device=values.device, dtype=values.dtype)
     return execute(request, values, *arguments)
 
 
@@ -310,15 +297,7 @@ def linear_mixed(
     _check_bias(bias, weights[0].rows, inputs)
     records = [None if fmt is None else parse_format(fmt) for fmt in activations]
     requests = [
-        Request(
-            operation=Operation.LINEAR_MIXED,
-            format=weight.format,
-            device=inputs.device,
-            dtype=inputs.dtype,
-            layout=weight.layout,
-            activations=record,
-            records_gradient=records_gradient(inputs, bias),
-        )
+        linear_request(Operation.LINEAR_MIXED, inputs, weight, bias, record)
         for weight, record in zip(weights, records, strict=True)
     ]
     return execute(requests, inputs, weights, records, bias)

@@ -18,7 +18,6 @@ from torch import Tensor
 from microscale.formats import Draw, Format, format_name, parse_format
 from microscale.kernels.backend import Operation, Request
 from microscale.kernels.dispatch import execute
-from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.tensor import QuantizedTensor
 
 
@@ -38,9 +37,7 @@ def fake_quantize_operator(
     """Run fake_quantize; the result never shares memory with an argument."""
     record = _resolved(format)
     drawn = None if draw is None else Draw(seed=draw[0], step=draw[1], place=draw[2])
-    request = Request(
-        operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype, layout=ROW_MAJOR
-    )
+    request = Request(operation=Operation.FAKE_QUANTIZE, format=record, device=values.device, dtype=values.dtype)
     return execute(request, values, record, amax=amax, draw=drawn, name=name)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from microscale.errors import GradientNote
 from microscale.formats import Format
-from microscale.kernels.backend import Operation, Request
-from microscale.kernels.checks import records_gradient
+from microscale.kernels.backend import Operation
+from microscale.kernels.checks import linear_request, records_gradient
 from microscale.kernels.dispatch import choose
 from microscale.tensor import QuantizedTensor
 
@@ -41,15 +41,7 @@ class GradientWatch:
         """Warn where ``linear`` on these would run on another backend without the gradient, unless it was said."""
         if self.model.has_warned or torch.compiler.is_compiling() or not records_gradient(inputs, bias):
             return
-        request = Request(
-            operation=Operation.LINEAR,
-            format=weight.format,
-            device=inputs.device,
-            dtype=inputs.dtype,
-            layout=weight.layout,
-            activations=activations,
-            records_gradient=True,
-        )
+        request = linear_request(Operation.LINEAR, inputs, weight, bias, activations)
         slow, fast = choose(request), choose(dataclasses.replace(request, records_gradient=False))
         if slow is fast:
             return

@@ -4,7 +4,7 @@ import torch
 
 from microscale.formats import Format
 from microscale.formats.dtypes import FLOAT_DTYPES
-from microscale.kernels.backend import Backend, Operation, Request
+from microscale.kernels.backend import Backend, Operation, Request, by_name
 from microscale.kernels.cpu import decoder, native
 from microscale.kernels.cpu.fused import (
     gather_quantize,
@@ -60,22 +60,11 @@ BACKEND = Backend(
     name=decoder.NAME,
     title="CPU kernels",
     rank=10,
-    implementations={
-        Operation.QUANTIZE: quantize,
-        Operation.DEQUANTIZE: dequantize,
-        Operation.FAKE_QUANTIZE: fake_quantize,
-        Operation.TO_LAYOUT: to_layout,
-        Operation.LINEAR: linear,
-        Operation.LINEAR_MIXED: linear_mixed,
-        Operation.RMS_NORM: rms_norm,
-        Operation.SILU_MUL: silu_mul,
-        Operation.HADAMARD: hadamard,
-        Operation.RMS_NORM_QUANTIZE: rms_norm_quantize,
-        Operation.SILU_MUL_QUANTIZE: silu_mul_quantize,
-        Operation.GATHER_QUANTIZE: gather_quantize,
-        Operation.HADAMARD_QUANTIZE: hadamard_quantize,
-        **decoder.IMPLEMENTATIONS,
-    },
+    implementations=by_name(
+        (quantize, dequantize, fake_quantize, to_layout, linear, linear_mixed, rms_norm, silu_mul, hadamard),
+        (rms_norm_quantize, silu_mul_quantize, gather_quantize, hadamard_quantize),
+    )
+    | decoder.IMPLEMENTATIONS,
     why_not=_why_not,
     layouts=(ROWS16,),
     wanted_layout=_wanted_layout,
@@ -86,5 +75,3 @@ BACKEND = Backend(
     bind=decoder.bind,
     describe=describe_linear,
 )
-
-__all__ = ["BACKEND"]

@@ -217,7 +217,7 @@ def _at_once(prepare: Callable[..., Run]) -> Callable[..., None]:
     return run
 
 
-IMPLEMENTATIONS: Mapping[Operation, Callable[..., Any]] = {
+IMPLEMENTATIONS: dict[Operation, Callable[..., Any]] = {
     **{operation: _at_once(prepare) for operation, prepare in _PREPARE.items()},
     Operation.LARGEST_INDEX: largest_index,
 }

@@ -1,6 +1,6 @@
 """The reference backend: plain vectorised torch on any device; slow, exact, the definition of every operation."""
 
-from microscale.kernels.backend import Backend, Operation, Request
+from microscale.kernels.backend import Backend, Operation, Request, by_name
 from microscale.kernels.reference.decoder import (
     CACHE,
     add_rms_norm,
@@ -37,45 +37,11 @@ BACKEND = Backend(
     name="reference",
     title="reference path in torch",
     rank=1000,
-    implementations={
-        Operation.QUANTIZE: quantize,
-        Operation.DEQUANTIZE: dequantize,
-        Operation.FAKE_QUANTIZE: fake_quantize,
-        Operation.TO_LAYOUT: to_layout,
-        Operation.LINEAR: linear,
-        Operation.LINEAR_MIXED: linear_mixed,
-        Operation.RMS_NORM: rms_norm,
-        Operation.SILU_MUL: silu_mul,
-        Operation.HADAMARD: hadamard,
-        Operation.RMS_NORM_QUANTIZE: rms_norm_quantize,
-        Operation.SILU_MUL_QUANTIZE: silu_mul_quantize,
-        Operation.GATHER_QUANTIZE: gather_quantize,
-        Operation.HADAMARD_QUANTIZE: hadamard_quantize,
-        Operation.ADD_RMS_NORM: add_rms_norm,
-        Operation.STORE_HEADS: store_heads,
-        Operation.ATTEND: attend,
-        Operation.GATE: gate,
-        Operation.LINEAR_DENSE: linear_dense,
-        Operation.LINEAR_GROUP: linear_group,
-        Operation.LARGEST_INDEX: largest_index,
-    },
+    implementations=by_name(
+        (quantize, dequantize, fake_quantize, to_layout, linear, linear_mixed, rms_norm, silu_mul, hadamard),
+        (rms_norm_quantize, silu_mul_quantize, gather_quantize, hadamard_quantize),
+        (add_rms_norm, store_heads, attend, gate, linear_dense, linear_group, largest_index),
+    ),
     why_not=_why_not,
     cache_layout=CACHE,
 )
-
-__all__ = [
-    "BACKEND",
-    "dequantize",
-    "fake_quantize",
-    "gather_quantize",
-    "hadamard",
-    "hadamard_quantize",
-    "linear",
-    "linear_mixed",
-    "quantize",
-    "rms_norm",
-    "rms_norm_quantize",
-    "silu_mul",
-    "silu_mul_quantize",
-    "to_layout",
-]
