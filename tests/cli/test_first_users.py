@@ -12,10 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import microscale
-from microscale.cli import output
 from microscale.cli.app import app
 from microscale.cli.inspect_command import group_names
-from microscale.cli.output import Column, print_table
 from microscale.errors import DtypeError, FormatSpecError, RecipeError
 from microscale.evaluation.perplexity import perplexity
 from microscale.recipes.recipe import parse_rule
@@ -52,21 +50,6 @@ def test_activations_without_weights_are_refused() -> None:
     with pytest.raises(RecipeError, match="quantizes activations"):
         parse_rule("*.q_proj=none/mxfp8")
     assert str(parse_rule("*.q_proj=none/none").weights) == "none"
-
-
-def test_tables_drop_columns_instead_of_breaking_cells(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    columns = [Column(title="name"), Column(title="first", drop=2), Column(title="second", drop=1)]
-    rows = [["x" * 20, "a" * 20, "b" * 20]]
-    monkeypatch.setattr(output.console, "width", 55)
-    print_table("t", columns, rows)
-    assert "a" * 20 in capsys.readouterr().out  # no terminal: everything
-    monkeypatch.setattr(type(output.console), "is_terminal", property(lambda self: True))
-    print_table("t", columns, rows)
-    text = capsys.readouterr().out
-    assert "x" * 20 in text and "b" * 20 in text and "a" * 20 not in text
-    assert "also shows: first" in text
 
 
 def test_a_list_is_no_tensor() -> None:

@@ -13,7 +13,6 @@ from command_line import fail, succeed
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.registry import METHODS, STEPS
 from microscale.cli import output
-from microscale.cli.output import broken, shared_widths
 
 
 def cells(table: str) -> list[list[str]]:
@@ -59,18 +58,3 @@ def test_one_chain_in_full() -> None:
     assert chain in succeed("methods", chain).stdout
     assert succeed("methods", "mr-gptq", "--json").json["methods"] == {"mr-gptq": "rule+hadamard+gptq"}
     assert "unknown method or step 'x'" in fail("methods", "x")
-
-
-@pytest.mark.parametrize("width", range(1, 30))
-def test_broken_text_is_whole(width: int) -> None:
-    text = "rule:weights=prescale(0.75),activations=prescale(0.75)+rtn and some words, too  long"
-    lines = broken(text, width).split("\n")
-    assert max(map(len, lines)) <= width
-    assert "".join("".join(lines).split()) == "".join(text.split())
-    assert broken("short", width if width > 4 else 5) == "short"
-
-
-def test_room_is_shared() -> None:
-    assert shared_widths([5, 30, 40], 100) == [5, 30, 40]
-    assert shared_widths([5, 30, 40], 45) == [5, 20, 20]
-    assert shared_widths([5, 12, 40], 45) == [5, 12, 28]

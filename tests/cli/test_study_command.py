@@ -130,14 +130,6 @@ def test_a_report_needs_results(folder: Path, tmp_path: Path) -> None:
     assert len(succeed("study", whole, "--report-only", "--json").json) == 1
 
 
-def test_the_list_of_tasks(folder: Path) -> None:
-    found = succeed("tasks", "--json", "--task-data", folder / "tasks").json
-    assert len(found) >= 15 and sum(one["found"] is not None for one in found) >= 13
-    assert "blimp (group)" in succeed("tasks").stdout
-    assert Path(succeed("tasks", "--path").stdout.strip()).is_dir()
-    assert "is not a folder" in fail("tasks", "--task-data", folder / "absent")
-
-
 def test_tasks_of_eval(folder: Path) -> None:
     pytest.importorskip("lm_eval")
     options = ("--tasks", "piqa,blimp", "--task-data", folder / "tasks")

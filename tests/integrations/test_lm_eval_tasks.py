@@ -13,7 +13,6 @@ import torch
 
 from microscale.errors import TaskError
 from microscale.evaluation.tasks import TASKS
-from microscale.integrations.code_execution import passes, score_program
 from microscale.integrations.loading import load_model, load_tokenizer
 from small_models import BOS, POSITIONS, save_random_model
 from task_data import ROWS, write_jsonl, write_task_data
@@ -269,32 +268,3 @@ def test_damaged_data_is_our_error(loaded: tuple[Any, Any], tmp_path: Path) -> N
 def test_a_hub_that_cannot_be_reached(loaded: tuple[Any, Any]) -> None:
     with pytest.raises(TaskError, match="hub"):
         run_tasks(*loaded, TaskRequest(tasks=("piqa",)))
-
-
-def test_programs_pass_or_fail() -> None:
-    document = ROWS["humaneval"][0]
-    assert score_program(document, ["    return 2 * x\n"]) == {"pass_at_1": 1.0}
-    assert score_program(document, ["    return x\n"]) == {"pass_at_1": 0.0}
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "raise ValueError",
-        "import sys; sys.exit(0)",
-        "import os; os._exit(0)",
-        "def f(:",
-        "while True: pass",
-        "x = 'a' * (5 * 2**30)",
-        "import time; time.sleep(60)",
-        "print(input())",
-    ],
-)
-def test_programs_that_do_not_end_well(program: str) -> None:
-    assert not passes(program, seconds=2.0)
-
-
-def test_a_program_sees_neither_our_environment_nor_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_OF_THE_USER", "1")
-    assert passes("import os; assert 'SECRET_OF_THE_USER' not in os.environ")
-    assert passes("import os; assert os.listdir('.') == []")

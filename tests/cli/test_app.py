@@ -1,4 +1,4 @@
-"""What all commands share: help with an example, the version, clean streams, exit codes, and `microscale formats`."""
+"""What all commands share: help with an example, the version, clean streams and exit codes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 import microscale
-from command_line import fail, microscale_command, succeed
-from microscale.cli.output import console, print_json
-from microscale.formats import NAMED_FORMATS
+from command_line import microscale_command, succeed
 from microscale.kernels.cpu import native
 from small_models import REPO_ROOT, save_random_model
 
@@ -42,43 +40,6 @@ def test_the_general_help_lists_every_command() -> None:
 def test_an_unknown_command_is_a_usage_error() -> None:
     outcome = microscale_command("quantise")
     assert outcome.code == 2 and outcome.stdout == "" and "quantise" in outcome.stderr
-
-
-def test_formats_lists_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "width", 250)
-    rows = succeed("formats", "--json").json
-    assert [row["name"] for row in rows] == list(NAMED_FORMATS)
-    answer = "".join(succeed("formats").stdout.split())
-    assert all(name in answer for name in NAMED_FORMATS) and "mxfp8=mxfp8_e4m3" in answer
-
-
-def test_formats_explains_one() -> None:
-    found = succeed("formats", "mxfp4_plus", "--json").json
-    assert (found["name"], found["spec"]) == ("mxfp4_plus", "e2m1/32:e8m0:floor:plus")
-    assert found["bits_per_value"] == 4.5
-    assert "4.25" in succeed("formats", "mxfp4").stdout
-    assert succeed("formats", "e3m2/16:e8m0:rceil", "--json").json["bits_per_value"] == 6.5
-    assert "unknown format 'mxfp5'" in fail("formats", "mxfp5")
-    error = microscale_command("formats", "mxfp5", "--json").json["error"]
-    assert error["class"] == "FormatSpecError" and "mxfp5" in error["message"]
-
-
-@pytest.mark.parametrize("name", NAMED_FORMATS)
-def test_every_named_format_is_explained(name: str) -> None:
-    assert len(succeed("formats", name).stdout.splitlines()) > 8
-    assert succeed("formats", name, "--json").json["name"] == name
-
-
-def refuse(word: str) -> None:
-    raise AssertionError(f"{word} is no JSON")
-
-
-def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"a": [float("nan"), float("inf"), -float("inf"), 1.5], 3: (None, "ü")})
-    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {
-        "a": [None, None, None, 1.5],
-        "3": [None, "ü"],
-    }
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
