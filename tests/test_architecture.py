@@ -82,6 +82,33 @@ MAX_FILE_LINES = 400
 LONG_FILES = {"formats/block.py": "the record of a format with every check of its fields; it is to be cut along them"}
 """Files that are longer, each with its reason: the list may only shrink."""
 
+YET = "its tests are yet to be written"
+UNTESTED = {
+    "cli/explain_command.py": YET,
+    "integrations/decoding.py": "it is tested through the decoder, in nn/test_decoder.py",
+    "integrations/engines.py": YET,
+    "integrations/layerwise.py": YET,
+    "integrations/lm_eval_model.py": "it is tested with the tool, in test_lm_eval_tasks.py",
+    "integrations/lm_eval_runner.py": "it is tested with the tool, in test_lm_eval_tasks.py",
+    "integrations/originals.py": YET,
+    "integrations/outline.py": YET,
+    "integrations/saving.py": "it is tested with loading, in test_round_trips.py",
+    "jobs/allocate.py": YET,
+    "jobs/analyze_page.py": YET,
+    "jobs/attention.py": YET,
+    "jobs/bench.py": YET,
+    "jobs/calibration.py": YET,
+    "jobs/explain.py": YET,
+    "jobs/generate.py": YET,
+    "jobs/inspect.py": YET,
+    "jobs/recipe_choice.py": YET,
+    "jobs/runtime.py": YET,
+    "jobs/study_executor.py": YET,
+    "kernels/cpu/decoder.py": "its operations are tested beside those of the other backends, in test_decoder_ops.py",
+    "nn/decoder_linear.py": "it is tested through the decoder, in test_decoder.py",
+}
+"""Modules with logic and without a file of tests of their name, each with its reason: the list may only shrink."""
+
 
 @dataclass(frozen=True)
 class Import:
@@ -208,6 +235,57 @@ def test_the_package_was_found() -> None:
 def test_every_file_keeps_the_import_rule() -> None:
     violations = [v for path in source_files() for v in find_violations((PACKAGE_DIR / path).read_text("utf-8"), path)]
     assert not violations, "\n".join(violations)
+
+
+def computes(source: str) -> bool:
+    """Whether a module has a function that does more than to raise or to state its signature."""
+    idle = (ast.Pass, ast.Raise)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = [
+                each for each in node.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            ]
+            if any(not isinstance(each, idle) for each in body):
+                return True
+    return False
+
+
+def file_of_tests(path: Path) -> Path:
+    """Return the file of tests of a module, given relative to the package; folders inside a room become words."""
+    room, *words = path.with_suffix("").parts
+    return Path("tests", f"test_{room}.py") if not words else Path("tests", room, f"test_{'_'.join(words)}.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "does"),
+    [
+        ("X = 1\nclass A:\n    x: int", False),
+        ('class A:\n    def f(self) -> int:\n        """Say."""\n        ...', False),
+        ("def f():\n    raise NotImplementedError", False),
+        ("class A:\n    def f(self):\n        return 1", True),
+        ("async def f():\n    await g()", True),
+    ],
+)
+def test_what_counts_as_logic(source: str, does: bool) -> None:
+    assert computes(source) is does
+
+
+def test_where_the_tests_of_a_module_lie() -> None:
+    assert file_of_tests(Path("errors.py")) == Path("tests/test_errors.py")
+    assert file_of_tests(Path("formats/block.py")) == Path("tests/formats/test_block.py")
+    assert file_of_tests(Path("kernels/cpu/fused.py")) == Path("tests/kernels/test_cpu_fused.py")
+
+
+def test_every_module_with_logic_has_a_file_of_tests_of_its_name() -> None:
+    modules = [path for path in source_files() if not path.name.startswith("__")]
+    found = {
+        path.as_posix()
+        for path in modules
+        if computes((PACKAGE_DIR / path).read_text("utf-8")) and not (REPO_ROOT / file_of_tests(path)).is_file()
+    }
+    missing = [f"{name}: {file_of_tests(Path(name))}" for name in sorted(found - set(UNTESTED))]
+    assert not missing, "write the tests of\n" + "\n".join(missing)
+    assert set(UNTESTED) - found == set(), "tested by now, or gone: take them out of UNTESTED"
 
 
 def test_the_compiled_backend_has_a_folder_of_its_own() -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from microscale.integrations.code_execution import passes, score_program
+from task_data import ROWS
 
 
 def test_programs_pass_or_fail() -> None:
