@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import: the suite is green without a network
@@ -11,6 +12,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+
+if importlib.util.find_spec("beartype") is not None:  # where it is missing, tests/test_shape_checks.py fails
+    importlib.import_module("shape_checks").install()  # before the package is imported
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SHARED_VARIABLE = "MICROSCALE_SHARED"

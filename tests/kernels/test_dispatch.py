@@ -73,10 +73,12 @@ def test_an_unknown_layout_is_refused_with_all_reasons(monkeypatch: pytest.Monke
 def test_every_operation_goes_through_the_first_willing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Operation, tuple[Any, ...]]] = []
 
+    answers = {operation: torch.zeros(2, 32) for operation in Operation}
+
     def recorder(operation: Operation) -> Any:
-        def run(*args: Any, **keywords: Any) -> str:
+        def run(*args: Any, **keywords: Any) -> torch.Tensor:
             calls.append((operation, args))
-            return operation.value
+            return answers[operation]
 
         return run
 
@@ -86,10 +88,10 @@ def test_every_operation_goes_through_the_first_willing_backend(monkeypatch: pyt
     packed = quantize(torch.ones(2, 32), "mxfp4")
     monkeypatch.setattr(dispatch, "BACKENDS", [spy, REFERENCE])
     values = torch.ones(2, 32)
-    assert quantize(values, "mxfp4") == "quantize"
-    assert fake_quantize(values, parse_format("mxfp4")) == "fake_quantize"
-    assert dequantize(packed, torch.float16) == "dequantize"
-    assert linear(torch.ones(1, 32), packed) == "linear"
+    assert quantize(values, "mxfp4") is answers[Operation.QUANTIZE]
+    assert fake_quantize(values, parse_format("mxfp4")) is answers[Operation.FAKE_QUANTIZE]
+    assert dequantize(packed, torch.float16) is answers[Operation.DEQUANTIZE]
+    assert linear(torch.ones(1, 32), packed) is answers[Operation.LINEAR]
     assert [operation for operation, _ in calls] == [
         Operation.QUANTIZE,
         Operation.FAKE_QUANTIZE,

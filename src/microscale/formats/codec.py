@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from microscale.errors import ArgumentError, DtypeError, FormatError, ShapeError, check_kind, shown
@@ -27,7 +27,7 @@ TABLE_BITS = 16
 """Widest element whose values are kept as a table."""
 
 
-def random_bits(indices: Int[Tensor, "..."], draw: Draw) -> Int[Tensor, "..."]:
+def random_bits(indices: Integer[Tensor, "..."], draw: Draw) -> Integer[Tensor, "..."]:
     """Return 24 pseudo-random bits for each index, the same on every device and in every order.
 
     Formula: mix(mix(index) ^ key), the top 24 of its 32 bits, with :func:`~microscale.formats.draw.mix` and the key of
@@ -43,7 +43,7 @@ def random_bits(indices: Int[Tensor, "..."], draw: Draw) -> Int[Tensor, "..."]:
 
 
 def round_to_int(
-    values: Float[Tensor, "..."], rounding: Rounding, noise: Int[Tensor, "..."] | None = None
+    values: Float[Tensor, "..."], rounding: Rounding, noise: Integer[Tensor, "..."] | None = None
 ) -> Float[Tensor, "..."]:
     """Round float32 numbers to whole numbers (still float32).
 
@@ -80,8 +80,8 @@ def encode(
     *,
     rounding: Rounding = Rounding.NEAREST_EVEN,
     overflow: Overflow = Overflow.SATURATE,
-    noise: Int[Tensor, "..."] | None = None,
-) -> Int[Tensor, "..."]:
+    noise: Integer[Tensor, "..."] | None = None,
+) -> Integer[Tensor, "..."]:
     """Round float32 numbers to codes (uint8 for elements of up to 8 bits, else int32).
 
     Special values: -0 keeps its sign in signed floats and is 0 elsewhere; an unsigned element takes any negative
@@ -131,7 +131,9 @@ def _check_integers(codes: object, name: str) -> None:
         raise DtypeError(f"{name} must be a tensor of integers, got {found}")
 
 
-def _encode_int(values: Tensor, element: IntElement, rounding: Rounding, noise: Tensor | None) -> Int[Tensor, "..."]:
+def _encode_int(
+    values: Tensor, element: IntElement, rounding: Rounding, noise: Tensor | None
+) -> Integer[Tensor, "..."]:
     scaled = values * 2.0**element.fraction_bits if element.fraction_bits else values
     whole = round_to_int(scaled, rounding, noise).nan_to_num(0.0, element.max_code, element.min_code)
     whole = whole.clamp(element.min_code, element.max_code)
@@ -140,7 +142,7 @@ def _encode_int(values: Tensor, element: IntElement, rounding: Rounding, noise: 
 
 def _encode_float(
     values: Tensor, element: FloatElement, rounding: Rounding, overflow: Overflow, noise: Tensor | None
-) -> Int[Tensor, "..."]:
+) -> Integer[Tensor, "..."]:
     if not element.signed:
         values = torch.where(values < 0, 0.0, values)
     if rounding is Rounding.NEAREST_EVEN and overflow is Overflow.SATURATE and _has_anchor(element):
@@ -168,7 +170,7 @@ def _encode_float(
     return codes
 
 
-def _normal_bits(magnitude_bits: Tensor, element: FloatElement) -> Int[Tensor, "..."]:
+def _normal_bits(magnitude_bits: Tensor, element: FloatElement) -> Integer[Tensor, "..."]:
     """Give float32 subnormals a leading one and an exponent field below zero, where the element has such normals."""
     if element.min_normal >= torch.finfo(torch.float32).tiny:
         return magnitude_bits
@@ -186,7 +188,7 @@ def _has_anchor(element: FloatElement) -> bool:
     return element.signed and element.subnormals and has_room
 
 
-def _encode_by_anchor(values: Tensor, element: FloatElement) -> Int[Tensor, "..."]:
+def _encode_by_anchor(values: Tensor, element: FloatElement) -> Integer[Tensor, "..."]:
     """Nearest-even with saturation in few passes: |x| + 2^(e + 23 - M) is rounded by the float32 addition itself.
 
     The sum's last bits then count steps of 2^(e - M), e being the exponent of |x|, or the subnormals' for small x.
@@ -205,7 +207,7 @@ def _encode_by_anchor(values: Tensor, element: FloatElement) -> Int[Tensor, "...
 
 def _round_normal(
     magnitude_bits: Tensor, element: FloatElement, rounding: Rounding, noise: Tensor | None
-) -> Int[Tensor, "..."]:
+) -> Integer[Tensor, "..."]:
     """Round the bit pattern at the element's last mantissa bit; a carry moves into the exponent as it should."""
     shift = 23 - element.mantissa_bits
     rebias = (127 - element.bias) << element.mantissa_bits
@@ -229,7 +231,7 @@ def _round_normal(
 
 def _round_subnormal(
     magnitude: Tensor, element: FloatElement, rounding: Rounding, noise: Tensor | None
-) -> Int[Tensor, "..."]:
+) -> Integer[Tensor, "..."]:
     """Count whole steps of the smallest value; 2^M steps are the smallest normal code, as the encoding has it."""
     steps_log2 = -element.min_exponent
     if steps_log2 <= 127:
@@ -261,7 +263,7 @@ def value_table(element: Element, device: torch.device | str = "cpu") -> Float[T
     return _value_table(element, place)
 
 
-def decode(codes: Int[Tensor, "..."], element: Element) -> Float[Tensor, "..."]:
+def decode(codes: Integer[Tensor, "..."], element: Element) -> Float[Tensor, "..."]:
     """Return the float32 values of codes; exact, NaN and Inf codes included.
 
     Raises:

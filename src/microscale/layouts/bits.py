@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from microscale.errors import ShapeError
@@ -23,7 +23,7 @@ def row_bytes(count: int, width: int) -> int:
     return (count * width + 7) // 8
 
 
-def pack_bits(codes: Int[Tensor, "... count"], width: int) -> UInt8[Tensor, "... bytes"]:
+def pack_bits(codes: Integer[Tensor, "... count"], width: int) -> UInt8[Tensor, "... bytes"]:
     """Pack non-negative codes of ``width`` bits (1 to 32); higher bits of a code must be zero."""
     count = codes.shape[-1]
     if width == 8:
@@ -45,7 +45,7 @@ def pack_bits(codes: Int[Tensor, "... count"], width: int) -> UInt8[Tensor, "...
     return packed[..., : row_bytes(count, width)].contiguous()
 
 
-def unpack_bits(packed: UInt8[Tensor, "... bytes"], width: int, count: int) -> Int[Tensor, "... count"]:
+def unpack_bits(packed: UInt8[Tensor, "... bytes"], width: int, count: int) -> Integer[Tensor, "... count"]:
     """Read ``count`` codes of ``width`` bits from each row: uint8 up to 8 bits, else int32.
 
     Raises:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from microscale.errors import FormatError
@@ -217,7 +217,7 @@ def _streams(fmt: PairFormat, is_high: Sequence[Tensor]) -> list[tuple[str, Bloc
     return [("low_", fmt.low, [~mask for mask in is_high]), ("high_", fmt.high, list(is_high))]
 
 
-def _places(chosen: Bool[Tensor, "rows grid_cols"]) -> Int[Tensor, "rows grid_cols"]:
+def _places(chosen: Bool[Tensor, "rows grid_cols"]) -> Integer[Tensor, "rows grid_cols"]:
     """Return the place in its stream of each block that is in it."""
     return (chosen.flatten().cumsum(0) - 1).view(chosen.shape)
 
@@ -254,7 +254,7 @@ def _join_pair(
     return joined
 
 
-def _table_places(parts: Parts) -> list[Int[Tensor, "count"]]:
+def _table_places(parts: Parts) -> list[Integer[Tensor, "count"]]:
     """Return row and column of each value of a sparse table."""
     counts = parts["sparse_offsets"].diff().to(torch.int64)
     rows = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)

@@ -7,7 +7,7 @@ Under a power-of-two scale the product is exact, unless it leaves float32.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from microscale.formats import BlockFormat
@@ -45,7 +45,7 @@ def _decode_extended(
     return torch.where(has_largest(encoded.scale, fmt).unsqueeze(-1), extended, 0.0 if fmt.has_zero_code else others)
 
 
-def decode_largest(codes: Int[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:
+def decode_largest(codes: Integer[Tensor, "..."], fmt: BlockFormat) -> Float[Tensor, "..."]:
     """Return what the codes of largest elements stand for, before the factor of their block."""
     values = torch.tensor(fmt.largest_values(), dtype=torch.float32, device=codes.device)
     return values[codes.to(torch.int64)]

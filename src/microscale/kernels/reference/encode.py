@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from microscale.errors import NonFiniteError
@@ -42,13 +42,13 @@ from microscale.layouts.row_major import padded_cols
 class EncodedBlocks:
     """Codes and scales of all blocks, one integer each, nothing packed."""
 
-    codes: Int[Tensor, "grid_rows grid_cols size"]
+    codes: Integer[Tensor, "grid_rows grid_cols size"]
     scale: Shaped[Tensor, "grid_rows grid_cols"]
     tensor_inv_scale: Float[Tensor, "1"] | None = None
-    sub_scale: Int[Tensor, "grid_rows grid_cols groups"] | None = None
+    sub_scale: Integer[Tensor, "grid_rows grid_cols groups"] | None = None
     zero_point: Shaped[Tensor, "grid_rows grid_cols"] | None = None
-    max_idx: Int[Tensor, "grid_rows grid_cols"] | None = None
-    delta: Int[Tensor, "grid_rows grid_cols"] | None = None
+    max_idx: Integer[Tensor, "grid_rows grid_cols"] | None = None
+    delta: Integer[Tensor, "grid_rows grid_cols"] | None = None
 
 
 def refuse_nonfinite(values: Float[Tensor, "..."], fmt: Format, name: str) -> None:
@@ -99,7 +99,7 @@ def encode_matrix(
     return _poison(encoded, poisoned, fmt)
 
 
-def _noise(matrix: Tensor, fmt: BlockFormat, draw: Draw) -> Int[Tensor, "grid_rows grid_cols size"]:
+def _noise(matrix: Tensor, fmt: BlockFormat, draw: Draw) -> Integer[Tensor, "grid_rows grid_cols size"]:
     """Random bits of each element by its place row * padded_cols + col."""
     rows, cols = matrix.shape
     width = padded_cols(fmt.block, cols)
@@ -138,7 +138,7 @@ def _encode_symmetric(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, am
 
 
 def sub_factor(
-    factor: Float[Tensor, "... 1"], sub_codes: Int[Tensor, "... groups"], fmt: BlockFormat
+    factor: Float[Tensor, "... 1"], sub_codes: Integer[Tensor, "... groups"], fmt: BlockFormat
 ) -> Float[Tensor, "... groups"]:
     """Return the factor of each sub-group: factor * 2^-k, or factor * (k + 1) / 2^bits."""
     assert fmt.sub_scale is not None
@@ -147,7 +147,7 @@ def sub_factor(
     return factor * ((sub_codes.to(torch.float32) + 1) / 2**fmt.sub_scale.bits)
 
 
-def _sub_scale_codes(group_amax: Tensor, factor: Tensor, fmt: BlockFormat) -> Int[Tensor, "... groups"]:
+def _sub_scale_codes(group_amax: Tensor, factor: Tensor, fmt: BlockFormat) -> Integer[Tensor, "... groups"]:
     """Pick the smallest factor that does not clip the sub-group, or the whole factor where all of them clip."""
     assert fmt.sub_scale is not None
     is_power = fmt.sub_scale.kind is SubScaleKind.POWER_OF_TWO
@@ -189,7 +189,7 @@ def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, sca
     )
 
 
-def _exponent_difference(others: Tensor, stored: Tensor, fmt: BlockFormat) -> Int[Tensor, "grid_rows grid_cols"]:
+def _exponent_difference(others: Tensor, stored: Tensor, fmt: BlockFormat) -> Integer[Tensor, "grid_rows grid_cols"]:
     """MX++: shared exponent minus the exponent of the others, floor(log2 max) - e_max + 1, clipped to 0..7."""
     shared = stored.to(torch.int32) - fmt.scale.bias
     wanted = floor_log2(others) - fmt.element.max_exponent + 1
@@ -197,7 +197,7 @@ def _exponent_difference(others: Tensor, stored: Tensor, fmt: BlockFormat) -> In
     return torch.minimum((shared - wanted).clamp(min=0), limit)
 
 
-def encode_largest(scaled: Tensor, fmt: BlockFormat, noise: Tensor | None = None) -> Int[Tensor, "..."]:
+def encode_largest(scaled: Tensor, fmt: BlockFormat, noise: Tensor | None = None) -> Integer[Tensor, "..."]:
     """Encode |x| = 2^e_max * (1 + f / 2^B) as sign and B fraction bits, saturating at both ends."""
     bits = fmt.magnitude_bits
     fraction = (scaled.abs() * 2.0**-fmt.element.max_exponent - 1) * 2.0**bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from microscale.errors import ShapeError
@@ -60,7 +60,7 @@ def silu_mul_quantize(gate: Float[Tensor, "..."], up: Float[Tensor, "..."], fmt:
     return quantize(silu_mul(gate, up), fmt)
 
 
-def gather_quantize(values: Float[Tensor, "... cols"], columns: Int[Tensor, "n"], fmt: Format) -> QuantizedTensor:
+def gather_quantize(values: Float[Tensor, "... cols"], columns: Integer[Tensor, "n"], fmt: Format) -> QuantizedTensor:
     """Return quantize(values[..., columns])."""
     check_gather(values, columns)
     if bool(((columns < 0) | (columns >= values.shape[-1])).any()):

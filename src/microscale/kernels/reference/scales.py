@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
 from microscale.formats import BlockFormat, IntElement, RuleKind, ZeroPoint
@@ -43,7 +43,7 @@ class BlockScales:
     tensor_inv: Float[Tensor, "1"] | None
 
 
-def floor_log2(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
+def floor_log2(values: Float[Tensor, "..."]) -> Integer[Tensor, "..."]:
     """Return floor(log2 |x|) exactly, subnormals included; a large negative number for 0."""
     _, exponent = torch.frexp(values)
     return torch.where(values == 0, -(2**20), exponent.to(torch.int32) - 1)
@@ -115,7 +115,7 @@ def _from_raw(raw: Tensor, fmt: BlockFormat, tensor_inv: Tensor | None) -> Block
     return BlockScales(stored, scale_factor(stored, fmt, tensor_inv), tensor_inv)
 
 
-def _power_of_two_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Int[Tensor, "grid_rows grid_cols"]:
+def _power_of_two_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Integer[Tensor, "grid_rows grid_cols"]:
     element, rule = fmt.element, fmt.rule
     match rule.kind:
         case RuleKind.FLOOR | RuleKind.PRESCALE:
@@ -139,7 +139,7 @@ def _power_of_two_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> In
             return _search_exponent(blocks, amax, fmt)
 
 
-def _ceil_log2_ratio(amax: Tensor, divisor: float) -> Int[Tensor, "..."]:
+def _ceil_log2_ratio(amax: Tensor, divisor: float) -> Integer[Tensor, "..."]:
     """Return the smallest e with amax <= divisor * 2^e, exactly."""
     mantissa, exponent = torch.frexp(amax)
     divisor_mantissa, divisor_exponent = math.frexp(divisor)
@@ -177,7 +177,7 @@ def quotient(values: Float[Tensor, "..."], divisor: float) -> Float[Tensor, "...
     return values / values.new_tensor(divisor).expand_as(values)
 
 
-def _search_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Int[Tensor, "grid_rows grid_cols"]:
+def _search_exponent(blocks: Tensor, amax: Tensor, fmt: BlockFormat) -> Integer[Tensor, "grid_rows grid_cols"]:
     start = floor_log2(amax) - fmt.element.max_exponent
     low, high = (int(argument) for argument in fmt.rule.arguments)
     best = start + low
