@@ -121,7 +121,7 @@ def test_ranges_are_checked(activations: str, shape: tuple[int, ...]) -> None:
     headers = infos(LAYOUT.pack(layer, quantize(weight(layer), layer.format)))
     config = LAYOUT.config([layer], [])
     name = range_name(layer)
-    assert name == f"{UP}.activations.amax"
+    assert name is not None and name == f"{UP}.activations.amax"
     LAYOUT.stored_layers(config, headers | {name: TensorInfo(dtype=torch.float32, shape=shape)}, torch.float32)
     for wrong in (
         {},

@@ -418,7 +418,8 @@ def test_a_failed_quantization_leaves_the_model_as_it_was(model: Path, tmp_path:
     source = with_bad_weight(model, tmp_path / "source", float("nan"))
     loaded = microscale.load(source)
     before = {name: type(module) for name, module in loaded.named_modules()}
-    for arguments in ({"format": "mxfp4"}, {"format": "mxfp4", "exclude": ["nothing"]}):
+    failing: list[dict[str, Any]] = [{"format": "mxfp4"}, {"format": "mxfp4", "exclude": ["nothing"]}]
+    for arguments in failing:
         with pytest.raises(MicroscaleError):
             microscale.quantize(loaded, **arguments)
     assert {name: type(module) for name, module in loaded.named_modules()} == before

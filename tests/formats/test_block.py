@@ -174,7 +174,7 @@ def test_policies_of_a_pair() -> None:
     assert PairFormat(low=LOW, high=HIGH, high_percent=50).nan_policy is NaNPolicy.POISON_BLOCK
     assert PairFormat(low=strict, high=HIGH, high_percent=50).nan_policy is NaNPolicy.RAISE
     assert PairFormat(low=LOW, high=HIGH, high_percent=50).inf_policy is InfPolicy.AS_NAN
-    saturating = {"inf_policy": InfPolicy.SATURATE}
+    saturating: dict[str, Any] = {"inf_policy": InfPolicy.SATURATE}
     both = PairFormat(
         low=BlockFormat(**MXFP4, **saturating),
         high=BlockFormat(**{**MXFP4, "element": E4M3}, **saturating),

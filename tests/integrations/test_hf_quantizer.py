@@ -107,7 +107,7 @@ def test_families(family: str, tmp_path: Path) -> None:
 def test_ragged_widths(family: str, tmp_path: Path) -> None:
     """Widths of 72 and 100 leave a last block of 8 or 4."""
     narrow = {"hidden_size": 72, "num_attention_heads": 2}
-    sizes = {
+    sizes: dict[str, dict[str, Any]] = {
         "llama": narrow | {"intermediate_size": 100},
         "gpt2": {"n_embd": 72, "n_head": 2, "n_inner": 100},
         "opt": narrow | {"ffn_dim": 100, "word_embed_proj_dim": 72},

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 110 million parameters, the embedding and the head unquantized as usual."""
     folder = tmp_path_factory.mktemp("large")
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 7, "vocab_size": 2048}
+    shape: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 7, "vocab_size": 2048}
     model = microscale.quantize(save_random_model(folder / "source", **shape), "mxfp4")
     for layout in ("microscale", "compressed-tensors"):
         microscale.save(model, folder / layout, layout=layout)
@@ -117,7 +118,12 @@ print(field("VmHWM") - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_an_analysis_never_has_the_whole_model(tmp_path: Path) -> None:
     """A model of 320 MB whose layers have 25 MB each, 50 MB in float32."""
-    shape = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12, "vocab_size": 2048}
+    shape: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "vocab_size": 2048,
+    }
     path = save_random_model(tmp_path / "large", **shape)
     (tmp_path / "book.txt").write_text("The harbour was quiet, and the boats lay still. " * 40)
     paths = map(str, (save_random_model(tmp_path / "small"), path, tmp_path / "book.txt"))

@@ -48,6 +48,7 @@ def test_a_loaded_model_is_scored_as_its_file(model: Path, text: Path) -> None:
     assert without_seconds(json_value(found)) == without_seconds(json_value(microscale.evaluate(model, **words)))
     assert not model_attention(loaded)
     narrow = microscale.evaluate(microscale.load(model, dtype=torch.bfloat16), tokenizer=tokenizer, **words)
+    assert narrow.on_text is not None and found.on_text is not None
     assert narrow.dtype == "bfloat16" and narrow.on_text.score.perplexity != found.on_text.score.perplexity
     with pytest.raises(OptionError, match="needs tokenizer="):
         microscale.evaluate(loaded, text=text)

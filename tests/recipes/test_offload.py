@@ -194,7 +194,13 @@ def test_another_job_is_not_taken_for_this_one(path: Path, tmp_path: Path) -> No
     store = tmp_path / "store"
     with pytest.raises(StoppedError):
         quantize(path, "gptq", store, stop_at(2))
-    for options in ({"seed": 1}, {"calibration": WINDOWS + 1}, {"activations": "mxfp4"}, {"feed": "original"}):
+    changes: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"calibration": WINDOWS + 1},
+        {"activations": "mxfp4"},
+        {"feed": "original"},
+    ]
+    for options in changes:
         first: list[int] = []
         model = quantize(path, "gptq", store, lambda done, *_, first=first: first.append(done), **options)
         assert first[0] == 0
