@@ -167,7 +167,7 @@ class TensorObserver:
         return self._collector.result().require("sample").to(torch.float32)
 
 
-def weight_facts(weight: Float[Tensor, "rows cols"], name: str) -> TensorFacts:
+def weight_facts(weight: Float[Tensor, "..."], name: str) -> TensorFacts:
     """Return the facts of a weight in any float type, its input channels as channels.
 
     Raises:
