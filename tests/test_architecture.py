@@ -90,7 +90,6 @@ UNTESTED = {
     "integrations/lm_eval_model.py": "it is tested with the tool, in test_lm_eval_tasks.py",
     "integrations/lm_eval_runner.py": "it is tested with the tool, in test_lm_eval_tasks.py",
     "integrations/outline.py": YET,
-    "integrations/saving.py": "it is tested with loading, in test_round_trips.py",
     "jobs/allocate.py": YET,
     "jobs/analyze_page.py": YET,
     "jobs/bench.py": YET,
