@@ -19,7 +19,7 @@ from microscale import formats, kernels
 from microscale.errors import DtypeError, FormatError, MicroscaleError, RecipeError
 from microscale.formats import codec
 from microscale.formats.elements import E8M0, FP16
-from microscale.formats.grammar import parse_rule as parse_scale_rule
+from microscale.formats.grammar import parse_scale_rule
 from microscale.kernels.grid import make_grid
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, parse_rule
 from microscale.tensor import QuantizedTensor, join_cols, join_rows

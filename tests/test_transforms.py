@@ -22,7 +22,6 @@ from microscale.transforms import (
     parse_transform,
     permute_transform,
     scale_transform,
-    transforms_text,
 )
 
 PARTS: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {
@@ -148,9 +147,3 @@ def test_numbers_choose_the_words(make: Callable[[], Transform], text: str) -> N
 def test_an_order_names_each_column_once(order: list[int]) -> None:
     with pytest.raises(ShapeError, match=f"an order of {len(order)} columns must name each of them once"):
         permute_transform(torch.tensor(order))
-
-
-def test_a_chain_is_told_in_order() -> None:
-    chain = [permute_transform(torch.arange(8)), hadamard_transform(8, 4), scale_transform(torch.ones(8))]
-    assert transforms_text(chain) == "permute then hadamard(4) then scale"
-    assert transforms_text(()) == "none"

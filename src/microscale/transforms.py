@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -210,8 +210,3 @@ def kronecker_transform(left: Tensor, right: Tensor) -> Transform:
     spec = TransformSpec(kind=TransformKind.KRONECKER, size=right.shape[0], outer=left.shape[0])
     parts = {"left": left.to(torch.float32).contiguous(), "right": right.to(torch.float32).contiguous()}
     return Transform(spec=spec, cols=left.shape[0] * right.shape[0], parts=parts)
-
-
-def transforms_text(transforms: Sequence[Transform]) -> str:
-    """Return the specs of a chain, as a person reads them."""
-    return " then ".join(str(transform.spec) for transform in transforms) or "none"

@@ -78,61 +78,29 @@ def test_what_is_not_there(store: ActivationStore) -> None:
         store.get(2, 4)
     with pytest.raises(CalibrationError, match="result of layer 3 is not stored"):
         store.state(3)
-    with pytest.raises(CalibrationError, match="no arguments of layer 1 for batch 0"):
-        store.arguments(1, 0)
+    with pytest.raises(CalibrationError, match="known of all layers is not stored"):
+        store.facts()
     store.drop(17)
 
 
-def test_arguments_of_every_shape(store: ActivationStore) -> None:
-    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
-    given: dict[str, Any] = {
-        "attention_mask": mask,
-        "position_embeddings": (batch(1), batch(2, torch.bfloat16)),
-        "past_key_values": None,
-        "use_cache": False,
-        "layer": {"scale": 0.5, "kinds": ["full", 3]},
-    }
-    for layer_idx in range(3):
-        store.put_arguments(layer_idx, 0, given)
-    assert not store.has_arguments()
-    store.finish_arguments()
-    assert store.has_arguments()
-    found = store.arguments(2, 0)
-    assert list(found) == list(given) and torch.equal(found["attention_mask"], mask)
-    assert isinstance(found["position_embeddings"], tuple)
-    assert all(
-        torch.equal(a, b) for a, b in zip(found["position_embeddings"], given["position_embeddings"], strict=True)
-    )
-    assert found["past_key_values"] is None and found["use_cache"] is False
-    assert found["layer"] == given["layer"]
-
-
-def test_equal_arguments_lie_on_disk_once_and_equal_bytes_are_not_mixed_up(tmp_path: Path) -> None:
-    store = ActivationStore(tmp_path, "job")
-    for layer_idx in range(5):
-        store.put_arguments(layer_idx, 0, {"a": torch.zeros(8), "b": torch.zeros(2, 4), "c": torch.zeros(8).int()})
-    store.finish_arguments()
-    assert len(files_of(tmp_path, "arguments/*.bin")) == 3
-    found = ActivationStore(tmp_path, "job").arguments(4, 0)
-    assert found["b"].shape == (2, 4) and found["c"].dtype == torch.int32
-
-
-def test_a_cache_among_the_arguments_is_refused(store: ActivationStore) -> None:
-    with pytest.raises(CalibrationError, match=r"argument 'past_key_values' of type object, .*use_cache=False"):
-        store.put_arguments(0, 0, {"past_key_values": object()})
+def test_facts_are_complete_at_once(store: ActivationStore) -> None:
+    store.put_facts({"is_tuple": True, "kinds": ["full", None]})
+    assert store.facts() == {"is_tuple": True, "kinds": ["full", None]}
+    store.clear()
+    with pytest.raises(CalibrationError, match="known of all layers is not stored"):
+        store.facts()
 
 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     first = ActivationStore(tmp_path, "job")
-    first.put_arguments(0, 0, {"mask": None})
-    first.finish_arguments()
+    first.put_facts({"is_tuple": False})
     fill(first, 0)
     first.put_state(0, {"w": batch(7)})
     fill(first, 1)
     first.drop(0)
     first.put(2, 0, batch(8))  # interrupted here
     second = ActivationStore(tmp_path, "job")
-    assert second.last_complete_layer() == 1 and second.has_arguments()
+    assert second.last_complete_layer() == 1 and second.facts() == {"is_tuple": False}
     assert torch.equal(second.get(1, 2), batch(102)) and torch.equal(second.state(0)["w"], batch(7))
     with pytest.raises(CalibrationError, match="holds no 0 of this job"):
         second.get(2, 0)

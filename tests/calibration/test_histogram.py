@@ -30,7 +30,7 @@ def test_merging_is_exact(left: list[float], right: list[float]) -> None:
     )
     merged = one.merge(two)
     assert torch.equal(merged.counts, both.counts)
-    assert merged.maximum == both.maximum and merged.num_values == len(left) + len(right)
+    assert merged.maximum == both.maximum and int(merged.counts.sum()) == len(left) + len(right)
 
 
 def test_percentiles_of_a_normal_distribution() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from microscale.calibration.texts import pack_tokens, read_texts
+from microscale.calibration.texts import read_texts
 from microscale.errors import TextError
 
 
@@ -65,23 +64,3 @@ def test_an_absent_file(name: str, tmp_path: Path) -> None:
 def test_a_directory(tmp_path: Path) -> None:
     with pytest.raises(TextError, match="is a directory; give a text file"):
         list(read_texts(tmp_path))
-
-
-def encode(text: str) -> list[int]:
-    return [ord(letter) for letter in text]
-
-
-def test_packing() -> None:
-    assert pack_tokens(["ab", "c"], encode) == [97, 98, 99]
-    assert pack_tokens(["ab", "c", "d"], encode, separator=0) == [97, 98, 0, 99, 0, 100]
-    assert pack_tokens([], encode, separator=0) == []
-
-
-def test_packing_stops_reading_at_the_limit() -> None:
-    def texts() -> Iterator[str]:
-        yield "abc"
-        yield "def"
-        raise AssertionError("read too far")
-
-    assert pack_tokens(texts(), encode, limit=5) == encode("abcde")
-    assert pack_tokens(["ab"], encode, limit=5) == encode("ab")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from microscale.checkpoint.registry import choose_layout, describe, layout_named, layout_of
+from microscale.checkpoint.registry import choose_layout, describe_layers, layout_named, layout_of
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import parse_activation, parse_format
 from microscale.layer_spec import LayerSpec
@@ -50,7 +50,7 @@ def test_the_object_says_everything_that_decided_the_bits() -> None:
         stored(DOWN, "adaptive_2_4"),
         stored("a", "mxfp4:mse(-1,1):stochastic(3):inf_saturate", "mxfp8", shape=(8, 32)),
     ]
-    found = describe(layers, "microscale", "9.8.7", torch.float16)
+    found = describe_layers(layers, "microscale", "9.8.7", torch.float16)
     assert json.loads(json.dumps(found)) == found
     assert (found["version"], found["layout"], found["dtype"]) == ("9.8.7", "microscale", "float16")
     first, second = found["schemes"]

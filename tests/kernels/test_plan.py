@@ -10,7 +10,7 @@ from torch import Tensor
 
 from microscale.errors import KernelError
 from microscale.kernels import Gate, bind, count_executions, dispatch
-from microscale.kernels.backend import Backend, Call, Operation, Request, Step, StepKind
+from microscale.kernels.backend import Backend, Call, Operation, PlanStep, Request, StepKind
 from microscale.kernels.decoder_ops import add_rms_norm, gate, linear_dense
 from microscale.kernels.reference import BACKEND as REFERENCE
 from small_models import same_bits
@@ -30,7 +30,7 @@ def only_float32(request: Request) -> str | None:
 TOY = Backend(name="toy", title="toy", rank=1, implementations={Operation.GATE: toy_gate}, why_not=only_float32)
 
 
-def bind_together(calls: Sequence[Call]) -> list[Step]:
+def bind_together(calls: Sequence[Call]) -> list[PlanStep]:
     """All calls in one step, as a graph is captured."""
 
     def run() -> None:
@@ -38,7 +38,7 @@ def bind_together(calls: Sequence[Call]) -> list[Step]:
             REFERENCE.implementations[call.operation](*call.arguments)
 
     kinds = tuple(dict.fromkeys(call.kind for call in calls))
-    return [Step(kinds=kinds, run=run, calls=tuple(calls))]
+    return [PlanStep(kinds=kinds, run=run, calls=tuple(calls))]
 
 
 CAPTURING = Backend(
@@ -58,9 +58,9 @@ class Work:
         self.residual = torch.tensor([[3.0, 4.0]])
         self.pairs, self.gated, self.out = torch.empty(1, 4), torch.empty(1, 2), torch.empty(1, 1)
         normed = torch.empty(1, 2)
-        self.calls: list[Call | Step] = [
+        self.calls: list[Call | PlanStep] = [
             add_rms_norm(self.residual, None, torch.ones(2), 0.0, normed),
-            Step(kinds=(StepKind.LINEAR,), run=lambda: self.pairs.copy_(normed.repeat(1, 2))),
+            PlanStep(kinds=(StepKind.LINEAR,), run=lambda: self.pairs.copy_(normed.repeat(1, 2))),
             gate(self.pairs, self.gated, Gate.SILU),
             linear_dense(self.gated, torch.ones(1, 2), None, self.out),
         ]

@@ -15,7 +15,7 @@ from microscale.errors import FormatSpecError, ModelError, NonFiniteError
 from microscale.evaluation.perplexity import make_windows, perplexity
 from microscale.families.batch import Batch
 from microscale.nn.packed import PackedModule
-from microscale.planning.comparison import ComparisonResult, Step, compare_formats
+from microscale.planning.comparison import ComparisonResult, ComparisonStep, compare_formats
 from small_models import logits, same_bits, save_random_model
 
 WINDOWS = make_windows(
@@ -114,7 +114,7 @@ def test_a_wrong_format_is_found_before_anything_runs(path: Path) -> None:
 
 
 def test_progress_counts_every_window_once(path: Path) -> None:
-    steps: list[Step] = []
+    steps: list[ComparisonStep] = []
     compare(microscale.load(path), ["mxfp4", "mxfp8"], progress=steps.append, batch=2)
     done = [step.done for step in steps]
     assert done == sorted(done) and done[0] == 0 and done[-1] == steps[-1].total == 5 * len(WINDOWS)

@@ -16,7 +16,7 @@ from typing import ClassVar
 from microscale.algorithms.contract import FormatStep
 from microscale.errors import FormatError
 from microscale.formats import ActivationSpec, BlockFormat, Format, RangeKind
-from microscale.formats.grammar import parse_rule
+from microscale.formats.grammar import parse_scale_rule
 
 KEEP = "keep"
 """The word that leaves a rule as it is."""
@@ -55,7 +55,7 @@ class ScaleRuleStep(FormatStep):
     def _with_rule(fmt: Format, word: str) -> Format:
         if why_not_ruled(fmt, word) is not None or not isinstance(fmt, BlockFormat):
             return fmt
-        return dataclasses.replace(fmt, rule=parse_rule(word, fmt.scale))
+        return dataclasses.replace(fmt, rule=parse_scale_rule(word, fmt.scale))
 
 
 def why_not_ruled(fmt: Format, word: str) -> str | None:
@@ -68,7 +68,7 @@ def why_not_ruled(fmt: Format, word: str) -> str | None:
         return f"{KEEP} leaves its rule as it is"
     if not isinstance(fmt, BlockFormat):
         return "it is made of several formats, each with its rule"
-    rule = parse_rule(word, fmt.scale)
+    rule = parse_scale_rule(word, fmt.scale)
     if not fmt.scale.is_power_of_two:
         return "its block scales are no powers of two, which the rule is about"
     if fmt.is_extended:

@@ -14,19 +14,18 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from microscale.calibration.tensor_group import FolderGroup, MemoryGroup, TensorGroup, digest, raw_bytes
+from microscale.calibration.tensor_group import FolderGroup, MemoryGroup, TensorGroup
 from microscale.errors import CalibrationError
-from microscale.formats.dtypes import dtype_name
 
 _LAYER = re.compile(r"(inputs|state)-(\d{4,})$")
 
 
 class ActivationStore:
-    """Inputs, arguments and states of the decoder layers of one job.
+    """Inputs and states of the decoder layers of one job, and facts about all of them.
 
     ``directory`` None keeps all in memory. ``job`` says all that the numbers depend on (model, text, format, method,
     seed …): another text is another job. In memory a tensor is kept, not copied, and must not be changed afterwards.
@@ -39,15 +38,11 @@ class ActivationStore:
         self.job_hash = hashlib.sha256(job.encode()).hexdigest()
         self.path = None if directory is None else Path(directory) / self.job_hash[:16]
         self.groups: dict[str, TensorGroup] = {}
-        self.structures: dict[str, Any] = {}
         if self.path is not None:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CalibrationError(f"{directory} cannot hold activations: {error.strerror}") from error
-        arguments = self._group("arguments")
-        if arguments.is_finished():
-            self.structures = dict(arguments.note())
 
     def put(self, layer_idx: int, batch_idx: int, tensor: Tensor) -> None:
         """Store the input of a layer for one batch."""
@@ -104,42 +99,24 @@ class ActivationStore:
             raise CalibrationError(f"the result of layer {layer_idx} is not stored, or is damaged; start the job again")
         return {name: group.get(str(place)) for place, name in enumerate(group.note())}
 
-    def put_arguments(self, layer_idx: int, batch_idx: int, arguments: Mapping[str, Any]) -> None:
-        """Store the keyword arguments that a layer gets with a batch; equal tensors are stored once.
+    def put_facts(self, facts: Mapping[str, Any]) -> None:
+        """Store what is known of all layers, as JSON can say it; complete at once."""
+        self._group("facts").finish(dict(facts))
 
-        Tensors, None, bool, int, float, str and dicts, lists and tuples of them are possible.
-
-        Raises:
-            CalibrationError: something else, with its name.
-        """
-        group = self._group("arguments")
-        encoded = {name: _encode(value, group, name) for name, value in arguments.items()}
-        self.structures[f"{layer_idx}/{batch_idx}"] = encoded
-
-    def finish_arguments(self) -> None:
-        """Declare the arguments complete."""
-        self._group("arguments").finish(self.structures)
-
-    def has_arguments(self) -> bool:
-        """Return whether finished, undamaged arguments are there."""
-        return self._group("arguments").is_finished()
-
-    def arguments(self, layer_idx: int, batch_idx: int) -> dict[str, Any]:
-        """Return the keyword arguments of a layer for one batch.
+    def facts(self) -> Mapping[str, Any]:
+        """Return what :meth:`put_facts` stored.
 
         Raises:
             CalibrationError: absent or damaged.
         """
-        found = self.structures.get(f"{layer_idx}/{batch_idx}")
-        if found is None:
-            raise CalibrationError(f"no arguments of layer {layer_idx} for batch {batch_idx} are stored")
-        group = self._group("arguments")
-        return {name: _decode(value, group) for name, value in found.items()}
+        group = self._group("facts")
+        if not group.is_finished():
+            raise CalibrationError("what is known of all layers is not stored, or is damaged; start the job again")
+        return group.note()
 
     def clear(self) -> None:
         """Forget the whole job; the directory itself and other jobs in it stay."""
         self.groups.clear()
-        self.structures.clear()
         if self.path is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -160,39 +137,3 @@ class ActivationStore:
             path = self.path
             self.groups[name] = MemoryGroup(name) if path is None else FolderGroup(path / name, self.job_hash)
         return self.groups[name]
-
-
-def _encode(value: Any, group: TensorGroup, name: str) -> Any:
-    """Return a value as JSON can say it, its tensors replaced by their digests; tuples stay tuples."""
-    if isinstance(value, Tensor):
-        key = digest(raw_bytes(value)) + f"-{dtype_name(value.dtype)}-{'x'.join(map(str, value.shape))}"
-        if key not in group.names():
-            group.put(key, value)
-        return {"tensor": key}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"plain": value}
-    if isinstance(value, list | tuple):
-        items = cast("list[Any] | tuple[Any, ...]", value)
-        kind = "list" if isinstance(items, list) else "tuple"
-        return {kind: [_encode(item, group, name) for item in items]}
-    if isinstance(value, dict) and all(isinstance(key, str) for key in cast("dict[Any, Any]", value)):
-        return {"dict": {key: _encode(item, group, name) for key, item in cast("dict[str, Any]", value).items()}}
-    raise CalibrationError(
-        f"a decoder layer gets the argument {name!r} of type {type(value).__name__}, which cannot be stored; run the"
-        " model without a cache (use_cache=False)"
-    )
-
-
-def _decode(encoded: Any, group: TensorGroup) -> Any:
-    [(kind, content)] = encoded.items()
-    match kind:
-        case "tensor":
-            return group.get(content)
-        case "list":
-            return [_decode(item, group) for item in content]
-        case "dict":
-            return {key: _decode(item, group) for key, item in content.items()}
-        case "plain":
-            return content
-        case _:
-            return tuple(_decode(item, group) for item in content)

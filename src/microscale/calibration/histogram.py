@@ -44,11 +44,6 @@ class HistogramSketch:
         counts = torch.bincount(bins, minlength=NUM_BINS)
         return HistogramSketch(counts=counts, maximum=float(magnitudes.amax()))
 
-    @property
-    def num_values(self) -> int:
-        """How many numbers were counted."""
-        return int(self.counts.sum())
-
     def merge(self, other: HistogramSketch) -> HistogramSketch:
         """Return the histogram of the numbers of both."""
         counts = self.counts + other.counts.to(self.counts.device)

@@ -1,4 +1,4 @@
-"""Read calibration texts: plain UTF-8 files and JSON lines; pack their tokens into one stream.
+"""Read calibration texts: plain UTF-8 files and JSON lines.
 
 Left out: directories and compressed files. Datasets by hub name are the integrations' matter.
 """
@@ -6,7 +6,7 @@ Left out: directories and compressed files. Datasets by hub name are the integra
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,27 +56,6 @@ def read_text_file(path: str | Path) -> str:
     if not text or text.isspace():  # unlike strip(), no copy
         raise TextError(f"text {path} is empty; give a file with some text in it")
     return text
-
-
-def pack_tokens(
-    texts: Iterable[str],
-    encode: Callable[[str], Sequence[int]],
-    *,
-    separator: int | None = None,
-    limit: int | None = None,
-) -> list[int]:
-    """Return the tokens of all texts as one stream, with ``separator`` between two texts where there is one.
-
-    ``encode`` adds no special tokens. No further text is read once there are ``limit`` tokens, and the rest is cut.
-    """
-    stream: list[int] = []
-    for place, text in enumerate(texts):
-        if place and separator is not None:
-            stream.append(separator)
-        stream.extend(encode(text))
-        if limit is not None and len(stream) >= limit:
-            return stream[:limit]
-    return stream
 
 
 def checked_text(record: Any, field: str, where: str) -> str:

@@ -92,7 +92,7 @@ def layout_of(config: Mapping[str, Any]) -> FileLayout:
     return layout
 
 
-def describe(layers: Sequence[LayerSpec], layout: str, version: str, dtype: torch.dtype) -> dict[str, Any]:
+def describe_layers(layers: Sequence[LayerSpec], layout: str, version: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return the ``microscale`` object of config.json: everything that decided the bits, layer by layer.
 
     ``dtype`` is the float type of the model, which a layout may have to misstate in config.json.

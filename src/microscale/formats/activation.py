@@ -15,7 +15,7 @@ from microscale.errors import FormatError, FormatSpecError
 from microscale.formats.block import BlockFormat, ChannelBlock, TensorBlock
 from microscale.formats.fields import check_fields
 from microscale.formats.registry import format_name, parse_format
-from microscale.formats.rules import AMAX_RULES, RuleKind, number_word
+from microscale.formats.rules import AMAX_RULES, number_word
 from microscale.formats.segmented import Format
 
 
@@ -60,7 +60,7 @@ class ActivationSpec:
         takes_range = isinstance(fmt, BlockFormat) and (
             fmt.tensor_scale is not None or isinstance(fmt.block, TensorBlock | ChannelBlock)
         )
-        uses_amax = isinstance(fmt, BlockFormat) and fmt.rule.kind in AMAX_RULES | {RuleKind.THRESHOLD}
+        uses_amax = isinstance(fmt, BlockFormat) and fmt.rule.kind in AMAX_RULES
         if not (takes_range and uses_amax):
             raise FormatError(
                 f"range {self.range.value} needs a format whose scale is per tensor or channel and follows from amax,"

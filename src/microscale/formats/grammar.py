@@ -261,7 +261,7 @@ def _parse_rule(kind: RuleKind, arguments: str | None, start: int, scale: FloatE
         ) from None
 
 
-def parse_rule(word: str, scale: FloatElement) -> ScaleRule:
+def parse_scale_rule(word: str, scale: FloatElement) -> ScaleRule:
     """Parse a scale rule by itself, e.g. ``threshold(7.25)``, for a format with this scale.
 
     Raises:

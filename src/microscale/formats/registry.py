@@ -31,6 +31,11 @@ class NamedFormat:
 
 _OCP = "OCP MX v1.0"
 _MXPLUS = "arXiv 2510.14557"
+_GROUPS = "group integers"
+
+_FP8_ZERO = "int4/64:e4m3+fp32:asym(fp8)"
+_SPARSE = "mxfp4+sparse0.5%:fp8"
+_PAIR = "pair(int2/32:fp16:asym,int4/32:fp16:asym,50%)"
 
 _ROWS = (
     ("mxfp8_e4m3", "MXFP8 E4M3", "e4m3/32:e8m0:rceil", "8-bit floats, near lossless", _OCP),
@@ -50,48 +55,12 @@ _ROWS = (
     ("mxfp4_plusplus", "MXFP4++", "e2m1/32:e8m0:floor:plusplus", "MXFP4+, a finer scale for all others", _MXPLUS),
     ("mxfp6_plusplus", "MXFP6++", "e2m3/32:e8m0:floor:plusplus", "MXFP6+, a finer scale for all others", _MXPLUS),
     ("mxfp8_plusplus", "MXFP8++", "e4m3/32:e8m0:floor:plusplus", "MXFP8+, a finer scale for all others", _MXPLUS),
-    (
-        "int4_asym",
-        "INT4 asymmetric",
-        "int4/64:fp16:asym",
-        "4-bit integers with a zero point, groups of 64",
-        "group integers",
-    ),
-    (
-        "int3_asym",
-        "INT3 asymmetric",
-        "int3/64:fp16:asym",
-        "3-bit integers with a zero point, groups of 64",
-        "group integers",
-    ),
-    (
-        "int2_asym",
-        "INT2 asymmetric",
-        "int2/32:fp16:asym",
-        "2-bit integers with a zero point, groups of 32",
-        "group integers",
-    ),
-    (
-        "int4_asym_fp8",
-        "INT4 asymmetric, fp8",
-        "int4/64:e4m3+fp32:asym(fp8)",
-        "the same with fp8 scale and zero point",
-        "group integers",
-    ),
-    (
-        "mxfp4_sparse",
-        "MXFP4 + sparse",
-        "mxfp4+sparse0.5%:fp8",
-        "MXFP4, top 0.5 % of the tensor kept in fp8",
-        "dense-and-sparse",
-    ),
-    (
-        "adaptive_2_4",
-        "adaptive 2/4 bits",
-        "pair(int2/32:fp16:asym,int4/32:fp16:asym,50%)",
-        "a bitmap picks 2 or 4 bits for each block",
-        "block-adaptive pair",
-    ),
+    ("int4_asym", "INT4 asymmetric", "int4/64:fp16:asym", "4-bit integers with a zero point, groups of 64", _GROUPS),
+    ("int3_asym", "INT3 asymmetric", "int3/64:fp16:asym", "3-bit integers with a zero point, groups of 64", _GROUPS),
+    ("int2_asym", "INT2 asymmetric", "int2/32:fp16:asym", "2-bit integers with a zero point, groups of 32", _GROUPS),
+    ("int4_asym_fp8", "INT4 asymmetric, fp8", _FP8_ZERO, "the same with fp8 scale and zero point", _GROUPS),
+    ("mxfp4_sparse", "MXFP4 + sparse", _SPARSE, "MXFP4, top 0.5 % of the tensor kept in fp8", "dense-and-sparse"),
+    ("adaptive_2_4", "adaptive 2/4 bits", _PAIR, "a bitmap picks 2 or 4 bits for each block", "block-adaptive pair"),
 )
 
 ALIASES: Mapping[str, str] = MappingProxyType({"mxfp8": "mxfp8_e4m3"})

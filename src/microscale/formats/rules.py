@@ -63,26 +63,12 @@ _ARGUMENT_COUNTS: dict[RuleKind, tuple[int, ...]] = {
     RuleKind.PERCENTILE: (1,),
 }
 
-POWER_OF_TWO_RULES = frozenset(
-    {
-        RuleKind.FLOOR,
-        RuleKind.CEIL,
-        RuleKind.RCEIL,
-        RuleKind.EVEN,
-        RuleKind.THRESHOLD,
-        RuleKind.PRESCALE,
-        RuleKind.STD,
-        RuleKind.MSE,
-        RuleKind.PERCENTILE,
-    }
-)
+POWER_OF_TWO_RULES = frozenset(RuleKind) - {RuleKind.AMAX, RuleKind.MINMAX}
 FLOAT_SCALE_RULES = frozenset(
     {RuleKind.AMAX, RuleKind.RCEIL, RuleKind.THRESHOLD, RuleKind.STD, RuleKind.MSE, RuleKind.PERCENTILE}
 )
 ZERO_POINT_RULES = frozenset({RuleKind.MINMAX})
-AMAX_RULES = frozenset(
-    {RuleKind.FLOOR, RuleKind.CEIL, RuleKind.RCEIL, RuleKind.EVEN, RuleKind.THRESHOLD, RuleKind.PRESCALE, RuleKind.AMAX}
-)
+AMAX_RULES = frozenset(RuleKind) - {RuleKind.STD, RuleKind.MSE, RuleKind.PERCENTILE, RuleKind.MINMAX}
 """Rules that look at nothing but amax, and so accept the amax of a given (calibrated) statistic."""
 
 

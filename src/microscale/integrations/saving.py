@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.native import NativeLayout
 from microscale.checkpoint.reader import read_json
-from microscale.checkpoint.registry import choose_layout, describe
+from microscale.checkpoint.registry import choose_layout, describe_layers
 from microscale.checkpoint.schema import FileLayout
 from microscale.checkpoint.writer import write_directory, write_json
 from microscale.errors import CheckpointWriteError, LayoutError, ModelError, check_kind
@@ -63,7 +63,7 @@ def mark_quantized(model: Any) -> None:
     layers = stored_layers_of(model)
     described = NativeLayout().config(list(layers.values()), unquantized_linears(model))
     model.config.quantization_config = MicroscaleConfig(**described, **attention_entry(model))
-    model.config.microscale = describe(list(layers.values()), "microscale", __version__, model.dtype)
+    model.config.microscale = describe_layers(list(layers.values()), "microscale", __version__, model.dtype)
 
 
 def check_shard_size(word: str) -> None:
@@ -103,7 +103,7 @@ def save_model(
     if attention and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
     quantization = {**chosen.config(list(layers.values()), unquantized_linears(model)), **attention}
-    note = describe(list(layers.values()), chosen.name, __version__, model.dtype)
+    note = describe_layers(list(layers.values()), chosen.name, __version__, model.dtype)
 
     def fill(directory: Path) -> None:
         _save_pretrained(model, directory, _packed_state(model, chosen, layers), max_shard_size)

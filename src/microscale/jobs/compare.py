@@ -25,7 +25,7 @@ from microscale.jobs.evaluate import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.nn.attention_setting import AttentionFormats
 from microscale.nn.packed import PackedModule
-from microscale.planning.comparison import ComparisonResult, Step, compare_formats
+from microscale.planning.comparison import ComparisonResult, ComparisonStep, compare_formats
 from microscale.planning.executed import linear_words, summed
 from microscale.report.comparison import ComparisonRow, comparison_html
 from microscale.version import __version__
@@ -117,7 +117,7 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResu
 
     with reporter.stage("comparing") as advance:
 
-        def tell(step: Step) -> None:
+        def tell(step: ComparisonStep) -> None:
             advance(step.done, step.total, f"{step.format} {step.mode}")
 
         rows = compare_formats(

@@ -97,7 +97,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Step:
+class PlanStep:
     """A prepared piece of a plan: ``run()`` does what its calls say, on the same memory every time.
 
     A step without calls is a function that stands between them, such as a module that keeps a state.
@@ -136,7 +136,7 @@ class Backend:
     level: Callable[[], str | None] = lambda: None
     advice: Callable[[], str | None] = lambda: None
     cache_layout: CacheLayout | None = None
-    bind: Callable[[Sequence[Call]], Sequence[Step]] | None = None
+    bind: Callable[[Sequence[Call]], Sequence[PlanStep]] | None = None
     describe: Callable[[Request], str | None] = lambda _: None
 
     def refusal(self, request: Request) -> str | None:
@@ -146,6 +146,6 @@ class Backend:
         return self.unavailable() or self.why_not(request)
 
 
-def by_name(*groups: Sequence[Callable[..., Any]]) -> dict[Operation, Callable[..., Any]]:
+def by_operation(*groups: Sequence[Callable[..., Any]]) -> dict[Operation, Callable[..., Any]]:
     """Return implementations by operation; each function has the name of its operation."""
     return {Operation(function.__name__): function for group in groups for function in group}

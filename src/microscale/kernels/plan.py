@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from microscale.errors import check_kind
-from microscale.kernels.backend import Backend, Call, Operation, Step
+from microscale.kernels.backend import Backend, Call, Operation, PlanStep
 from microscale.kernels.dispatch import choose, execute, note_executions, why_not
 
 
@@ -34,7 +34,7 @@ class Plan:
     A plan keeps the tensors of its calls, and the number of threads and the level of the moment it was bound.
     """
 
-    def __init__(self, steps: Sequence[Step], backends: Sequence[Backend]) -> None:
+    def __init__(self, steps: Sequence[PlanStep], backends: Sequence[Backend]) -> None:
         self._steps = tuple(steps)
         self._runs = [step.run for step in steps]
         self._calls = [
@@ -81,7 +81,7 @@ def _reasons(call: Call) -> dict[str, str | None]:
     return found
 
 
-def bind(calls: Sequence[Call | Step]) -> Plan:
+def bind(calls: Sequence[Call | PlanStep]) -> Plan:
     """Choose the backend of every call and prepare all of them; steps that are ready stand where they are.
 
     Raises:
@@ -90,20 +90,20 @@ def bind(calls: Sequence[Call | Step]) -> Plan:
     """
     check_kind(calls, (list, tuple), "what is bound", "a list of calls")
     for call in calls:
-        check_kind(call, (Call, Step), "each part of a plan", "a call, or a step that is ready")
-    chosen = [(call, None if isinstance(call, Step) else choose(*call.requests)) for call in calls]
-    steps: list[Step] = []
+        check_kind(call, (Call, PlanStep), "each part of a plan", "a call, or a step that is ready")
+    chosen = [(call, None if isinstance(call, PlanStep) else choose(*call.requests)) for call in calls]
+    steps: list[PlanStep] = []
     for backend, found in groupby(chosen, key=lambda pair: pair[1]):
         group: list[Any] = [call for call, _ in found]
         steps += group if backend is None else _prepare(backend, group)
     return Plan(steps, [backend for _, backend in chosen if backend is not None])
 
 
-def _prepare(backend: Backend, calls: Sequence[Call]) -> Sequence[Step]:
+def _prepare(backend: Backend, calls: Sequence[Call]) -> Sequence[PlanStep]:
     if backend.bind is not None:
         return backend.bind(calls)
     return [
-        Step(
+        PlanStep(
             kinds=(call.kind,),
             run=functools.partial(backend.implementations[call.operation], *call.arguments),
             calls=(call,),

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from microscale.errors import ShapeError
 from microscale.formats import Format
 from microscale.kernels import Gate, KeyValueCache, Plan, Rotation, bind, dequantize, make_cache
-from microscale.kernels.backend import Call, Step
+from microscale.kernels.backend import Call, PlanStep
 from microscale.kernels.decoder_ops import add_rms_norm, attend, store_heads
-from microscale.nn.decoder_linear import Execution, LinearGroup, rows_stand_alone
+from microscale.nn.decoder_linear import Execution, LinearCalls, rows_stand_alone
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
 
@@ -80,13 +80,13 @@ class _Layer:
     """What of a layer is prepared for any number of rows."""
 
     input_norm: Norm
-    heads: LinearGroup
+    heads: LinearCalls
     rotation: Rotation
     cache: KeyValueCache
-    output: LinearGroup
+    output: LinearCalls
     mlp_norm: Norm
-    gated: LinearGroup
-    down: LinearGroup
+    gated: LinearCalls
+    down: LinearCalls
     window: int | None
 
 
@@ -120,7 +120,7 @@ class Decoder:
         self._device = parts.final_norm.weight.device
         self._length = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._layers = _make_layers(parts, positions, cache, self._length)
-        self._head = LinearGroup([parts.head])
+        self._head = LinearCalls([parts.head])
         self._logits = torch.empty(1, self._head.rows_out, device=self._device)
         self._chunk = chunk if _can_cut(parts) else positions
         self._table = _float_table(parts.embedding)
@@ -137,7 +137,7 @@ class Decoder:
         """How many linear layers run in which way."""
         return Counter(execution for group in self._groups() for execution in group.executions)
 
-    def _groups(self) -> list[LinearGroup]:
+    def _groups(self) -> list[LinearCalls]:
         layers = [(layer.heads, layer.output, layer.gated, layer.down) for layer in self._layers]
         return [*(group for groups in layers for group in groups), self._head]
 
@@ -237,7 +237,7 @@ class Decoder:
         heads = self._buffer(rows, (parts.num_heads + 2 * parts.kv_heads) * parts.head_dim)
         attended = self._buffer(rows, parts.num_heads * parts.head_dim)
         gated = self._buffer(rows, self._layers[0].gated.rows_out)
-        body: list[Call | Step] = []
+        body: list[Call | PlanStep] = []
         for place, layer in enumerate(self._layers):
             norm = layer.input_norm
             body.append(add_rms_norm(residual, delta if place else None, norm.weight, norm.eps, normed))
@@ -249,7 +249,7 @@ class Decoder:
             body += layer.gated.calls(normed, gated)
             body += layer.down.calls(gated, delta)
         last, norm = slice(rows - 1, rows), parts.final_norm
-        tail: list[Call | Step] = [add_rms_norm(residual[last], delta[last], norm.weight, norm.eps, normed[last])]
+        tail: list[Call | PlanStep] = [add_rms_norm(residual[last], delta[last], norm.weight, norm.eps, normed[last])]
         tail += self._head.calls(normed[last], self._logits)
         return _Program(residual=residual, body=bind(body), tail=bind(tail))
 
@@ -273,13 +273,13 @@ def _make_layers(parts: DecoderParts, positions: int, stored: Format | torch.dty
         layers.append(
             _Layer(
                 input_norm=layer.input_norm,
-                heads=LinearGroup([layer.query, layer.key, layer.value]),
+                heads=LinearCalls([layer.query, layer.key, layer.value]),
                 rotation=rotation,
                 cache=cache,
-                output=LinearGroup([layer.output]),
+                output=LinearCalls([layer.output]),
                 mlp_norm=layer.mlp_norm,
-                gated=LinearGroup([layer.gate, layer.up], parts.gate),
-                down=LinearGroup([layer.down]),
+                gated=LinearCalls([layer.gate, layer.up], parts.gate),
+                down=LinearCalls([layer.down]),
                 window=layer.window,
             )
         )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from microscale.formats import BlockFormat, ChannelBlock, Format, RangeKind, Rounding, SegmentedFormat, VectorBlock
 from microscale.kernels import Combine, Gate, WeightGroup, preferred_layout
-from microscale.kernels.backend import Call, Operation, Step, StepKind
+from microscale.kernels.backend import Call, Operation, PlanStep, StepKind
 from microscale.kernels.decoder_ops import gate as gate_call
 from microscale.kernels.decoder_ops import linear_dense, linear_group, linear_group_requests
 from microscale.kernels.dispatch import why_not_compiled
@@ -53,10 +53,10 @@ class _Member:
     num_layers: int
     rows_out: int
     num_bytes: int
-    calls: Callable[[Tensor, Tensor], list[Call | Step]]
+    calls: Callable[[Tensor, Tensor], list[Call | PlanStep]]
 
 
-class LinearGroup:
+class LinearCalls:
     """Linear layers that share their input: outputs side by side, or act(first) · second with a ``gate``.
 
     ``num_bytes`` counts the weights that one call reads.
@@ -71,15 +71,15 @@ class LinearGroup:
         self.num_bytes = sum(member.num_bytes for member in self._members)
         self.executions = [member.execution for member in self._members for _ in range(member.num_layers)]
 
-    def calls(self, inputs: Float[Tensor, "rows cols"], out: Float[Tensor, "rows rows_out"]) -> list[Call | Step]:
+    def calls(self, inputs: Float[Tensor, "rows cols"], out: Float[Tensor, "rows rows_out"]) -> list[Call | PlanStep]:
         """Return the calls that compute ``out`` from ``inputs``."""
         if self.gate is None or self._is_combined:
             return self._plain_calls(inputs, out)
         pairs = out.new_empty(out.shape[0], 2 * self.rows_out)
         return [*self._plain_calls(inputs, pairs), gate_call(pairs, out, self.gate)]
 
-    def _plain_calls(self, inputs: Tensor, out: Tensor) -> list[Call | Step]:
-        calls: list[Call | Step] = []
+    def _plain_calls(self, inputs: Tensor, out: Tensor) -> list[Call | PlanStep]:
+        calls: list[Call | PlanStep] = []
         column = 0
         for member in self._members:
             part = out[:, column : column + member.rows_out]
@@ -92,8 +92,8 @@ class LinearGroup:
         return calls
 
 
-def _step(function: Callable[[], object]) -> Step:
-    return Step(kinds=(StepKind.LINEAR,), run=function)
+def _step(function: Callable[[], object]) -> PlanStep:
+    return PlanStep(kinds=(StepKind.LINEAR,), run=function)
 
 
 def _members(modules: list[nn.Module], gate: Gate | None) -> list[_Member]:
@@ -176,8 +176,8 @@ def _packed_member(
         combine=combine,
     )
 
-    def calls(inputs: Tensor, out: Tensor) -> list[Call | Step]:
-        steps: list[Call | Step] = []
+    def calls(inputs: Tensor, out: Tensor) -> list[Call | PlanStep]:
+        steps: list[Call | PlanStep] = []
         if before:
             given, inputs = inputs, torch.empty_like(inputs)
             steps.append(_step(functools.partial(_run_before, before, given, inputs)))

@@ -52,7 +52,7 @@ class ComparisonResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class ComparisonStep:
     """What is being done, for a progress display."""
 
     format: str
@@ -70,7 +70,7 @@ def compare_formats(
     stored_dtype: torch.dtype,
     batch: int = DEFAULT_BATCH,
     round_attention: RoundAttention | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
+    progress: Callable[[ComparisonStep], None] = lambda step: None,
 ) -> list[ComparisonResult]:
     """Return the unquantized row, then for each format the rows ``w`` and ``w+a``; the model is as before.
 
@@ -180,14 +180,14 @@ class _Counter:
     """Counts windows over all rows."""
 
     total: int
-    report: Callable[[Step], None]
+    report: Callable[[ComparisonStep], None]
     before: int = 0
 
     def within(self, format: str, mode: str) -> Callable[[int, int], None]:
         def tell(done: int, _: int) -> None:
-            self.report(Step(format=format, mode=mode, done=self.before + done, total=self.total))
+            self.report(ComparisonStep(format=format, mode=mode, done=self.before + done, total=self.total))
 
-        self.report(Step(format=format, mode=mode, done=self.before, total=self.total))
+        self.report(ComparisonStep(format=format, mode=mode, done=self.before, total=self.total))
         return tell
 
     def finish(self, num_windows: int) -> None:

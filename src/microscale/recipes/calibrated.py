@@ -204,7 +204,7 @@ class Quantizer:
         has_learning = any(pipeline.of_kind(BlockStep) for pipeline in self._book.distinct)
         is_tuple: bool | None = None
         if first:
-            is_tuple = bool(self._store.arguments(0, 0)["is_tuple"])
+            is_tuple = bool(self._store.facts()["is_tuple"])
         else:
             self._load(blocks[0].name)
         runner = self._runner(is_tuple)
@@ -213,8 +213,7 @@ class Quantizer:
             flow = Flow.TARGETS if has_learning else Flow.QUANTIZED
         stream = LayerStream(runner, self._store, flow, len(blocks))
         if not first:
-            self._store.put_arguments(0, 0, {"is_tuple": runner.is_tuple})
-            self._store.finish_arguments()
+            self._store.put_facts({"is_tuple": runner.is_tuple})
             stream.start()
         return stream
 

@@ -4,7 +4,7 @@ import torch
 
 from microscale.formats import Format
 from microscale.formats.dtypes import FLOAT_DTYPES
-from microscale.kernels.backend import Backend, Operation, Request, by_name
+from microscale.kernels.backend import Backend, Operation, Request, by_operation
 from microscale.kernels.cpu import decoder, native
 from microscale.kernels.cpu.fused import (
     gather_quantize,
@@ -60,7 +60,7 @@ BACKEND = Backend(
     name=decoder.NAME,
     title="CPU kernels",
     rank=10,
-    implementations=by_name(
+    implementations=by_operation(
         (quantize, dequantize, fake_quantize, to_layout, linear, linear_mixed, rms_norm, silu_mul, hadamard),
         (rms_norm_quantize, silu_mul_quantize, gather_quantize, hadamard_quantize),
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microscale.formats import SegmentedFormat
-from microscale.kernels.backend import Call, Operation, Request, Step
+from microscale.kernels.backend import Call, Operation, PlanStep, Request
 from microscale.kernels.cpu import enums, native
 from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.linear import LinearCall, linear_refusal, prepare_linear, prepare_segments
@@ -223,13 +223,13 @@ IMPLEMENTATIONS: dict[Operation, Callable[..., Any]] = {
 }
 
 
-def bind(calls: Sequence[Call]) -> list[Step]:
+def bind(calls: Sequence[Call]) -> list[PlanStep]:
     """Prepare one step for each call; all attention among them shares its scratch memory."""
     sizes = [_scratch_size(*call.arguments[1:3]) for call in calls if call.operation is Operation.ATTEND]
     scratch = torch.empty(max(sizes, default=0), dtype=torch.float32)
-    steps: list[Step] = []
+    steps: list[PlanStep] = []
     for call in calls:
         beside = (scratch,) if call.operation is Operation.ATTEND else ()
         run = _PREPARE[call.operation](*call.arguments, *beside)
-        steps.append(Step(kinds=(call.kind,), run=run, calls=(call,)))
+        steps.append(PlanStep(kinds=(call.kind,), run=run, calls=(call,)))
     return steps

@@ -1,6 +1,6 @@
 """The reference backend: plain vectorised torch on any device; slow, exact, the definition of every operation."""
 
-from microscale.kernels.backend import Backend, Operation, Request, by_name
+from microscale.kernels.backend import Backend, Operation, Request, by_operation
 from microscale.kernels.reference.decoder import (
     CACHE,
     add_rms_norm,
@@ -37,7 +37,7 @@ BACKEND = Backend(
     name="reference",
     title="reference path in torch",
     rank=1000,
-    implementations=by_name(
+    implementations=by_operation(
         (quantize, dequantize, fake_quantize, to_layout, linear, linear_mixed, rms_norm, silu_mul, hadamard),
         (rms_norm_quantize, silu_mul_quantize, gather_quantize, hadamard_quantize),
         (add_rms_norm, store_heads, attend, gate, linear_dense, linear_group, largest_index),

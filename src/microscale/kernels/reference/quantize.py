@@ -85,7 +85,7 @@ def dequantize(
         return joined if out is None else out.copy_(joined)
     if isinstance(fmt, PairFormat):
         matrix = dequantize_pair(tensor.parts, fmt, rows, cols, PAIR_CODEC)
-    elif fmt.sparse is None and rows_stand_alone(fmt):
+    elif fmt.sparse is None and has_row_blocks(fmt):
         matrix = torch.empty(rows, cols, dtype=wanted, device=tensor.device)
         for start, stop in _row_pieces(rows, cols):
             own = {name: part if name == WHOLE_PART else part[start:stop] for name, part in tensor.parts.items()}
@@ -133,7 +133,7 @@ PIECE_ELEMENTS = 1 << 20
 WHOLE_PART = "tensor_inv_scale"
 
 
-def rows_stand_alone(fmt: BlockFormat) -> bool:
+def has_row_blocks(fmt: BlockFormat) -> bool:
     """Whether a row's codes depend on no other row (but for a scale of the whole tensor)."""
     return isinstance(fmt.block, VectorBlock | ChannelBlock)
 
@@ -150,7 +150,7 @@ def _encode_pieces(
     """Encode piece by piece where that changes nothing, else all at once."""
     rows, cols = matrix.shape
     has_two_levels = fmt.tensor_scale is not None
-    can_split = rows_stand_alone(fmt) and fmt.rounding is not Rounding.STOCHASTIC
+    can_split = has_row_blocks(fmt) and fmt.rounding is not Rounding.STOCHASTIC
     if matrix.numel() <= PIECE_ELEMENTS or not can_split or (has_two_levels and not uses_amax(fmt)):
         piece = to_float32(matrix, fmt)
         yield piece, encode_matrix(piece, fmt, amax, draw)
