@@ -35,7 +35,7 @@ main()
 """Runs the command line and gets a signal right after the first call of a method."""
 
 LAYER = ("microscale.recipes.calibrated", "Quantizer", "_finish")
-SCORE = ("microscale.cli.study_executor", "QuantizeAndScore", "score")
+SCORE = ("microscale.jobs.study_executor", "QuantizeAndScore", "score")
 CASES = [("SIGTERM", 143), ("SIGINT", 130)]
 
 
