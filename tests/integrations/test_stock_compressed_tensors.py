@@ -22,8 +22,8 @@ import microscale
 from command_line import fail, succeed
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import format_name, parse_format
-from microscale.nn.linear import QuantizedLinear
 from microscale.nn.inference import row_major_weights
+from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 from small_models import (
     edit_config,

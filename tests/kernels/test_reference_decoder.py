@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -132,12 +133,13 @@ def test_weights_side_by_side_and_gated() -> None:
     inputs, bias = randn(3, 64), randn(5, seed=7)
     first, second = (quantize(randn(5, 64, seed=seed), "mxfp4") for seed in (1, 2))
     out = torch.empty(3, 10)
-    decoder.linear_group(inputs, [first, second], [bias, None], out, parse_format("mxfp8"), Combine.CONCATENATE)
+    group = WeightGroup(weights=(first, second), biases=(bias, None), activations=parse_format("mxfp8"))
+    decoder.linear_group(inputs, group, out)
     rounded = fake_quantize(inputs, "mxfp8")
     sides = linear(rounded, first, bias), linear(rounded, second)
     torch.testing.assert_close(out, torch.cat(sides, 1), rtol=1e-5, atol=1e-5)
     gated = torch.empty(3, 5)
-    decoder.linear_group(inputs, [first, second], [bias, None], gated, parse_format("mxfp8"), Combine.SILU_MUL)
+    decoder.linear_group(inputs, dataclasses.replace(group, combine=Combine.SILU_MUL), gated)
     torch.testing.assert_close(gated, functional.silu(sides[0]) * sides[1], rtol=1e-4, atol=1e-5)
 
 
