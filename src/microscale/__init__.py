@@ -6,8 +6,8 @@
 [[1.0, 2.0, -0.5, 6.0]]
 
 Whole models: :func:`quantize`, :func:`save`, :func:`load`. Jobs, with the words of the command line: ``allocate``,
-``analyze``, ``bench``, ``compare``, ``evaluate``, ``generate``, ``inspect``, ``study``, ``tasks``. Formats:
-:mod:`microscale.formats`.
+``analyze``, ``bench``, ``compare``, ``evaluate``, ``explain``, ``generate``, ``inspect``, ``methods``, ``study``,
+``tasks``. Formats: :mod:`microscale.formats`, so the command ``formats`` has no function of that name.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from microscale.jobs.compare import CompareResult
     from microscale.jobs.evaluate import EvaluateResult
     from microscale.jobs.generate import GenerateResult
+    from microscale.jobs.methods import MethodsResult
     from microscale.jobs.study import StudyResult
     from microscale.jobs.tasks import FoundTask
     from microscale.kernels import dequantize as dequantize_tensor
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     explain: Callable[..., Explanation]
     generate: Callable[..., GenerateResult]
     inspect: Callable[..., Inspection]
+    methods: Callable[..., MethodsResult]
     study: Callable[..., StudyResult]
     tasks: Callable[..., tuple[FoundTask, ...]]
 
@@ -68,6 +70,7 @@ __all__ = [
     "inspect",
     "load",
     "load_tokenizer",
+    "methods",
     "parse_format",
     "quantize",
     "quantize_attention",
@@ -90,7 +93,19 @@ _LAZY = {
 }
 
 _JOBS = frozenset(
-    {"allocate", "analyze", "bench", "compare", "evaluate", "explain", "generate", "inspect", "study", "tasks"}
+    {
+        "allocate",
+        "analyze",
+        "bench",
+        "compare",
+        "evaluate",
+        "explain",
+        "generate",
+        "inspect",
+        "methods",
+        "study",
+        "tasks",
+    }
 )
 """Jobs whose Python front is made of their options alone, see :mod:`microscale.jobs.front`."""
 
@@ -168,8 +183,9 @@ def quantize_attention(model: Any, *, attention: str | None = None, kv_cache: st
         ModelError: a family that does not call transformers' attention interface.
     """
     from microscale.jobs.attention import round_attention
+    from microscale.nn.attention_setting import AttentionFormats
 
-    return round_attention(model, attention, kv_cache)
+    return round_attention(model, AttentionFormats.parse(attention, kv_cache))
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import microscale
+from command_line import succeed
 from microscale.algorithms.micromix import MicroMix
 from microscale.algorithms.pipeline import parse_method, read_method, with_budget
 from microscale.errors import (
@@ -30,6 +31,7 @@ from microscale.integrations import originals
 from microscale.integrations.loading import load_original
 from microscale.jobs import quantize as job
 from microscale.jobs.option import record_from
+from microscale.jobs.printing import json_value
 from microscale.jobs.quantize import quantize
 from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
 from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe
@@ -109,6 +111,22 @@ def test_python_writes_what_the_command_writes(source: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+def test_the_result_in_json_is_what_the_command_prints(source: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"format": "mxfp4", "activations": "mxfp8", "kv_cache": "mxfp8", "rules": ["k_proj=mxfp8"]}
+    found = json_value(quantize(options_of(source, output=tmp_path / "out", **words)))
+    flags = ("-f", "mxfp4", "-a", "mxfp8", "--kv-cache", "mxfp8", "--rule", "k_proj=mxfp8", "--overwrite", "--json")
+    shown = succeed("quantize", source, *flags, "-o", tmp_path / "out").json
+    assert found | {"seconds": 0} == shown | {"seconds": 0}
+    assert [(one["weights"], one["activations"], one["layers"]) for one in shown["schemes"]] == [
+        ("mxfp4", "mxfp8_e4m3", 12),
+        ("mxfp8_e4m3", "mxfp8_e4m3", 2),
+    ]
+    nowhere = json_value(quantize(options_of(source, **words)))
+    unwritten = {"output": None, "layout": None, "bits_per_weight_model": None, "bytes": None}
+    assert {key: nowhere[key] for key in unwritten} == unwritten
+    assert nowhere["attention"] == shown["attention"] == {"products": None, "kv_cache": "mxfp8_e4m3"}
+
+
 def never(*args: Any, **kwargs: Any) -> Any:
     """Stands for reading weights or text, which must not happen."""
     raise AssertionError("weights or text were read before the job was refused")
@@ -126,6 +144,8 @@ REFUSED: list[tuple[dict[str, Any], type[MicroscaleError], str]] = [
     ({"format": "mxfp4", "offload": 5}, OptionError, r"offload is a path \(str or Path\), got 5"),
     ({"format": "mxfp4", "offlad": "job"}, OptionError, "no option 'offlad'; did you mean offload"),
     ({"format": make_recipe(format="mxfp4"), "method": "gptq"}, RecipeError, "not both"),
+    ({"format": "mxfp4", "method": "gptq", "effort": "good"}, RecipeError, "chooses a chain of method best"),
+    ({"format": "mxfp4", "method": "auto", "bits": 5.0, "effort": "good"}, RecipeError, "add --method best"),
     ({"format": make_recipe(format="mxfp4"), "bits": 5.0}, RecipeError, "either --recipe or --bits"),
     ({"format": "mxfp4,mxfp8", "method": "auto", "bits": 5.0, "feed": "both"}, CalibrationError, "unknown feed"),
     ({"format": "mxfp4", "method": "gptq", "window": 99999}, ShapeError, "window 99999 is longer than"),

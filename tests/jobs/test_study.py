@@ -53,13 +53,17 @@ def test_python_and_the_command_line_say_the_same_words(folder: Path) -> None:
 
 def test_what_a_method_gets(folder: Path) -> None:
     """A method gets the calibration, the effort and the seed of the file; the formats are executed as asked."""
-    methods, calibration = "[{method: gptq, effort: max}]", "{text: book.txt, samples: 3, window: 16}"
-    study = load_study(write(folder, "options", methods=methods, calibration=calibration, seed="5"))
-    executor, run = QuantizeAndScore(study), study_runs(study)[1]
-    assert run.method is not None
-    assert choose_recipe(executor.recipe(run, run.method)) == make_recipe(
-        format="mxfp8", activations="mxfp8", method="gptq", effort="max", layout=None
-    )
+    lines = {
+        "methods": "[{method: best, effort: max, name: slow}, best, gptq]",
+        "formats": "[{weights: mxfp8, attention: mxfp4, kv_cache: none}]",
+        "calibration": "{text: book.txt, samples: 3, window: 16}",
+    }
+    study = load_study(write(folder, "options", seed="5", effort="good", **lines))
+    executor = QuantizeAndScore(study)
+    recipes = [choose_recipe(executor.recipe(run, run.method)) for run in study_runs(study) if run.method is not None]
+    rounded = {"format": "mxfp8", "activations": "mxfp8", "attention": "mxfp4", "kv_cache": "none", "layout": None}
+    asked = [{"method": "best", "effort": "max"}, {"method": "best", "effort": "good"}, {"method": "gptq"}]
+    assert recipes == [make_recipe(**rounded, **words) for words in asked]
     found = executor.calibration()
     assert (found.source, found.samples, found.window, found.seed) == (str(folder / "book.txt"), 3, 16, 5)
     assert (found.feed, found.observer) == ("quantized", None)

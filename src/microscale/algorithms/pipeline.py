@@ -127,6 +127,11 @@ class Method:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def takes_effort(self) -> bool:
+        """Whether an effort chooses steps of it."""
+        return None in self.steps
+
     def pipeline(self, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
         """Return the chain; effort and the weights' format choose that of ``best``.
 

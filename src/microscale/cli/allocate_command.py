@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
 from microscale.cli.parameters import job_command
@@ -11,12 +11,9 @@ from microscale.cli.reporter import ConsoleReporter
 from microscale.jobs.allocate_options import AllocateOptions
 
 if TYPE_CHECKING:
-    from microscale.jobs.allocate import AllocateResult, Allocation
-    from microscale.planning.allocated_layers import AllocatedLayer
+    from microscale.jobs.allocate import Allocation
     from microscale.planning.allocator import FrontPoint
     from microscale.planning.budget import Budget
-    from microscale.planning.candidates import Candidate
-    from microscale.planning.layer_table import LayerTable
 
 
 @job_command(AllocateOptions)
@@ -31,7 +28,7 @@ def allocate(options: AllocateOptions, as_json: JsonOption = False) -> None:
     tell_missing_kernels()
     result = allocate_job(options, ConsoleReporter())
     if as_json:
-        print_json(_facts(result))
+        print_json(result)
         return
     _tell(result.allocation)
     for note in result.notes:
@@ -77,16 +74,6 @@ def point_text(point: FrontPoint, limit: Budget) -> str:
     )
 
 
-def point_facts(point: FrontPoint) -> dict[str, Any]:
-    """Return a point of the front for machines."""
-    return {
-        "cost": point.cost,
-        "bits_per_weight": point.bits_per_weight,
-        "sensitivity": point.sensitivity,
-        "layers": dict(point.counts),
-    }
-
-
 def _row(limit: Budget, name: str, point: FrontPoint) -> list[str]:
     from microscale.planning.budget import amount_text
 
@@ -97,39 +84,3 @@ def _row(limit: Budget, name: str, point: FrontPoint) -> list[str]:
 
 def _counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def _facts(result: AllocateResult) -> dict[str, Any]:
-    found = result.allocation
-    solution, table, limit = found.solution, found.table, found.budget
-    return {
-        "recipe": str(result.output),
-        "budget": {"amount": limit.amount, "unit": limit.unit.value},
-        "sensitivity": found.sensitivity.value,
-        "result": point_facts(solution.point),
-        "front": [point_facts(one) for one in solution.front],
-        "uniform": {name: point_facts(one) for name, one in solution.uniform.items()},
-        "layers": [_layer_facts(one, table, solution.chosen[one.name]) for one in table.layers],
-        "notes": [found.work, *found.notes],
-        "seconds": result.seconds,
-    }
-
-
-def _layer_facts(layer: AllocatedLayer, table: LayerTable, chosen: Candidate) -> dict[str, Any]:
-    times = None if table.milliseconds is None else table.milliseconds[layer.name]
-    chain = table.methods[layer.name][table.candidates.index(chosen)]
-    return {
-        "name": layer.name,
-        "role": layer.role,
-        "shape": list(layer.shape),
-        "chosen": chosen.text,
-        "method": None if chain is None else chain.text,
-        "candidates": {
-            candidate.text: {
-                "sensitivity": table.sensitivity[layer.name][place],
-                "bytes": table.num_bytes[layer.name][place],
-                "milliseconds": None if times is None else times[place],
-            }
-            for place, candidate in enumerate(table.candidates)
-        },
-    }

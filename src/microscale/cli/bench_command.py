@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
 from microscale.cli.parameters import job_command
@@ -12,8 +11,7 @@ from microscale.cli.runtime import runtime_text
 from microscale.jobs.bench_options import BenchOptions
 
 if TYPE_CHECKING:
-    from microscale.jobs.bench import BenchResult, ExecutedModel
-    from microscale.planning.bench import Speed
+    from microscale.jobs.bench import BenchResult
 
 
 @job_command(BenchOptions)
@@ -27,41 +25,9 @@ def bench(options: BenchOptions, as_json: JsonOption = False) -> None:
     tell_missing_kernels()
     result = bench_job(options, ConsoleReporter())
     if as_json:
-        print_json(_facts(result))
+        print_json(result)
     else:
         _show(result)
-
-
-def _model_text(options: BenchOptions) -> str:
-    return str(options.model or f"random llama {options.random_llama}")
-
-
-def _facts(result: BenchResult) -> dict[str, Any]:
-    options = result.requested
-    requested = {name: getattr(options, name) for name in ("format", "activations", "dtype", "cache", "threads")}
-    return {
-        "requested": {"model": _model_text(options), **requested},
-        "executed": _executed_facts(result.executed),
-        "start_seconds": result.start_seconds,
-        "prompt_tokens": options.prompt_tokens,
-        "new_tokens": options.new_tokens,
-        "repeat": options.repeat,
-        "prefill": _speed_facts(result.speeds.prefill),
-        "decode": _speed_facts(result.speeds.decode),
-        "milliseconds_per_token": result.milliseconds_per_token,
-        "resident_bytes": result.resident_bytes,
-    }
-
-
-def _executed_facts(executed: ExecutedModel) -> dict[str, Any]:
-    facts = dataclasses.asdict(executed)
-    runtime, decoder = facts.pop("runtime"), facts.pop("decoder")
-    return {**facts, **runtime, **(decoder or {})}
-
-
-def _speed_facts(speed: Speed) -> dict[str, Any]:
-    facts = {"median": speed.median, "min": speed.lowest, "max": speed.highest}
-    return {"tokens_per_second": facts | {"values": list(speed.values)}}
 
 
 def _show(result: BenchResult) -> None:
@@ -74,7 +40,7 @@ def _show(result: BenchResult) -> None:
             ("decode", speeds.new_tokens, speeds.decode),
         )
     ]
-    print_table(_model_text(result.requested), columns, rows)
+    print_table(result.requested.label, columns, rows)
     lines = [f"ran by: {runtime_text(executed.runtime)}"]
     counted = {"weights": executed.formats, "activations": executed.activations}
     counted |= {} if decoder is None else {"linear layers": decoder.linear_layers}

@@ -39,7 +39,7 @@ def explain(
 
     found = explain_job(options)
     if as_json:
-        print_json({"model": options.model, **dataclasses.asdict(found)})
+        print_json({"model": options.model, **found.as_json()})
         return
     _show(str(options.model), found, names=layers)
 

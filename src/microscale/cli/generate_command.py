@@ -28,26 +28,11 @@ def generate(options: GenerateOptions, as_json: JsonOption = False) -> None:
         sys.stdout.flush()
 
     result = generate_job(options if as_json else dataclasses.replace(options, on_text=show), ConsoleReporter())
-    found = result.generation
     if as_json:
-        print_json(
-            {
-                "model": options.model,
-                "prompt": options.prompt,
-                "text": found.text,
-                "tokens": len(found.tokens),
-                "prompt_tokens": found.prompt_tokens,
-                "start_seconds": result.start_seconds,
-                "prefill_seconds": found.prefill_seconds,
-                "decode_seconds": found.decode_seconds,
-                "prefill_tokens_per_second": found.prefill_speed,
-                "decode_tokens_per_second": found.decode_speed,
-                "seconds": result.seconds,
-                **dataclasses.asdict(result.runtime),
-            }
-        )
+        print_json(result)
         return
     show("\n")
+    found = result.generation
     seconds = found.prefill_seconds + found.decode_seconds
     console.print(
         f"[dim]{len(found.tokens)} tokens in {seconds:.1f} s: prompt {found.prefill_speed:.1f} tokens/s, new"

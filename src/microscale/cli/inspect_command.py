@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from microscale.cli.output import Column, JsonOption, SeedOption, console, format_word, print_json, print_table
+from microscale.cli.output import Column, JsonOption, SeedOption, console, print_json, print_table
 from microscale.cli.parameters import job_command
 from microscale.jobs.inspect_options import InspectOptions
 
 if TYPE_CHECKING:
-    from microscale.planning.inspection import Inspection, LayerFacts
+    from microscale.planning.inspection import LayerFacts
 
 _COLUMNS = (
     Column(title="layer"),
@@ -46,7 +45,7 @@ def inspect(
     del seed
     found = inspect_job(options)
     if as_json:
-        print_json(_as_dict(found))
+        print_json(found)
         return
     shown = found.quantized if found.quantized and not show_all else (*found.quantized, *found.others)
     rows = [_cells(name, layers) for name, layers in group_layers(shown).items()]
@@ -59,9 +58,8 @@ def inspect(
     console.print(f"{len(found.others)} tensors not quantized, {size_text(others)}")
     if found.quantized:
         console.print(f"{found.bits_per_quantized_weight:.3f} bits per quantized weight")
-    for side, word in (("products of attention", found.attention), ("KV cache", found.kv_cache)):
-        if word is not None:
-            console.print(f"{side} in {word}, simulated in floats", markup=False)
+    for side, word in found.attention.titled.items():
+        console.print(f"{side} in {word}, simulated in floats", markup=False)
     console.print(
         f"{found.bits_per_weight:.3f} bits per weight over the whole model:"
         f" {found.num_weights:,} weights, {size_text(found.num_bytes)}"
@@ -125,6 +123,7 @@ def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
 
 def _without_columns(name: str) -> str:
     from microscale.formats import parse_format
+    from microscale.jobs.words import format_word
 
     return format_word(parse_format(name)) if name.startswith("segments(") else name
 
@@ -138,22 +137,3 @@ def _rule_text(name: str) -> str:
     if not isinstance(fmt, BlockFormat):
         return ""
     return f": scale rule {fmt.rule}, rounding {fmt.rounding.value}, {fmt.nan_policy.value}"
-
-
-def _as_dict(found: Inspection) -> dict[str, Any]:
-    return {
-        "path": found.path,
-        "layout": found.layout,
-        "bits_per_weight": found.bits_per_weight,
-        "bits_per_quantized_weight": found.bits_per_quantized_weight,
-        "weights": found.num_weights,
-        "bytes": found.num_bytes,
-        "attention": found.attention,
-        "kv_cache": found.kv_cache,
-        "layers": [_layer_dict(layer) for layer in found.quantized],
-        "others": [_layer_dict(layer) for layer in found.others],
-    }
-
-
-def _layer_dict(layer: LayerFacts) -> dict[str, Any]:
-    return {**dataclasses.asdict(layer), "bits_per_weight": layer.bits_per_weight}

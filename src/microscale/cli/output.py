@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,9 +20,6 @@ from rich.text import Text
 from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
 from microscale.errors import MicroscaleError, OptionError
 from microscale.jobs.printing import json_text
-
-if TYPE_CHECKING:
-    from microscale.formats import ActivationSpec, Format
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -170,21 +167,3 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None,
             progress.update(task, completed=done, total=total, label=label)
 
         yield advance
-
-
-def format_word(fmt: Format) -> str:
-    """Return the name of a format; of segments the formats without their columns, which differ from layer to layer."""
-    from microscale.formats import SegmentedFormat, format_name
-
-    if not isinstance(fmt, SegmentedFormat):
-        return format_name(fmt)
-    return f"segments of {' | '.join(dict.fromkeys(format_name(part) for part, _ in fmt.places()))}"
-
-
-def activation_word(activations: ActivationSpec | None) -> str:
-    """Return the word of an activation setting, of segments as :func:`format_word` does; ``None`` for none."""
-    from microscale.formats import SegmentedFormat
-
-    if activations is not None and isinstance(activations.format, SegmentedFormat):
-        return format_word(activations.format)
-    return str(activations)

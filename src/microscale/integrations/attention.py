@@ -18,7 +18,7 @@ from transformers.masking_utils import eager_mask
 from microscale.errors import ModelError
 from microscale.families.look_up import is_inside, vision_roots
 from microscale.nn.attention import rounded_attention
-from microscale.nn.attention_setting import AttentionFormats, attention_formats, set_attention_formats
+from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, attention_formats, set_attention_formats
 
 IMPLEMENTATION = "microscale"
 """The name of our function in transformers."""
@@ -73,7 +73,7 @@ def apply_attention(model: Any, formats: AttentionFormats | None) -> None:
     Raises:
         ModelError: a model whose attention cannot be rounded; it is as before.
     """
-    if formats is None or formats == AttentionFormats():
+    if formats is None or formats == NOT_ROUNDED:
         before = model.__dict__.pop(_BEFORE, None)
         for module in model.modules():
             set_attention_formats(module, None)

@@ -67,6 +67,15 @@ class Allocation:
     work: str
     notes: tuple[str, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return what a job that quantizes says of it."""
+        return {
+            "budget": self.budget.amount,
+            "result": self.solution.point,
+            "front": self.solution.front,
+            "recipe": recipe_text(self.recipe),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AllocateResult:
@@ -85,6 +94,41 @@ class AllocateResult:
     def notes(self) -> tuple[str, ...]:
         """What the measuring could not see."""
         return self.allocation.notes
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the front, and of every layer what was measured and chosen."""
+        found = self.allocation
+        return {
+            "recipe": None if self.output is None else str(self.output),
+            "budget": {"amount": found.budget.amount, "unit": found.budget.unit.value},
+            "sensitivity": found.sensitivity.value,
+            "result": found.solution.point,
+            "front": found.solution.front,
+            "uniform": found.solution.uniform,
+            "layers": [_layer_json(one, found.table, found.solution.chosen[one.name]) for one in found.table.layers],
+            "notes": [found.work, *found.notes],
+            "seconds": self.seconds,
+        }
+
+
+def _layer_json(layer: AllocatedLayer, table: LayerTable, chosen: Candidate) -> dict[str, Any]:
+    times = None if table.milliseconds is None else table.milliseconds[layer.name]
+    chain = table.methods[layer.name][table.candidates.index(chosen)]
+    return {
+        "name": layer.name,
+        "role": layer.role,
+        "shape": list(layer.shape),
+        "chosen": chosen.text,
+        "method": None if chain is None else chain.text,
+        "candidates": {
+            candidate.text: {
+                "sensitivity": table.sensitivity[layer.name][place],
+                "bytes": table.num_bytes[layer.name][place],
+                "milliseconds": None if times is None else times[place],
+            }
+            for place, candidate in enumerate(table.candidates)
+        },
+    }
 
 
 def allocate(options: AllocateOptions, reporter: Reporter = SILENT) -> AllocateResult:

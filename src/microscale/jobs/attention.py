@@ -9,17 +9,16 @@ from torch import nn
 from microscale.errors import ModelError, check_kind
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.hf_quantizer import MicroscaleConfig
-from microscale.nn.attention_setting import AttentionFormats, attention_entry, parse_attention
+from microscale.nn.attention_setting import AttentionFormats, attention_entry
 
 
-def round_attention(model: Any, attention: str | None, kv_cache: str | None) -> Any:
+def round_attention(model: Any, formats: AttentionFormats) -> Any:
     """Round the attention of a transformers model and note it in its config; see :func:`microscale.quantize_attention`.
 
     Raises:
-        FormatError, ModelError: no such format, or a model whose attention cannot be rounded.
+        ModelError: a model whose attention cannot be rounded.
     """
     check_kind(model, nn.Module, "the model", "a model of transformers", error=ModelError)
-    formats = AttentionFormats(products=parse_attention(attention), kv_cache=parse_attention(kv_cache))
     apply_attention(model, formats)
     noted = getattr(model.config, "quantization_config", None)
     if isinstance(noted, MicroscaleConfig):

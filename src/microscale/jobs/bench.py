@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -48,6 +49,12 @@ class ExecutedModel:
     runtime: RuntimeFacts
     decoder: DecoderFacts | None
 
+    def as_json(self) -> dict[str, Any]:
+        """Return all facts in one object."""
+        found = dataclasses.asdict(self)
+        runtime, decoder = found.pop("runtime"), found.pop("decoder")
+        return {**found, **runtime, **(decoder or {})}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
@@ -62,6 +69,23 @@ class BenchResult:
     milliseconds_per_token: Mapping[str, float] | None
     start_seconds: float
     resident_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all numbers in one object."""
+        options = self.requested
+        requested = {name: getattr(options, name) for name in ("format", "activations", "dtype", "cache", "threads")}
+        return {
+            "requested": {"model": options.label, **requested},
+            "executed": self.executed,
+            "start_seconds": self.start_seconds,
+            "prompt_tokens": options.prompt_tokens,
+            "new_tokens": options.new_tokens,
+            "repeat": options.repeat,
+            "prefill": self.speeds.prefill,
+            "decode": self.speeds.decode,
+            "milliseconds_per_token": self.milliseconds_per_token,
+            "resident_bytes": self.resident_bytes,
+        }
 
 
 def bench(options: BenchOptions, reporter: Reporter = SILENT) -> BenchResult:

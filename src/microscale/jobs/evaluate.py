@@ -23,12 +23,14 @@ from microscale.formats import list_items
 from microscale.formats.dtypes import dtype_name, parse_dtype
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.lm_eval_runner import CodeExecution, TaskRequest, check_request, run_tasks
-from microscale.integrations.loading import check_window, load_model, load_tokenizer, logits_of
+from microscale.integrations.loading import check_window, load_model, logits_of
 from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.evaluate_options import EvaluateOptions
+from microscale.jobs.given_model import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.shared_options import AttentionOptions
 from microscale.kernels import count_executions
-from microscale.nn.attention_setting import AttentionFormats, model_attention, parse_attention
+from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, model_attention
 from microscale.nn.inference import cached_weights
 from microscale.planning.executed import Executed, by_name
 
@@ -103,8 +105,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> EvaluateR
         DependencyError: tasks without lm-eval.
     """
     check_options(options)
-    for word in (options.attention, options.kv_cache):
-        parse_attention(word)
+    AttentionFormats.parse(*options.rounding.words)
     request = None if options.tasks is None else task_request(options)
     content = None if options.text is None else read_text_file(options.text)
     dtype = parse_dtype(options.dtype)
@@ -112,7 +113,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> EvaluateR
     windows = [] if content is None else text_windows(tokenizer, content, window=options.window, tokens=options.tokens)
     model = _opened(options.model, dtype)
     on_text = on_tasks = None
-    with _attention_as_asked(model, options) as attention, count_executions() as counts:
+    with _attention_as_asked(model, options.rounding) as attention, count_executions() as counts:
         if options.text is not None:
             check_window(model, options.window)
             reference = None if options.reference is None else _opened(options.reference, dtype)
@@ -143,24 +144,6 @@ def check_options(options: EvaluateOptions) -> None:
         raise OptionError("--reference compares on a text; give --text FILE")
 
 
-def label_of(model: Any) -> str:
-    """Return where a model lies, or where a loaded one came from."""
-    return str(model if isinstance(model, str | Path) else getattr(model, "name_or_path", type(model).__name__))
-
-
-def tokenizer_of(model: Any, tokenizer: Any) -> Any:
-    """Return the tokenizer that was given, or the one beside a model.
-
-    Raises:
-        OptionError: a loaded model without one.
-    """
-    if tokenizer is not None:
-        return tokenizer
-    if not isinstance(model, str | Path):
-        raise OptionError("a loaded model needs tokenizer=…, such as microscale.load_tokenizer(PATH)")
-    return load_tokenizer(model)
-
-
 def _opened(model: Any, dtype: torch.dtype) -> Any:
     return load_model(model, dtype=dtype) if isinstance(model, str | Path) else model
 
@@ -186,13 +169,10 @@ def task_request(options: EvaluateOptions) -> TaskRequest:
 
 
 @contextlib.contextmanager
-def _attention_as_asked(model: Any, options: EvaluateOptions) -> Generator[AttentionFormats, None, None]:
+def _attention_as_asked(model: Any, asked: AttentionOptions) -> Generator[AttentionFormats, None, None]:
     """Round the attention of a model inside the block as options say, else as its checkpoint does."""
-    stored = model_attention(model) or AttentionFormats()
-    wanted = AttentionFormats(
-        products=stored.products if options.attention is None else parse_attention(options.attention),
-        kv_cache=stored.kv_cache if options.kv_cache is None else parse_attention(options.kv_cache),
-    )
+    stored = model_attention(model) or NOT_ROUNDED
+    wanted = AttentionFormats.parse(*asked.words, stored)
     if wanted == stored:
         yield wanted
         return

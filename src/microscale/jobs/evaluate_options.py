@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from microscale.jobs.option import Option, Options
-from microscale.jobs.shared_options import CheckpointModel, Dtype, Seed, Tokenizer
+from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, Dtype, Seed, Tokenizer
 from microscale.jobs.tasks_options import TaskData
 
 TEXT_HELP = "UTF-8 text file to score."
@@ -31,14 +31,7 @@ class EvaluateOptions(Options):
         None
     )
     dtype: Dtype = "float32"
-    attention: Annotated[
-        str | None,
-        Option(
-            help="Round what enters the products of attention to this format, simulated in floats"
-            " (none: leave it; default: as the checkpoint says)."
-        ),
-    ] = None
-    kv_cache: Annotated[str | None, Option(help="Round keys and values as they are stored, likewise.")] = None
+    rounding: AttentionOptions = field(default_factory=AttentionOptions)
     reference: Annotated[
         Any,
         Option(help="Also score this model (the original): KL divergence, top-1 agreement.", command_type=str | None),

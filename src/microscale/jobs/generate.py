@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microscale.errors import OptionError
 from microscale.formats.dtypes import parse_dtype
 from microscale.integrations.engines import Engine, load_for_decoding, make_engine
 from microscale.integrations.generation import Generation, encode_prompt, generate_text
-from microscale.integrations.loading import load_tokenizer
 from microscale.jobs.generate_options import GenerateOptions
+from microscale.jobs.given_model import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
 from microscale.kernels import count_executions
@@ -22,6 +22,8 @@ from microscale.kernels import count_executions
 class GenerateResult:
     """The new text, how long it took, and who made it; loading and preparing took ``start_seconds`` of ``seconds``."""
 
+    model: str
+    prompt: str
     generation: Generation
     runtime: RuntimeFacts
     start_seconds: float
@@ -31,6 +33,24 @@ class GenerateResult:
     def text(self) -> str:
         """The new text, without the prompt."""
         return self.generation.text
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the text, its speed and who made it in one object."""
+        found = self.generation
+        return {
+            "model": self.model,
+            "prompt": self.prompt,
+            "text": found.text,
+            "tokens": len(found.tokens),
+            "prompt_tokens": found.prompt_tokens,
+            "start_seconds": self.start_seconds,
+            "prefill_seconds": found.prefill_seconds,
+            "decode_seconds": found.decode_seconds,
+            "prefill_tokens_per_second": found.prefill_speed,
+            "decode_tokens_per_second": found.decode_speed,
+            "seconds": self.seconds,
+            **dataclasses.asdict(self.runtime),
+        }
 
 
 def generate(options: GenerateOptions, reporter: Reporter = SILENT) -> GenerateResult:
@@ -58,19 +78,21 @@ def generate(options: GenerateOptions, reporter: Reporter = SILENT) -> GenerateR
         )
     seconds = time.perf_counter() - started
     return GenerateResult(
-        generation=found, runtime=runtime_facts(engine, counts), start_seconds=start_seconds, seconds=seconds
+        model=label_of(options.model),
+        prompt=options.prompt,
+        generation=found,
+        runtime=runtime_facts(engine, counts),
+        start_seconds=start_seconds,
+        seconds=seconds,
     )
 
 
 def _start(options: GenerateOptions) -> tuple[Any, Engine]:
     """Return the tokenizer and the engine; what cannot be generated is refused before the engine is made."""
-    model, tokenizer = options.model, options.tokenizer
-    dtype = parse_dtype(options.dtype)
+    model, dtype = options.model, parse_dtype(options.dtype)
+    tokenizer = tokenizer_of(model, options.tokenizer)
     if isinstance(model, str | Path):
-        tokenizer = tokenizer or load_tokenizer(model)
         model = load_for_decoding(model, dtype)
-    elif tokenizer is None:
-        raise OptionError("a loaded model needs tokenizer=…, such as microscale.load_tokenizer(PATH)")
     else:
         dtype = model.dtype
     ids = encode_prompt(tokenizer, options.prompt, model.config, options.max_new_tokens)

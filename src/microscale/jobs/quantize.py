@@ -37,6 +37,8 @@ from microscale.jobs.quantize_options import QuantizeOptions
 from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe, find_recipe
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.shared_options import CalibrationOptions
+from microscale.jobs.words import activation_word, format_word
+from microscale.nn.attention_setting import NOT_ROUNDED, model_attention
 from microscale.nn.inference import freeze
 from microscale.planning.inspection import Inspection, inspect_checkpoint
 from microscale.recipes.apply import QuantizationReport, check_job, quantize_model
@@ -74,6 +76,36 @@ class QuantizeResult:
     checkpoint: Checkpoint | None
     notes: tuple[str, ...]
     seconds: float
+
+    @property
+    def schemes(self) -> dict[tuple[str, str | None], int]:
+        """Count the layers of each pair of words for weights and inputs; None where inputs are not rounded."""
+        return Counter(
+            (format_word(one.format), None if one.activations is None else activation_word(one.activations))
+            for one in self.report.plan.layers
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was done and written; what only a checkpoint tells is None without one."""
+        plan, written = self.report.plan, self.checkpoint
+        inspection = None if written is None else written.inspection
+        return {
+            "output": None if written is None else str(written.output),
+            "layout": plan.layout if written is None else written.layout,
+            "layers": len(plan.layers),
+            "schemes": [
+                {"weights": weights, "activations": inputs, "layers": count}
+                for (weights, inputs), count in self.schemes.items()
+            ],
+            "unquantized": plan.unquantized,
+            "attention": (model_attention(self.model) or NOT_ROUNDED).words,
+            "bits_per_weight": self.report.bits_per_weight,
+            "bits_per_weight_model": None if inspection is None else inspection.bits_per_weight,
+            "bytes": None if inspection is None else inspection.num_bytes,
+            "allocation": self.allocation,
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
 
 
 def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeResult:

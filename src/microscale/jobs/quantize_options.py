@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from microscale.jobs.option import Option, Options, Place
-from microscale.jobs.shared_options import CalibrationOptions, OriginalModel, Tokenizer
+from microscale.jobs.shared_options import AttentionOptions, CalibrationOptions, OriginalModel, Tokenizer
 
 if TYPE_CHECKING:
     from microscale.algorithms.pipeline import Method
-    from microscale.formats import Format, Written, WrittenInputs, WrittenWeights
+    from microscale.formats import Format, Written, WrittenInputs
     from microscale.recipes.recipe import Recipe
 
     FormatOrRecipe = str | Sequence[str] | Written[Format] | Recipe
     """A format's name or spec, for method ``auto`` a list of them, or a whole recipe."""
     InputsWord = str | WrittenInputs
-    RoundedWord = str | WrittenWeights
     MethodWord = str | Method
 else:
-    FormatOrRecipe = InputsWord = RoundedWord = MethodWord = Any
+    FormatOrRecipe = InputsWord = MethodWord = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,14 +35,7 @@ class RecipeOptions(Options):
         InputsWord | None,
         Option(command_type=str | None, help="Format of the layer inputs (default: not quantized).", short="-a"),
     ] = None
-    attention: Annotated[
-        RoundedWord | None,
-        Option(command_type=str | None, help="Format of what enters the products of attention (simulated in floats)."),
-    ] = None
-    kv_cache: Annotated[
-        RoundedWord | None,
-        Option(command_type=str | None, help="Format of keys and values as they are stored, likewise."),
-    ] = None
+    rounding: AttentionOptions = field(default_factory=AttentionOptions)
     include: Annotated[Sequence[str], Option(help="Glob of layers left out by default (lm_head, embeddings).")] = ()
     exclude: Annotated[Sequence[str], Option(help="Glob of layers to leave alone (a --rule wins over it).")] = ()
     rules: Annotated[

@@ -7,11 +7,12 @@ formats under a budget of bits, and then quantizes by the recipe that was found.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from microscale.algorithms.pipeline import parse_method, read_method, with_budget
-from microscale.algorithms.registry import AUTO, PLAIN
+from microscale.algorithms.registry import AUTO, BEST, PLAIN
 from microscale.errors import AllocationError, RecipeError
 from microscale.formats import WrittenInputs, WrittenWeights, parse_inputs
 from microscale.integrations.attention import attention_modules
@@ -31,13 +32,12 @@ from microscale.recipes.recipe import KV_CACHE, Recipe, load_recipe, make_recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoRecipe:
-    """A recipe that is yet to be found, and what an allocation does not choose of it."""
+    """A recipe that is yet to be found, and what an allocation does not choose of it (``rounding``: of attention)."""
 
     problem: AllocationProblem
     layout: str | None = None
     nan: str = "raise"
-    attention: WrittenWeights | None = None
-    kv_cache: WrittenWeights | None = None
+    rounding: Mapping[str, WrittenWeights]
 
 
 def choose_recipe(words: RecipeOptions, *, default_layout: str | None = None) -> Recipe | AutoRecipe:
@@ -48,13 +48,15 @@ def choose_recipe(words: RecipeOptions, *, default_layout: str | None = None) ->
     Raises:
         RecipeError, FormatError, AllocationError: words that cannot be read, or do not go together.
     """
-    given = given_words(words)
+    given = given_words(words) | given_words(words.rounding)
     if words.file is not None or isinstance(words.format, Recipe):
         found = _whole_recipe(words, given)
         return found.model_copy(update={"layout": words.layout or found.layout or default_layout})
     words = replace(words, layout=words.layout or default_layout)
     _check_budget(words.bits)
     method = str(words.method or PLAIN.text)
+    if words.effort is not None and BEST not in method.split("+"):
+        raise RecipeError(f"--effort {words.effort} chooses a chain of method {BEST}; add --method {BEST}")
     if is_auto(method):
         return _auto_recipe(words)
     if words.format is None:
@@ -100,8 +102,7 @@ def _auto_recipe(words: RecipeOptions) -> AutoRecipe:
         raise AllocationError("method auto needs a budget of bits per weight: --bits 4.5 (bits=4.5 in Python)")
     rounding = str(words.method).partition("+")[2].strip() or PLAIN.text
     parse_method(rounding, effort=effort)
-    rounded = {"attention": words.attention, "kv_cache": words.kv_cache}
-    beside = {key: None if word is None else parse_rounded(word) for key, word in rounded.items()}
+    beside = {side: parse_rounded(word) for side, word in given_words(words.rounding).items()}
     listed = words.format or DEFAULT_CANDIDATES
     candidates = parse_candidates(",".join(listed) if isinstance(listed, list | tuple) else str(listed))
     fixed = [parse_fixed(rule) for rule in words.rules]
@@ -119,7 +120,7 @@ def _auto_recipe(words: RecipeOptions) -> AutoRecipe:
         method=rounding,
         effort=effort,
     )
-    return AutoRecipe(problem=problem, layout=words.layout, nan=words.nan or "raise", **beside)
+    return AutoRecipe(problem=problem, layout=words.layout, nan=words.nan or "raise", rounding=beside)
 
 
 def _with_inputs(candidate: Candidate, inputs: WrittenInputs | None) -> Candidate:
@@ -138,7 +139,7 @@ def find_recipe(
     Raises:
         MicroscaleError: see :func:`microscale.jobs.allocate.allocate_model`.
     """
-    if auto.attention is not None or auto.kv_cache is not None:
+    if auto.rounding:
         attention_modules(model)
     least = MeasuringText()
     sparing = replace(text, samples=min(text.samples, least.samples), window=min(text.window, least.window))
@@ -146,6 +147,6 @@ def find_recipe(
     chosen = {candidate for candidate in found.solution.chosen.values() if not candidate.is_kept}
     chains = [layer_method(candidate, auto.problem.method, auto.problem.effort) for candidate in chosen]
     is_used = any(chain.needs_calibration for chain in chains)
-    beside = {"layout": auto.layout, "nan": auto.nan, "attention": auto.attention, "kv_cache": auto.kv_cache}
+    beside = {"layout": auto.layout, "nan": auto.nan, **auto.rounding}
     found = replace(found, recipe=found.recipe.model_copy(update=beside))
     return found, text if is_used else replace(text, source=None)

@@ -12,10 +12,13 @@ from microscale.jobs.option import Option, Options, Place
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from microscale.formats import WrittenWeights
+
+    RoundedWord = str | WrittenWeights
     Source = str | Path | Sequence[str] | Tensor
     """What is calibrated on: a text file, JSON lines or a dataset by name; texts; token ids [samples, tokens]."""
 else:
-    Source = Any
+    Source = RoundedWord = Any
 
 Seed = Annotated[int, Option(help="Seed of everything random.", minimum=0, maximum=2**63 - 1)]
 Dtype = Annotated[str, Option(help="Float type of the computation.")]
@@ -32,6 +35,29 @@ OriginalModel = Annotated[
 Tokenizer = Annotated[
     Any, Option(help="What reads the text (default: the tokenizer beside the model).", place=Place.PYTHON)
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionOptions(Options):
+    """What attention is rounded to, simulated in floats; None says nothing of a side."""
+
+    attention: Annotated[
+        RoundedWord | None,
+        Option(
+            help="Round what enters the products of attention to this format, simulated in floats"
+            " (none: leave it; default: as the recipe or the checkpoint says).",
+            command_type=str | None,
+        ),
+    ] = None
+    kv_cache: Annotated[
+        RoundedWord | None,
+        Option(help="Round keys and values as they are stored, likewise.", command_type=str | None),
+    ] = None
+
+    @property
+    def words(self) -> tuple[RoundedWord | None, RoundedWord | None]:
+        """Both sides, as :meth:`microscale.nn.AttentionFormats.parse` takes them."""
+        return self.attention, self.kv_cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

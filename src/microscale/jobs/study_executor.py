@@ -16,7 +16,7 @@ from microscale.integrations.loading import check_window, load_original, load_to
 from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.quantize import quantize
 from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
-from microscale.jobs.shared_options import CalibrationOptions
+from microscale.jobs.shared_options import AttentionOptions, CalibrationOptions
 from microscale.nn.inference import cached_weights, prepare_for_inference
 from microscale.nn.sizes import file_bytes, packed_size
 from microscale.studies.file import Study, StudyMethod, StudyTask
@@ -58,10 +58,9 @@ class QuantizeAndScore:
         return RecipeOptions(
             format=run.weights,
             activations=run.activations,
-            attention=run.attention,
-            kv_cache=run.kv_cache,
+            rounding=AttentionOptions(**dict(run.rounding)),
             method=method.method,
-            effort=method.effort or self._study.effort,
+            effort=(method.effort or self._study.effort) if method.method.takes_effort else None,
         )
 
     def calibration(self) -> CalibrationOptions:

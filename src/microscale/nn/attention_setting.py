@@ -14,10 +14,14 @@ from microscale.formats import (
     Format,
     RangeKind,
     SegmentedFormat,
+    Written,
     format_name,
     parse_activation,
     spec_text,
 )
+
+Word = str | Written[Any] | Format | ActivationSpec | None
+"""What a side is rounded to, as a user gives it; None where nothing was said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +35,52 @@ class AttentionFormats:
     products: Format | None = None
     kv_cache: Format | None = None
 
+    @classmethod
+    def parse(cls, products: Word, kv_cache: Word, default: AttentionFormats | None = None) -> AttentionFormats:
+        """Return the formats of two words; a side without a word is as in ``default``, else not rounded.
+
+        Raises:
+            FormatError: see :func:`parse_attention`.
+        """
+        before = default or cls()
+        return cls(
+            products=before.products if products is None else parse_attention(products),
+            kv_cache=before.kv_cache if kv_cache is None else parse_attention(kv_cache),
+        )
+
     @property
     def words(self) -> dict[str, str | None]:
         """Names of the formats by ``products`` and ``kv_cache``."""
         named = {"products": self.products, "kv_cache": self.kv_cache}
         return {key: None if fmt is None else format_name(fmt) for key, fmt in named.items()}
 
+    @property
+    def option_words(self) -> dict[str, str | None]:
+        """Names of the formats by the options that set them."""
+        return dict(zip(("attention", "kv_cache"), self.words.values(), strict=True))
+
+    @property
+    def titled(self) -> dict[str, str]:
+        """Names of the formats that there are, by what a reader calls the side."""
+        sides = zip(("products of attention", "KV cache"), self.words.values(), strict=True)
+        return {side: word for side, word in sides if word is not None}
+
     def __str__(self) -> str:
-        words = self.words
-        sides = [("products of attention", words["products"]), ("KV cache", words["kv_cache"])]
-        return ", ".join(f"{side} in {word}" for side, word in sides if word is not None) or "attention not rounded"
+        return ", ".join(f"{side} in {word}" for side, word in self.titled.items()) or "attention not rounded"
 
 
-def parse_attention(word: str | Format | ActivationSpec | None) -> Format | None:
+NOT_ROUNDED = AttentionFormats()
+"""Attention as it is."""
+
+
+def parse_attention(word: Word) -> Format | None:
     """Return the format of a word; None for ``none`` or no word.
 
     Raises:
         FormatError: no format, segments (which belong to one width), or a range that is kept from call to call.
     """
+    if isinstance(word, Written):
+        word = cast("Format | ActivationSpec | None", word.record)
     if word is None or word == "none":
         return None
     spec = parse_activation(word)
@@ -109,8 +141,6 @@ def read_attention(entry: Any) -> AttentionFormats | None:
     ):
         raise CheckpointError(problem)
     try:
-        return AttentionFormats(
-            products=parse_attention(words["products"]), kv_cache=parse_attention(words["kv_cache"])
-        )
+        return AttentionFormats.parse(**words)
     except FormatError as error:
         raise CheckpointError(f"{problem}: {error}") from None

@@ -45,6 +45,15 @@ class FrontPoint:
     sensitivity: float
     counts: Mapping[str, int]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the sums, and the layers of each candidate."""
+        return {
+            "cost": self.cost,
+            "bits_per_weight": self.bits_per_weight,
+            "sensitivity": self.sensitivity,
+            "layers": dict(self.counts),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -53,6 +53,11 @@ class Speed:
     def highest(self) -> float:
         """The fastest repeat."""
         return max(self.values)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the middle, both ends and all values."""
+        found = {"median": self.median, "min": self.lowest, "max": self.highest, "values": list(self.values)}
+        return {"tokens_per_second": found}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

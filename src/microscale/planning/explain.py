@@ -6,8 +6,10 @@ records name the engine, so that another one than ours can be explained in the s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,6 +69,10 @@ class Explanation:
     device: str
     dtype: str
     obstacle: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields."""
+        return dataclasses.asdict(self)
 
 
 def explain_model(

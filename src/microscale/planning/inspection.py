@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, online_infos
@@ -14,7 +16,7 @@ from microscale.checkpoint.schema import TensorInfo
 from microscale.formats import format_name
 from microscale.formats.dtypes import dtype_name
 from microscale.layer_spec import LayerSpec
-from microscale.nn.attention_setting import AttentionFormats, read_attention
+from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, read_attention
 from microscale.nn.sizes import Size, spec_bytes, total_size
 
 
@@ -44,6 +46,10 @@ class LayerFacts:
         """Stored bits for each weight."""
         return self.size.bits_per_weight
 
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields, and the bits for each weight."""
+        return {**dataclasses.asdict(self), "bits_per_weight": self.bits_per_weight}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
@@ -53,10 +59,7 @@ class Inspection:
     layout: str
     quantized: tuple[LayerFacts, ...]
     others: tuple[LayerFacts, ...]
-    attention: str | None = None
-    """Format of what enters the products of attention."""
-    kv_cache: str | None = None
-    """Format of keys and values as they are stored."""
+    attention: AttentionFormats = NOT_ROUNDED
 
     @property
     def size(self) -> Size:
@@ -88,6 +91,20 @@ class Inspection:
         """Stored bits for each weight over the quantized layers (0 without any)."""
         return self.quantized_size.bits_per_weight
 
+    def as_json(self) -> dict[str, Any]:
+        """Return sizes, the rounding of attention, and every layer and tensor."""
+        return {
+            "path": self.path,
+            "layout": self.layout,
+            "bits_per_weight": self.bits_per_weight,
+            "bits_per_quantized_weight": self.bits_per_quantized_weight,
+            "weights": self.num_weights,
+            "bytes": self.num_bytes,
+            **self.attention.option_words,
+            "layers": self.quantized,
+            "others": self.others,
+        }
+
 
 def inspect_checkpoint(path: str | Path) -> Inspection:
     """Read config and tensor headers of a checkpoint directory, or the header of a GGUF file.
@@ -112,14 +129,12 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
             consumed.update(names)
             quantized.append(_quantized_facts(layer, sum(reader.infos[part].num_bytes for part in names)))
     others = tuple(_plain_facts(name, info) for name, info in reader.infos.items() if name not in consumed)
-    words = {} if attention is None else attention.words
     return Inspection(
         path=str(path),
         layout=layout_name,
         quantized=tuple(quantized),
         others=others,
-        attention=words.get("products"),
-        kv_cache=words.get("kv_cache"),
+        attention=attention or NOT_ROUNDED,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import BaseModel, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from microscale.algorithms.pipeline import Method, Pipeline, read_method
@@ -57,3 +57,16 @@ RoundedField = Annotated[WrittenWeights, read_by(parse_rounded, ActivationSpec, 
 """What attention is rounded to: a format, or ``none``."""
 MethodField = Annotated[Method, read_by(read_method, Method, Pipeline), AS_WRITTEN]
 """A method or a chain of steps."""
+
+
+class AttentionFields(BaseModel):
+    """What a recipe or a study says of attention."""
+
+    attention: RoundedField | None = None
+    kv_cache: RoundedField | None = None
+
+    @property
+    def rounding(self) -> dict[str, WrittenWeights]:
+        """What is said, by the name of its field."""
+        said = {name: getattr(self, name) for name in AttentionFields.model_fields}
+        return {name: given for name, given in said.items() if given is not None}

@@ -38,9 +38,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from microscale.errors import FormatError, RecipeError, check_kind, shown
-from microscale.formats import NONE, Format, WrittenWeights, parse_weights_and_inputs
-from microscale.nn.attention_setting import AttentionFormats, parse_attention
-from microscale.recipes.fields import RTN, InputsField, MethodField, RoundedField, WeightsField
+from microscale.formats import NONE, Format, parse_weights_and_inputs
+from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, parse_attention
+from microscale.recipes.fields import RTN, AttentionFields, InputsField, MethodField, WeightsField
 
 UNKNOWN_KEY = "extra_forbidden"
 """What pydantic calls a key that a record does not have."""
@@ -99,15 +99,18 @@ class Rule(BaseModel):
         return None if given is None else parse_attention(given.record)
 
 
-class Recipe(BaseModel):
+class LayerFields(BaseModel):
+    """The first lines of a recipe; a base of its own, for a file has its lines in the order of the classes."""
+
+    format: WeightsField
+    activations: InputsField | None = None
+
+
+class Recipe(AttentionFields, LayerFields):
     """The whole quantization of a model as data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: WeightsField
-    activations: InputsField | None = None
-    attention: RoundedField | None = None
-    kv_cache: RoundedField | None = None
     method: MethodField = RTN
     effort: Literal["fast", "good", "max"] = "fast"
     include: tuple[str, ...] = ()
@@ -125,13 +128,12 @@ class Recipe(BaseModel):
     @property
     def attention_formats(self) -> AttentionFormats | None:
         """What attention is rounded to; None where nothing is. The last rule for the cache wins over its line."""
-        caches = [_format_of(self.kv_cache), *(rule.rounding() for rule in self.rules if rule.match == KV_CACHE)]
-        found = AttentionFormats(products=_format_of(self.attention), kv_cache=caches[-1])
-        return None if found == AttentionFormats() else found
-
-
-def _format_of(written: WrittenWeights | None) -> Format | None:
-    return None if written is None else written.record
+        found = {side: given.record for side, given in self.rounding.items()}
+        for rule in self.rules:
+            if rule.match == KV_CACHE:
+                found[KV_CACHE] = rule.rounding()
+        formats = AttentionFormats.parse(found.get("attention"), found.get(KV_CACHE))
+        return None if formats == NOT_ROUNDED else formats
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from microscale.errors import FormatError, RecipeError, StudyError
 from microscale.formats import NONE, ActivationSpec, Format, Written, WrittenInputs, parse_format, parse_inputs
-from microscale.recipes.fields import AS_WRITTEN, RTN, MethodField, RoundedField, read_by
+from microscale.recipes.fields import AS_WRITTEN, RTN, AttentionFields, MethodField, read_by
 from microscale.recipes.recipe import UNKNOWN_KEY, first_error, key_problems, line_of, unknown_key
 
 
@@ -78,13 +78,11 @@ class StudyModel(_Record):
         return self.name or Path(self.path).name
 
 
-class StudyFormat(_Record):
+class StudyFormat(AttentionFields, _Record):
     """Formats of weights, activations, the products of attention and the KV cache, under one name."""
 
     weights: WeightsField
     activations: InputsField | None = None
-    attention: RoundedField | None = None
-    kv_cache: RoundedField | None = None
     name: str = ""
 
     @model_validator(mode="before")
@@ -95,10 +93,7 @@ class StudyFormat(_Record):
     @property
     def attention_words(self) -> tuple[str, ...]:
         """What is said of attention, as parts of a label and of a key; nothing where it stays as it is."""
-        said = {"attention": self.attention, "kv_cache": self.kv_cache}
-        return tuple(
-            f"{title} {given}" for title, given in said.items() if given is not None and given.record is not None
-        )
+        return tuple(f"{title} {given}" for title, given in self.rounding.items() if given.record is not None)
 
 
 class StudyMethod(_Record):

@@ -103,7 +103,7 @@ def _is_plain(other: StudyRun, run: StudyRun) -> bool:
 
 
 def _formats(run: StudyRun) -> tuple[object, ...]:
-    return run.model, run.weights, run.activations, run.attention, run.kv_cache
+    return run.model, run.weights, run.activations, run.rounding
 
 
 def _mains(study: Study, scores: Mapping[str, Sequence[StudyScore]]) -> dict[str, StudyScore]:

@@ -53,8 +53,8 @@ class StudyRun:
     weights: str | None
     activations: str | None
     method: StudyMethod | None
-    attention: str | None = None
-    kv_cache: str | None = None
+    rounding: tuple[tuple[str, str], ...] = ()
+    """What is said of attention, by option."""
 
     @property
     def method_label(self) -> str:
@@ -126,8 +126,7 @@ def study_runs(study: Study) -> list[StudyRun]:
                         weights=str(format.weights),
                         activations=_word(activations),
                         method=method,
-                        attention=_word(format.attention),
-                        kv_cache=_word(format.kv_cache),
+                        rounding=tuple((side, str(given)) for side, given in format.rounding.items()),
                     )
                 )
     return runs
