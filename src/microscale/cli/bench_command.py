@@ -40,7 +40,7 @@ def _show(result: BenchResult) -> None:
             ("decode", speeds.new_tokens, speeds.decode),
         )
     ]
-    print_table(result.requested.label, columns, rows)
+    print_table(result.label, columns, rows)
     lines = [f"ran by: {runtime_text(executed.runtime)}"]
     counted = {"weights": executed.formats, "activations": executed.activations}
     counted |= {} if decoder is None else {"linear layers": decoder.linear_layers}

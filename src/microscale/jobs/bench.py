@@ -70,12 +70,17 @@ class BenchResult:
     start_seconds: float
     resident_bytes: int
 
+    @property
+    def label(self) -> str:
+        """Where the model lies, or the shape of a random one."""
+        return str(self.requested.model or f"random llama {self.requested.random_llama}")
+
     def as_json(self) -> dict[str, Any]:
         """Return all numbers in one object."""
         options = self.requested
         requested = {name: getattr(options, name) for name in ("format", "activations", "dtype", "cache", "threads")}
         return {
-            "requested": {"model": options.label, **requested},
+            "requested": {"model": self.label, **requested},
             "executed": self.executed,
             "start_seconds": self.start_seconds,
             "prompt_tokens": options.prompt_tokens,

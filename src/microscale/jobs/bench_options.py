@@ -38,8 +38,3 @@ class BenchOptions(Options):
     cache: Annotated[str, Option(help="Keys and values are kept in float32 or bfloat16.")] = "float32"
     dtype: Dtype = "float32"
     seed: Seed = 0
-
-    @property
-    def label(self) -> str:
-        """Where the model lies, or the shape of a random one."""
-        return str(self.model or f"random llama {self.random_llama}")
