@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from microscale.formats import Format, parse_format
 from microscale.kernels import Combine, Gate, KeyValueCache, Rotation, fake_quantize, linear, quantize
+from microscale.kernels.operands import WeightGroup
 from microscale.kernels.reference import decoder
 
 HEAD_DIM, KV_HEADS, HEADS = 8, 2, 4
