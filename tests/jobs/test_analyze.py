@@ -9,8 +9,8 @@ import pytest
 import microscale
 from command_line import succeed
 from microscale.errors import CalibrationError
-from microscale.jobs.analyze_options import AnalyzeOptions
 from microscale.jobs.printing import json_value
+from microscale.jobs.small_options import AnalyzeOptions
 from microscale.planning.recommendation import DEFAULT_TARGET_DB
 from small_models import save_random_model
 

@@ -12,8 +12,8 @@ from command_line import succeed
 from microscale.errors import FormatError, ModelError
 from microscale.evaluation.perplexity import DEFAULT_BATCH, DEFAULT_WINDOW
 from microscale.jobs.compare import split_formats
-from microscale.jobs.compare_options import CompareOptions
 from microscale.jobs.printing import json_value
+from microscale.jobs.small_options import CompareOptions
 from microscale.kernels import Operation, count_executions, linear, preferred_layout, to_layout
 from microscale.planning.executed import linear_words, summed
 from small_models import save_random_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
-from microscale.jobs.analyze_options import AnalyzeOptions
+from microscale.jobs.small_options import AnalyzeOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.analyze import AnalyzeResult

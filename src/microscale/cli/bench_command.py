@@ -8,7 +8,7 @@ from microscale.cli.output import Column, JsonOption, console, print_json, print
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
 from microscale.cli.runtime import runtime_text
-from microscale.jobs.bench_options import BenchOptions
+from microscale.jobs.small_options import BenchOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.bench import BenchResult

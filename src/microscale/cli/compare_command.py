@@ -9,7 +9,7 @@ from rich.table import Table
 from microscale.cli.output import JsonOption, console, print_json, tell_missing_kernels
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
-from microscale.jobs.compare_options import CompareOptions
+from microscale.jobs.small_options import CompareOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.compare import CompareResult

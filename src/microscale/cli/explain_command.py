@@ -10,7 +10,7 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table
 from microscale.cli.parameters import job_command
-from microscale.jobs.explain_options import ExplainOptions
+from microscale.jobs.small_options import ExplainOptions
 
 if TYPE_CHECKING:
     from microscale.planning.explain import Explanation, LayerExplanation

@@ -9,7 +9,7 @@ from microscale.cli.output import JsonOption, console, print_json, tell_missing_
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
 from microscale.cli.runtime import runtime_text
-from microscale.jobs.generate_options import GenerateOptions
+from microscale.jobs.small_options import GenerateOptions
 
 
 @job_command(GenerateOptions)

@@ -11,7 +11,7 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, SeedOption, console, print_json, print_table
 from microscale.cli.parameters import job_command
-from microscale.jobs.inspect_options import InspectOptions
+from microscale.jobs.small_options import InspectOptions
 
 if TYPE_CHECKING:
     from microscale.planning.inspection import LayerFacts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from microscale.cli.output import JsonOption, SeedOption, print_json, print_wrapped_table
 from microscale.cli.parameters import job_command
-from microscale.jobs.methods_options import MethodsOptions
+from microscale.jobs.small_options import MethodsOptions
 
 
 @job_command(MethodsOptions)

@@ -9,7 +9,7 @@ import typer
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
-from microscale.jobs.study_options import StudyOptions
+from microscale.jobs.small_options import StudyOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.study import StudyResult

@@ -8,7 +8,7 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table
 from microscale.cli.parameters import job_command
-from microscale.jobs.tasks_options import TasksOptions
+from microscale.jobs.small_options import TasksOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.tasks import FoundTask

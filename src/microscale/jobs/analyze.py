@@ -17,10 +17,10 @@ from microscale.errors import CalibrationError, ModelError
 from microscale.integrations.layerwise import LayerFile
 from microscale.integrations.loading import load_original
 from microscale.integrations.originals import Original
-from microscale.jobs.analyze_options import AnalyzeOptions
 from microscale.jobs.analyze_page import MassiveText, analysis_page, massive_values
 from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.small_options import AnalyzeOptions
 from microscale.layerwise.loader import LayerSource
 from microscale.nn.experts import unstack_experts
 from microscale.planning.analysis import ModelAnalysis, analyze_model

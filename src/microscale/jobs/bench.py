@@ -17,9 +17,9 @@ from microscale.formats import ActivationSpec, RangeKind, format_name, parse_act
 from microscale.formats.dtypes import dtype_name, parse_dtype
 from microscale.integrations.engines import DecoderEngine, Engine, load_for_decoding, make_engine
 from microscale.integrations.random_models import parse_shape, random_llama
-from microscale.jobs.bench_options import BenchOptions
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
+from microscale.jobs.small_options import BenchOptions
 from microscale.kernels import count_executions
 from microscale.nn.decoder import Decoder
 from microscale.nn.linear import QuantizedLinear

@@ -20,9 +20,9 @@ from microscale.formats.dtypes import dtype_name
 from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.loading import check_window, load_original, logits_of, stored_dtype
 from microscale.integrations.tokenizing import text_windows
-from microscale.jobs.compare_options import CompareOptions
 from microscale.jobs.given_model import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.small_options import CompareOptions
 from microscale.nn.attention_setting import AttentionFormats
 from microscale.nn.packed import PackedModule
 from microscale.planning.comparison import ComparisonResult, ComparisonStep, compare_formats

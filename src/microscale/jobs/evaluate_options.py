@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from microscale.jobs.option import Option, Options
-from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, Dtype, Seed, Tokenizer
-from microscale.jobs.tasks_options import TaskData
+from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, Dtype, Seed, TaskData, Tokenizer
 
 TEXT_HELP = "UTF-8 text file to score."
 Tokens = Annotated[int | None, Option(help="Use only the first N text tokens (the text must have as many).")]

@@ -11,8 +11,8 @@ from microscale.errors import ModelError, OptionError
 from microscale.formats.dtypes import parse_dtype
 from microscale.integrations.engines import Runtime
 from microscale.integrations.outline import outline_checkpoint
-from microscale.jobs.explain_options import ExplainOptions
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.small_options import ExplainOptions
 from microscale.planning.explain import Explanation, explain_model
 
 

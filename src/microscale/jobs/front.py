@@ -1,7 +1,7 @@
 """The Python front of a job: keywords in, the record of the result out.
 
 ``microscale.generate("OUT", "The sea was", max_new_tokens=40)`` is the job ``generate`` with the options of
-:class:`~microscale.jobs.generate_options.GenerateOptions`, under the same words as on the command line.
+:class:`~microscale.jobs.small_options.GenerateOptions`, under the same words as on the command line.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from typing import Any
 from microscale.formats.dtypes import parse_dtype
 from microscale.integrations.engines import Engine, load_for_decoding, make_engine
 from microscale.integrations.generation import Generation, encode_prompt, generate_text
-from microscale.jobs.generate_options import GenerateOptions
 from microscale.jobs.given_model import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
+from microscale.jobs.small_options import GenerateOptions
 from microscale.kernels import count_executions
 
 

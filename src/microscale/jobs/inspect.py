@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from microscale.jobs.inspect_options import InspectOptions
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.small_options import InspectOptions
 from microscale.planning.inspection import Inspection, inspect_checkpoint
 
 

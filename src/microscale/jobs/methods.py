@@ -10,8 +10,8 @@ from typing import Any
 from microscale.algorithms.contract import Step
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.registry import BEST, EFFORTS, METHODS, STEPS
-from microscale.jobs.methods_options import MethodsOptions
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.small_options import MethodsOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ OriginalModel = Annotated[
 Tokenizer = Annotated[
     Any, Option(help="What reads the text (default: the tokenizer beside the model).", place=Place.PYTHON)
 ]
+TaskData = Annotated[Path | None, Option(help="Folder with the tasks' files; without it they come from the hub.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

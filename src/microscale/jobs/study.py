@@ -16,8 +16,8 @@ from microscale.checkpoint.writer import check_text_target, write_text_file
 from microscale.errors import StudyError, TextError
 from microscale.evaluation.tasks import find_task
 from microscale.jobs.reporting import SILENT, Reporter
+from microscale.jobs.small_options import StudyOptions
 from microscale.jobs.study_executor import QuantizeAndScore
-from microscale.jobs.study_options import StudyOptions
 from microscale.planning.executed import linear_words, summed
 from microscale.report.study import study_html
 from microscale.report.study_rows import StudyCell, StudyReportRow

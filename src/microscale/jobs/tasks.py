@@ -11,7 +11,7 @@ from microscale.errors import TaskError
 from microscale.evaluation.task_files import find_file
 from microscale.evaluation.tasks import TASKS, TaskRecord
 from microscale.jobs.reporting import SILENT, Reporter
-from microscale.jobs.tasks_options import TasksOptions
+from microscale.jobs.small_options import TasksOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
