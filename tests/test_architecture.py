@@ -381,3 +381,12 @@ def test_checker_names_file_and_line() -> None:
     assert find_violations("import math\n\nprint(1)\n", Path("nn/linear.py")) == [
         "nn/linear.py:3: print() outside cli/"
     ]
+
+
+def test_the_files_that_the_plan_names_exist() -> None:
+    """The paths of a weight and of a token name files and folders of src/microscale."""
+    text = PLAN.read_text("utf-8")
+    paths = text[text.index("## The path of one weight") : text.index("## Rooms")]
+    named = re.findall(r"`([a-z_]+(?:/[a-z0-9_]*)*(?:\.py|/))`", paths)
+    assert len(named) > 20
+    assert [name for name in named if not (PACKAGE_DIR / name).exists()] == []
