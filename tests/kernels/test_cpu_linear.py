@@ -368,7 +368,7 @@ def test_errors_before_any_pointer_is_touched() -> None:
         prepare_linear([weight, packed("mxfp4", 32, 96)], [None, None])
     with pytest.raises(ShapeError, match="bias"):
         prepare_linear([weight], [torch.zeros(31)])
-    with pytest.raises(ShapeError, match="SILU_MUL"):
+    with pytest.raises(ShapeError, match="silu_mul takes two weights of equal shape"):
         prepare_linear([weight], [None], combine=Combine.SILU_MUL)
     with pytest.raises(DtypeError, match="float64"):
         prepare_linear([weight], [None], dtype=torch.float64)

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from microscale.errors import ShapeError
 
-MAX_WIDTH = 32
-
 
 def row_bytes(count: int, width: int) -> int:
     """Return how many bytes ``count`` codes of ``width`` bits take."""

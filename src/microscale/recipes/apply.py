@@ -43,11 +43,6 @@ from microscale.recipes.recipe import Recipe
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 
 
-def ignore_progress(done: int, total: int, name: str) -> None:
-    """Report nothing."""
-    del done, total, name
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationReport(Size):
     """What was done to a model: the plan and the size of the quantized layers."""
@@ -80,7 +75,7 @@ def check_job(model: nn.Module, recipe: Recipe, *, observer: str | None, has_tex
 def quantize_model(
     model: nn.Module,
     recipe: Recipe,
-    progress: Progress = ignore_progress,
+    progress: Progress = lambda done, total, name: None,
     *,
     calibration: Calibration | None = None,
     store: ActivationStore | None = None,

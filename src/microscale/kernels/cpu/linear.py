@@ -25,7 +25,7 @@ from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.rows16 import NAME as ROWS16
 from microscale.kernels.cpu.weights import PackedWeight, pack_weight
-from microscale.kernels.operands import Combine
+from microscale.kernels.operands import Combine, WeightGroup
 from microscale.tensor import QuantizedTensor
 
 _TERMS = {torch.float32: 3, torch.bfloat16: 1, torch.float16: 3}
@@ -117,7 +117,7 @@ def prepare_linear(
     """
     _check_request([activations], dtype)
     packed = [pack_weight(weight) for weight in weights]
-    _check_group(packed, biases, combine)
+    WeightGroup(weights=tuple(weights), biases=tuple(biases), combine=combine)  # checks that they belong together
     kept_biases = [None if bias is None else _as_float32(bias) for bias in biases]
     outputs: list[_Output] = []
     column = 0
@@ -297,16 +297,6 @@ def _check_request(activations: Sequence[Format | None], dtype: torch.dtype) -> 
         raise KernelError(f"the CPU kernels cannot round their input on the fly: {refusal}; quantize it beforehand")
     if dtype not in DTYPES:
         raise DtypeError(f"linear computes in float32, bfloat16 or float16, got {dtype}")
-
-
-def _check_group(packed: Sequence[PackedWeight], biases: Sequence[Tensor | None], combine: Combine) -> None:
-    shapes = [(weight.rows, weight.cols) for weight in packed]
-    if not packed or len(packed) != len(biases) or len({cols for _, cols in shapes}) != 1:
-        raise ShapeError(f"weights that share their input need one width and a bias (or None) each, got {shapes}")
-    if combine is Combine.SILU_MUL and (len(packed) != 2 or packed[0].rows != packed[1].rows):
-        raise ShapeError(f"SILU_MUL takes two weights of equal shape, got {shapes}")
-    for bias, (rows, _) in zip(biases, shapes, strict=True):
-        _check_bias(bias, rows)
 
 
 def _check_bias(bias: Tensor | None, rows: int) -> None:
