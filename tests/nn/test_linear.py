@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from format_specs import SPECS
 from microscale.errors import ShapeError
-from microscale.formats import parse_format
+from microscale.formats import parse_activation, parse_format
 from microscale.kernels import Operation, count_executions, dequantize, quantize
 from microscale.nn.linear import QuantizedLinear
 from packed_modules import inputs, packed_linear, weight
@@ -50,3 +50,12 @@ def test_a_weight_that_was_unpacked_before_runs_on_the_reference_path() -> None:
 def test_inputs_of_another_width() -> None:
     with pytest.raises(ShapeError, match=r"\[2, 3, 79\]"):
         packed_linear("mxfp4")(inputs()[..., :79])
+
+
+@pytest.mark.parametrize("activations", [None, "mxfp8", "nvfp4", "int8/32:fp32:amax"])
+@pytest.mark.parametrize("spec", ["mxfp4", "nvfp4", "mxfp4_plus", "int4_asym"])
+def test_a_layer_on_meta_gives_shapes(spec: str, activations: str | None) -> None:
+    rounding = None if activations is None else parse_activation(activations)
+    layer = QuantizedLinear.from_tensor(quantize(torch.ones(48, 64), spec), activations=rounding).to("meta")
+    outputs = layer(torch.empty(2, 3, 64, device="meta"))
+    assert (outputs.shape, outputs.device.type) == ((2, 3, 48), "meta")

@@ -276,16 +276,22 @@ def decode(codes: Integer[Tensor, "..."], element: Element) -> Float[Tensor, "..
     if element == FP32 and codes.dtype in (torch.int32, torch.float32):
         return codes.view(torch.float32)
     _check_integers(codes, f"codes of {element.name}")
-    table = value_table(element, codes.device)
-    flat = codes.reshape(-1)
     is_narrow = codes.dtype == torch.uint8 and element.bits >= 8
-    if not is_narrow and flat.numel():
-        low, high = (int(edge) for edge in torch.aminmax(flat))
+    if not is_narrow and codes.numel() and not codes.is_meta:
+        low, high = (int(edge) for edge in torch.aminmax(codes))
         if low < 0 or high >= 2**element.bits:
             raise FormatError(
                 f"codes of {element.name} are 0 to {2**element.bits - 1}, got {low} to {high}; unpack them by its width"
             )
-    return table.index_select(0, flat.to(torch.int32)).reshape(codes.shape)
+    return decode_known(codes, element)
+
+
+def decode_known(codes: Integer[Tensor, "..."], element: Element) -> Float[Tensor, "..."]:
+    """Return what :func:`decode` returns, for codes that are known to be the element's: they are not looked at."""
+    if element == FP32 and codes.dtype in (torch.int32, torch.float32):
+        return codes.view(torch.float32)
+    table = value_table(element, codes.device)
+    return table.index_select(0, codes.reshape(-1).to(torch.int32)).reshape(codes.shape)
 
 
 def encode_scale(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from microscale.formats import BlockFormat
-from microscale.formats.codec import decode, decode_zero_point, has_largest
+from microscale.formats.codec import decode_known, decode_zero_point, has_largest
 from microscale.kernels.reference.encode import EncodedBlocks, sub_factor
 from microscale.kernels.reference.scales import scale_factor
 
@@ -19,7 +19,7 @@ from microscale.kernels.reference.scales import scale_factor
 def decode_blocks(encoded: EncodedBlocks, fmt: BlockFormat) -> Float[Tensor, "grid_rows grid_cols size"]:
     """Return the float32 values of all blocks; a NaN scale makes its whole block NaN."""
     factor = scale_factor(encoded.scale, fmt, encoded.tensor_inv_scale).unsqueeze(-1)
-    values = decode(encoded.codes, fmt.element)
+    values = decode_known(encoded.codes, fmt.element)
     if encoded.zero_point is not None:
         return (values - decode_zero_point(encoded.zero_point, fmt).unsqueeze(-1)) * factor
     if encoded.sub_scale is not None:

@@ -79,6 +79,11 @@ def to_float32(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."
     return values.clamp(-FLOAT32_MAX, FLOAT32_MAX) if fmt.inf_policy is InfPolicy.SATURATE else values
 
 
+def _is_any(flags: Tensor) -> bool:
+    """Whether a flag is set; on ``meta``, where there are no numbers, none is."""
+    return not flags.is_meta and bool(flags.any())
+
+
 def encode_matrix(
     matrix: Float[Tensor, "rows cols"],
     fmt: BlockFormat,
@@ -89,7 +94,7 @@ def encode_matrix(
     blocks = to_blocks(matrix, fmt.block)
     is_bad = ~torch.isfinite(blocks)
     poisoned = is_bad.any(-1)
-    if bool(poisoned.any()):
+    if _is_any(poisoned):
         blocks = torch.where(poisoned.unsqueeze(-1), 0.0, blocks)
     noise = _noise(matrix, fmt, draw or fmt.default_draw) if fmt.rounding is Rounding.STOCHASTIC else None
     if fmt.zero_point is not None:
@@ -207,7 +212,7 @@ def encode_largest(scaled: Tensor, fmt: BlockFormat, noise: Tensor | None = None
 
 
 def _poison(encoded: EncodedBlocks, poisoned: Bool[Tensor, "grid_rows grid_cols"], fmt: BlockFormat) -> EncodedBlocks:
-    if not bool(poisoned.any()):
+    if not _is_any(poisoned):
         return encoded
     nan = torch.full((1,), float("nan"), device=poisoned.device)
     nan_scale = encode_scale(nan, fmt.scale)
