@@ -119,6 +119,22 @@ def test_mixed_segments_are_the_sum_of_their_products(activations: list[str | No
     )
 
 
+@pytest.mark.parametrize("activations", [[None, None], ["mxfp8", None], ["mxfp4", "mxfp8"]])
+def test_gradients_pass_rounded_segments_as_if_they_were_kept(activations: list[str | None]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(3, 80, generator=generator)
+    weights = [quantize(torch.randn(7, cols, generator=generator), "mxfp4") for cols in (48, 32)]
+    leaf = inputs.clone().requires_grad_()
+    outputs = linear_mixed(leaf, weights, activations)
+    with torch.no_grad():
+        assert same_bits(outputs.detach(), linear_mixed(leaf, weights, activations)), "the values are the rounded ones"
+    slopes = torch.randn(3, 7, generator=generator)
+    (outputs * slopes).sum().backward()
+    expected = slopes @ torch.cat([dequantize(weight) for weight in weights], dim=-1)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected)
+
+
 PACKED = quantize(torch.ones(4, 32), "mxfp4")
 X = torch.ones(2, 32)
 

@@ -158,6 +158,25 @@ def test_ranges_move_in_eval_mode_and_without_gradients(kind: str) -> None:
     assert module.amax is not None and not module.amax.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "static", "ema(0.5)", "window(2)"])
+def test_a_gradient_passes_and_the_values_and_ranges_are_the_same(kind: str) -> None:
+    one, other = quantizer(f"nvfp4@{kind}"), quantizer(f"nvfp4@{kind}")
+    values = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    for module in (one, other):
+        with observe_activations(module):
+            module(values)
+    leaf = values.clone().requires_grad_()
+    rounded = one(leaf)
+    assert same_bits(rounded.detach(), other(values)) and not same_bits(rounded.detach(), values)
+    if one.amax is not None and other.amax is not None:
+        assert same_bits(one.amax, other.amax)
+    (rounded * values).sum().backward()
+    assert leaf.grad is not None and same_bits(leaf.grad, values)
+    with torch.no_grad():
+        assert not one(leaf).requires_grad
+    assert not one(values).requires_grad
+
+
 def test_nan_and_inf_in_the_inputs() -> None:
     """They poison their block, and only finite numbers count for a range."""
     for bad in (float("nan"), float("inf")):

@@ -76,7 +76,7 @@ def test_a_plain_call_runs_on_the_kernels(way: Callable[[Path, Path], Any], orig
 def test_a_gradient_of_a_parameter_flows_and_is_told_once(stored: Path) -> None:
     model = microscale.load(stored)
     table = model.get_input_embeddings().weight.requires_grad_(True)
-    with pytest.warns(GradientNote, match=r"layers\.0\.self_attn\.q_proj .* 14 of 14, .* in place of") as told:
+    with pytest.warns(GradientNote, match=r"the input of model\.layers\.0\.self_attn\.q_proj .* in place of") as told:
         assert backends(model) == {"reference": NUM_LAYERS}
         model(TOKENS).logits.sum().backward()
     assert len(told) == 1 and table.grad is not None and bool((table.grad != 0).any())
@@ -95,8 +95,33 @@ def test_a_gradient_of_an_input_flows(stored: Path) -> None:
 def test_only_the_layers_behind_run_on_the_reference(stored: Path) -> None:
     model = microscale.load(stored)
     model.model.layers[1].input_layernorm.weight.requires_grad_(True)
-    with pytest.warns(GradientNote, match=r"layers\.1\.self_attn\.q_proj .* 7 of 14"):
+    with pytest.warns(GradientNote, match=r"the input of model\.layers\.1\.self_attn\.q_proj "):
         assert backends(model) == {"cpu": 7, "reference": 7}
+
+
+def test_a_bias_is_named_and_reaches_only_what_reads_it(stored: Path) -> None:
+    model = microscale.load(stored)
+    layer = model.model.layers[1].mlp.gate_proj
+    layer.bias = torch.nn.Parameter(torch.zeros(layer.out_features))
+    with pytest.warns(GradientNote, match=r"the bias of model\.layers\.1\.mlp\.gate_proj ") as told:
+        assert backends(model) == {"cpu": NUM_LAYERS - 2, "reference": 2}, (
+            "up_proj stands behind it, and is not reached"
+        )
+    assert not any(f" {number} of " in str(told[0].message) for number in range(NUM_LAYERS + 1))
+
+
+@pytest.mark.parametrize("activations", ["mxfp8", "nvfp4@ema(0.9)"])
+def test_a_gradient_flows_through_rounded_inputs(original: Path, activations: str) -> None:
+    model = microscale.quantize(original, "mxfp4", activations=activations)
+    down = model.model.layers[0].mlp.down_proj
+    with pytest.warns(GradientNote, match=r"the input of model\.layers\.0\.mlp\.down_proj "):
+        assert down(torch.randn(3, down.in_features, requires_grad=True)).requires_grad
+    norm = model.model.layers[0].post_attention_layernorm.weight.requires_grad_(True)
+    assert backends(model) == {"cpu": 4, "reference": NUM_LAYERS - 4}
+    model(TOKENS).logits.square().sum().backward()
+    assert norm.grad is not None and bool(torch.isfinite(norm.grad).all()) and bool((norm.grad != 0).any())
+    with torch.no_grad():
+        assert backends(model) == {"cpu": NUM_LAYERS}
 
 
 def test_nothing_is_told_where_the_gradient_changes_nothing(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

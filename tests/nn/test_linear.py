@@ -10,6 +10,7 @@ from format_specs import SPECS
 from microscale.errors import ShapeError
 from microscale.formats import parse_activation, parse_format
 from microscale.kernels import Operation, count_executions, dequantize, quantize
+from microscale.nn.activation import ActivationQuantizer, observe_activations
 from microscale.nn.linear import QuantizedLinear
 from packed_modules import inputs, packed_linear, weight
 from small_models import same_bits
@@ -30,10 +31,21 @@ def test_linear_is_that_of_the_dequantized_weight(spec: str) -> None:
     assert same_bits(without(inputs()), functional.linear(inputs(), restored))
 
 
-def test_gradients_pass_through_to_the_inputs() -> None:
+@pytest.mark.parametrize("activations", [None, "mxfp8", "mxfp4", "mxfp4_plus", "nvfp4@static", "nvfp4@ema(0.5)"])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_gradients_pass_through_to_the_inputs(activations: str | None, is_cached: bool) -> None:
+    """A rounding of the inputs, whatever its range, passes them as if it were not there; the values are rounded."""
     layer = packed_linear("mxfp4")
+    if activations is not None:
+        layer.activations = ActivationQuantizer(parse_activation(activations))
+        with observe_activations(layer):
+            layer(inputs(torch.float32))
+    if is_cached:
+        layer.cache_weight()
     argument = inputs(torch.float32).requires_grad_()
-    layer(argument).sum().backward()
+    outputs = layer(argument)
+    outputs.sum().backward()
+    assert same_bits(outputs.detach(), layer(inputs(torch.float32)))
     assert argument.grad is not None
     expected = dequantize(quantize(weight(), "mxfp4"), torch.float32).sum(0)
     assert torch.allclose(argument.grad, expected.expand_as(argument.grad), rtol=1e-5, atol=1e-5)

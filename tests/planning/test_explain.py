@@ -71,6 +71,21 @@ def test_requested_and_executed_inputs_differ_under_the_rule_of_a_layout(origina
     assert {layer.reason for layer in microscale.explain(exact).layers} == {None}
 
 
+@pytest.mark.skipif(CPU.unavailable() is not None, reason="needs the compiled kernels")
+def test_a_gradient_that_is_asked_for_is_named(original: Path) -> None:
+    model = microscale.quantize(original, "mxfp4", activations="mxfp4")
+    model.get_input_embeddings().weight.requires_grad_(True)
+    found = microscale.explain(model)
+    assert {layer.backend for layer in packed(found)} == {"cpu"}
+    for layer in packed(found):
+        assert layer.reason is not None and layer.reason.startswith("this holds without gradients: model.embed_tokens")
+        assert "the reference path in torch runs it" in layer.reason
+    assert {layer.reason for layer in found.layers if layer.layout is None} == {None}
+    with count_executions() as counts, torch.enable_grad():
+        model(torch.arange(4).reshape(1, 4))
+    assert set(counts) == {(Operation.LINEAR, "reference")}
+
+
 def test_another_device_is_explained_where_there_is_none(stored: Path) -> None:
     found = microscale.explain(stored, device="cuda")
     first = packed(found)[0]

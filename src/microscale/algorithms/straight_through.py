@@ -24,19 +24,8 @@ from microscale.algorithms.contract import LayerTask
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels import fake_quantize
 from microscale.kernels.grid import make_grid
+from microscale.kernels.straight_through import straight_through as pass_straight_through
 from microscale.kernels.transform import apply_transforms
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, fmt: Format) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        del ctx
-        return fake_quantize(values.detach(), fmt)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        del ctx
-        return gradients[0], None
 
 
 class _ClippedRounding(torch.autograd.Function):
@@ -84,7 +73,7 @@ def straight_through(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor,
 
     Special values and errors: as :func:`microscale.kernels.ops.fake_quantize`.
     """
-    return _StraightThrough.apply(values, fmt)
+    return pass_straight_through(values, lambda kept: fake_quantize(kept, fmt))
 
 
 def straight_through_inputs(inputs: Float[Tensor, "..."], spec: ActivationSpec | None) -> Float[Tensor, "..."]:

@@ -146,8 +146,8 @@ def linear(
     scale of the whole tensor, and for which of the kernels for one row and for many is taken).
 
     Range: a row of inputs may overflow where max |x| times the largest element value times cols passes 2^127, even if
-    small scales would bring the exact result back. Gradients: kept activations pass them on (through the reference);
-    rounded ones have none.
+    small scales would bring the exact result back. Gradients (recorded by the reference): those of the inputs and the
+    bias, as if the inputs were kept: a rounding passes them unchanged.
 
     Special values: NaN or Inf in a row of inputs, or a NaN scale of the weight, make the outputs that they enter NaN or
     Inf; no rows give no outputs.

@@ -13,6 +13,7 @@ from microscale.calibration.observers import MinMaxObserver, Observer
 from microscale.errors import ModelError
 from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
+from microscale.kernels.straight_through import straight_through
 
 
 class ActivationQuantizer(nn.Module):
@@ -37,7 +38,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("amax", state)
 
     def forward(self, inputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the inputs rounded to the format, in their own dtype.
+        """Return the inputs rounded to the format, in their own dtype; a gradient passes as if they were not.
 
         Raises:
             ModelError: a static range that was never calibrated.
@@ -46,7 +47,10 @@ class ActivationQuantizer(nn.Module):
         if self.observer is not None:
             self.observer.update(inputs)
             return inputs
-        return fake_quantize(inputs, self.spec.format, amax=self._range(inputs), name="the layer input")
+        amax = self._range(inputs)
+        return straight_through(
+            inputs, lambda kept: fake_quantize(kept, self.spec.format, amax=amax, name="the layer input")
+        )
 
     def _range(self, inputs: Tensor) -> Float[Tensor, "1"] | None:
         if self.amax is None:

@@ -24,9 +24,8 @@ from microscale.tensor import QuantizedTensor
 
 @dataclass(slots=True)
 class ModelWatch:
-    """What the layers of one model share: their names in order, and whether the warning was given."""
+    """What the layers of one model share: whether the warning was given."""
 
-    layers: tuple[str, ...]
     has_warned: bool = False
 
 
@@ -46,11 +45,11 @@ class GradientWatch:
         if slow is fast:
             return
         self.model.has_warned = True
-        behind = self.model.layers[self.model.layers.index(self.layer) :]
+        cause = "input" if inputs.requires_grad else "bias"
         warnings.warn(
-            f"the input or bias of {self.layer} needs a gradient: this layer and those behind it,"
-            f" {len(behind)} of {len(self.model.layers)}, run on the {slow.title} in place of the {fast.title},"
-            " which record none. Where none is needed, call the model in torch.no_grad(), or freeze its parameters",
+            f"the {cause} of {self.layer} needs a gradient: this layer, and each behind it that the gradient reaches,"
+            f" runs on the {slow.title} in place of the {fast.title}, which record none. Where none is needed, call the"
+            " model in torch.no_grad(), or freeze its parameters",
             GradientNote,
             stacklevel=2,
         )

@@ -60,10 +60,10 @@ def freeze(model: nn.Module) -> None:
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-    shared = ModelWatch(layers=tuple(linears))
-    for name, module in linears.items():
-        module.watch = GradientWatch(layer=name, model=shared)
+    shared = ModelWatch()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            module.watch = GradientWatch(layer=name, model=shared)
 
 
 @contextmanager

@@ -42,8 +42,8 @@ class LayerExplanation:
     """How one layer is executed.
 
     ``kernel`` is the operation with what the backend says of it, ``level`` the instruction-set level or the GPU (None:
-    plain torch). ``reason`` says why another format is executed than was requested. ``layout`` is None for a float
-    weight.
+    plain torch). ``reason`` says why another format is executed than was requested, and, where a parameter of the model
+    asks for a gradient, who runs the layer in its stead while one is recorded. ``layout`` is None for a float weight.
     """
 
     layer: str
@@ -88,6 +88,10 @@ def explain_model(
     place = device or next((each.device for each in (*parameters, *model.buffers())), torch.device("cpu"))
     obstacle = device_obstacle(place)
     layers = tuple(_explain(name, each, device, dtype, engine, obstacle is None) for name, each in _layers(model))
+    asking = next((name for name, each in model.named_parameters() if each.requires_grad and not each.is_meta), None)
+    if asking is not None:
+        found = zip(layers, _layers(model), strict=True)
+        layers = tuple(_with_gradient(layer, each, dtype, asking, device) for layer, (_, each) in found)
     return Explanation(layers=layers, device=str(place), dtype=dtype_name(dtype), obstacle=obstacle)
 
 
@@ -132,6 +136,23 @@ def _explain(
         ),
         reason=_difference(requested, executed, module),
     )
+
+
+def _with_gradient(
+    layer: LayerExplanation, module: nn.Module, dtype: torch.dtype, asking: str, device: torch.device | None
+) -> LayerExplanation:
+    """Say in the reason who runs a layer where the gradient for the parameter ``asking`` reaches it."""
+    if not isinstance(module, PackedModule):
+        return layer
+    request = _request(module, device or module.tensor.device, dtype, is_moved=device is not None)
+    recording = choose(dataclasses.replace(request, records_gradient=True))
+    if recording.name == layer.backend:
+        return layer
+    said = (
+        f"this holds without gradients: {asking} asks for one, and where that reaches the layer, the {recording.title}"
+        " runs it"
+    )
+    return dataclasses.replace(layer, reason=said if layer.reason is None else f"{layer.reason}; {said}")
 
 
 def _explain_float(

@@ -29,6 +29,7 @@ from microscale.kernels.reference.encode import EncodedBlocks, encode_matrix, re
 from microscale.kernels.reference.layout import to_layout
 from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
+from microscale.kernels.straight_through import straight_through
 from microscale.layouts import pack_bits, part_specs, unpack_bits
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.layouts.row_major import grid_shape, padded_cols
@@ -185,9 +186,9 @@ def linear(
     bias: Float[Tensor, "rows"] | None,
     activations: Format | None = None,
 ) -> Float[Tensor, "... rows"]:
-    """Return inputs @ dequantize(weight).T + bias, computed in the dtype of the inputs."""
+    """Return inputs @ dequantize(weight).T + bias, computed in their dtype; gradients pass a rounding unchanged."""
     if activations is not None and inputs.numel():
-        inputs = fake_quantize(inputs, activations, name="the inputs of linear")
+        inputs = straight_through(inputs, lambda kept: fake_quantize(kept, activations, name="the inputs of linear"))
     added = None if bias is None else bias.to(inputs.dtype)
     return functional.linear(inputs, dequantize(weight, inputs.dtype), added)
 
