@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microscale.formats import NAMED_FORMATS
+from microscale.formats import NAMED_FORMATS, BlockFormat, Format, PairFormat, SegmentedFormat, parse_format
 
 SPECS = (
     *NAMED_FORMATS,
@@ -17,3 +17,16 @@ SPECS = (
     "pair(mxfp4,mxfp8,25%)",
 )
 """Beside the named formats: tiles, channels, whole tensors, second levels, wide scales, ragged blocks, compounds."""
+
+
+def block_format(spec: str) -> BlockFormat:
+    """The record of a spec that is neither a pair nor in segments."""
+    fmt = parse_format(spec)
+    assert isinstance(fmt, BlockFormat), spec
+    return fmt
+
+
+def parts_of(fmt: Format) -> tuple[BlockFormat, ...]:
+    """The block formats that a format is made of: itself, or both of a pair."""
+    assert not isinstance(fmt, SegmentedFormat), "a format in segments has parts of other widths"
+    return (fmt.low, fmt.high) if isinstance(fmt, PairFormat) else (fmt,)

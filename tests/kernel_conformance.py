@@ -6,6 +6,7 @@ no case of its own. Weights are tried in every layout there is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -121,8 +122,7 @@ def _check_packing(backend: Backend, case: Case, stored: QuantizedTensor, layout
     return done
 
 
-def _check_linear(run: object, case: Case, laid_out: QuantizedTensor, stored: QuantizedTensor) -> None:
-    assert callable(run)
+def _check_linear(run: Callable[..., Tensor], case: Case, laid_out: QuantizedTensor, stored: QuantizedTensor) -> None:
     inputs, bias = numbers(5, COLS, case.dtype, seed=2), numbers(1, ROWS, case.dtype, seed=3)[0]
     record = None if case.activations is None else parse_format(case.activations)
     used = inputs

@@ -229,7 +229,7 @@ def entry_of(word: str, mode: str | None = "even", *, dynamic: bool = False) -> 
     }
 
 
-def layer_entry(weight: dict[str, Any], inputs: dict[str, Any] | None) -> dict[str, Any]:
+def layer_entry(weight: dict[str, Any], inputs: dict[str, Any] | list[dict[str, Any]] | None) -> dict[str, Any]:
     return {"weight": weight, "input_tensors": inputs, "output_tensors": None, "bias": None, "target_device": None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def test_overwriting_replaces_all(tmp_path: Path) -> None:
 
 
 @contextmanager
-def failing_renames(monkeypatch: pytest.MonkeyPatch, which: Callable[[int], bool]) -> Iterator[None]:
+def failing_renames(monkeypatch: pytest.MonkeyPatch, which: Callable[[int], bool]) -> Generator[None]:
     """Let some of the calls of Path.rename (counted from 1) fail as a file system does."""
     original, calls = Path.rename, [0]
 

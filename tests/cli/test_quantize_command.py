@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +322,7 @@ def test_a_place_where_nobody_can_write(place: str, model: Path) -> None:
 
 
 @contextlib.contextmanager
-def small_files(limit: int) -> Iterator[None]:
+def small_files(limit: int) -> Generator[None]:
     """Let every write past a file size fail, as on a disk with no room left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

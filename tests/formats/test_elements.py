@@ -108,7 +108,7 @@ def test_every_code_against_gfloat(word: str) -> None:
 
 
 def test_every_code_against_the_shared_tables(shared_dir: Path) -> None:
-    tables = json.loads((shared_dir / "vectors" / "ocp_decode_tables.json").read_text())
+    tables: dict[str, Any] = json.loads((shared_dir / "vectors" / "ocp_decode_tables.json").read_text())
     words = {"e4m3fn": "e4m3"}
     seen = 0
     for name, rows in tables.items():

@@ -10,7 +10,6 @@ from microscale.formats import (
     NAMED_FORMATS,
     BlockFormat,
     Extension,
-    PairFormat,
     RuleKind,
     ScaleRule,
     VectorBlock,
@@ -79,7 +78,7 @@ def test_rules_of_the_named_formats() -> None:
     """OCP's floor for FP4, FP6 and all of MX+; round-up for 8-bit floats and integers; amax / 6 for NVFP4."""
     for name, named in NAMED_FORMATS.items():
         fmt = named.format
-        if isinstance(fmt, PairFormat) or fmt.zero_point is not None:
+        if not isinstance(fmt, BlockFormat) or fmt.zero_point is not None:
             continue
         if name.startswith("nvfp4"):
             assert fmt.rule == ScaleRule.AMAX and fmt.tensor_scale == FP32 and fmt.block == VectorBlock(16)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers.utils.quantization_config import Mxfp4Config
 
 import microscale
 from gguf_files import as_llama_cpp, llama_tensors, write

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 import microscale
 import microscale.hf
@@ -73,8 +74,7 @@ def test_without_our_import_transformers_warns_and_leaves_random_weights(ours: P
 def test_registering_again_does_nothing() -> None:
     microscale.hf.register()
     microscale.hf.register()
-    mapping = transformers.quantizers.auto.AUTO_QUANTIZER_MAPPING
-    assert mapping["microscale"] is microscale.hf.MicroscaleQuantizer
+    assert AUTO_QUANTIZER_MAPPING["microscale"] is microscale.hf.MicroscaleQuantizer
 
 
 EXPERT_FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]

@@ -20,7 +20,7 @@ from task_data import ROWS, write_jsonl, write_task_data
 lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.models import huggingface  # noqa: E402
 from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 
 from microscale.integrations import lm_eval_runner  # noqa: E402
@@ -28,6 +28,7 @@ from microscale.integrations.lm_eval_model import EvaluatedModel  # noqa: E402
 from microscale.integrations.lm_eval_runner import CodeExecution, TaskRequest, run_tasks  # noqa: E402
 from microscale.integrations.task_data import documents, splits_of  # noqa: E402
 
+HFLM: Any = huggingface.HFLM  # its decorator gives the type of any model
 OWN = Path(lm_eval.__file__).parent / "tasks"
 
 
@@ -252,9 +253,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_wrong_request(case: str, folder: Path, loaded: tuple[Any, Any]) -> None:
     fields, words = REFUSED[case]
-    data = None if case == "a text without folder" else folder
+    request = {"task_data": None if case == "a text without folder" else folder, **fields}
     with pytest.raises(TaskError) as caught:
-        run_tasks(*loaded, TaskRequest(**{"task_data": data} | fields))
+        run_tasks(*loaded, TaskRequest(**request))
     assert words in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -70,16 +71,16 @@ def test_loading_is_quiet(
 
 
 def test_loading_leaves_the_settings_of_transformers_alone(source: Path) -> None:
-    logging = transformers.utils.logging
-    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    settings = transformers.utils.logging
+    before = (settings.get_verbosity(), settings.is_progress_bar_enabled())
     for verbosity in (logging.INFO, logging.ERROR):
-        logging.set_verbosity(verbosity)
+        settings.set_verbosity(verbosity)
         microscale.load(source)
         with pytest.raises(ModelError):
             microscale.load("nobody/no-such-model")
-        assert logging.get_verbosity() == verbosity
-    logging.set_verbosity(before[0])
-    assert logging.is_progress_bar_enabled() == before[1]
+        assert settings.get_verbosity() == verbosity
+    settings.set_verbosity(before[0])
+    assert settings.is_progress_bar_enabled() == before[1]
 
 
 def test_weights_that_the_config_has_no_place_for_are_told(source: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import microscale
-import microscale.hf
+import microscale.hf  # pyright: ignore[reportUnusedImport]  # registers with transformers
 from command_line import succeed
 from microscale.formats import NAMED_FORMATS
 from microscale.nn.inference import row_major_weights

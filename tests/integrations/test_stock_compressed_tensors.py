@@ -171,7 +171,8 @@ def test_no_warning_of_the_stock_library(
 ) -> None:
     succeed("quantize", original, "-f", "mxfp4", "-a", "mxfp8", "-o", tmp_path / "out")
     capsys.readouterr()
-    _, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    _, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert "Could not match" not in caplog.text + capsys.readouterr().err
 
@@ -455,7 +456,7 @@ def test_foreign_nvfp4_with_a_static_range(foreign: Foreign) -> None:
     assert str(layer.activations.spec) == "nvfp4@static"
     assert float(layer.activations.amax) == pytest.approx(26.88, rel=1e-6)
 
-    theirs = torch.nn.Linear(4, 4)
+    theirs: Any = torch.nn.Linear(4, 4)
     theirs.quantization_status = QuantizationStatus.DECOMPRESSED
     theirs.input_global_scale = torch.nn.Parameter(torch.tensor([GLOBAL_SCALE]), requires_grad=False)
     inputs = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 import microscale
-import microscale.hf
+import microscale.hf  # pyright: ignore[reportUnusedImport]  # registers with transformers
 from family_models import family_model, image_inputs, run
 from microscale.errors import ModelError
 from microscale.nn.packed import PackedModule

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Listener(ProgressReporter):
         self.seen: list[str] = []
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Iterator[Progress]:  # type: ignore[override]
+    def stage(self, title: str) -> Generator[Progress]:  # type: ignore[override]
         self.seen.append(f"start {title}")
         yield lambda done, total, name: self.seen.append(title) if done == total else None
         self.seen.append(f"end {title}")

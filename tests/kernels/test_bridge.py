@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_members_have_the_numbers_of_the_extension(name: str) -> None:
     [(formats.Rounding, enums.Rounding), (formats.Extension, enums.Extension)],
     ids=lambda kind: kind.__name__,
 )
-def test_policies_of_formats_have_the_names_of_the_extension(ours: type, twin: type[IntEnum]) -> None:
+def test_policies_of_formats_have_the_names_of_the_extension(ours: type[Enum], twin: type[IntEnum]) -> None:
     assert [member.name for member in ours] == [member.name for member in twin]
 
 

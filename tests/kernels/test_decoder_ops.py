@@ -184,7 +184,7 @@ def test_a_cache_holds_what_the_emulation_of_one_rounds_to(backend: Backend, sto
     run(store_heads(heads.clone(), cache, still))
     keys, values = (table[:, 1:4].float().transpose(0, 1) for table in contents(backend, cache))
     split = heads.reshape(3, 6, 64)
-    expected = as_cached(split, torch.bfloat16, "heads") if stored == "bfloat16" else fake_quantize(split, kind)
+    expected = as_cached(split, kind, "heads") if isinstance(kind, torch.dtype) else fake_quantize(split, kind)
     assert torch.equal(keys, expected[:, 2:4]) and torch.equal(values, expected[:, 4:])
     assert bool((expected != split).any())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_there_and_back_are_the_same_parts() -> None:
     [
         (lambda: to_layout(WEIGHT, "swizzled"), LayoutError, "swizzled"),
         (
-            lambda: to_layout(WEIGHT.parts["codes"], "rows16"),
+            lambda: to_layout(cast("Any", WEIGHT.parts["codes"]), "rows16"),
             ArgumentError,
             "what is laid out must be a QuantizedTensor",
         ),
@@ -97,17 +98,25 @@ def test_there_and_back_are_the_same_parts() -> None:
         ),
         (lambda: preferred_layout(WEIGHT, torch.int8), DtypeError, "dtype of the inputs must be a float dtype"),
         (
-            lambda: preferred_layout(WEIGHT, torch.float32, activations="mxfp8"),
+            lambda: preferred_layout(WEIGHT, torch.float32, activations=cast("Any", "mxfp8")),
             FormatError,
             "activations must be a format record or None, got 'mxfp8'",
         ),
         (
-            lambda: preferred_layout(WEIGHT, torch.float32, device="cpu"),
+            lambda: preferred_layout(WEIGHT, torch.float32, device=cast("Any", "cpu")),
             ArgumentError,
             "the device must be a torch.device",
         ),
-        (lambda: is_at_home(7, WEIGHT.format, torch.float32, CPU), ArgumentError, "the layout must be the name"),
-        (lambda: is_at_home("rows16", "mxfp4", torch.float32, CPU), FormatError, "the format must be a format record"),
+        (
+            lambda: is_at_home(cast("Any", 7), WEIGHT.format, torch.float32, CPU),
+            ArgumentError,
+            "the layout must be the name",
+        ),
+        (
+            lambda: is_at_home("rows16", cast("Any", "mxfp4"), torch.float32, CPU),
+            FormatError,
+            "the format must be a format record",
+        ),
     ],
 )
 def test_what_is_refused(call: Callable[[], object], error: type[Exception], words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -137,16 +138,17 @@ def test_gradients_pass_rounded_segments_as_if_they_were_kept(activations: list[
 
 PACKED = quantize(torch.ones(4, 32), "mxfp4")
 X = torch.ones(2, 32)
+LIST, NUMBER, TEXT = cast("tuple[Any, Any, Any]", ([1.0, 2.0], 1.0, "x"))  # no tensors
 
 
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: quantize([1.0, 2.0], "mxfp4", name="w1"), DtypeError, r"w1 must be a torch tensor, got list; wrap it"),
-        (lambda: rms_norm(1.0, X[0], 1e-5), DtypeError, "the input of rms_norm must be a torch tensor, got float"),
-        (lambda: linear("x", PACKED), DtypeError, "linear takes a float tensor as inputs, got str; cast it first"),
+        (lambda: quantize(LIST, "mxfp4", name="w1"), DtypeError, r"w1 must be a torch tensor, got list; wrap it"),
+        (lambda: rms_norm(NUMBER, X[0], 1e-5), DtypeError, "the input of rms_norm must be a torch tensor, got float"),
+        (lambda: linear(TEXT, PACKED), DtypeError, "linear takes a float tensor as inputs, got str; cast it first"),
         (
-            lambda: linear(X, PACKED, [0.0]),
+            lambda: linear(X, PACKED, LIST),
             DtypeError,
             "the bias is a float tensor on cpu, as the inputs are, got list",
         ),

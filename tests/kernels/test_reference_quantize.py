@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from format_specs import block_format, parts_of
 from microscale.formats import (
     NAMED_FORMATS,
     BlockFormat,
@@ -19,7 +20,6 @@ from microscale.formats import (
     Extension,
     FloatElement,
     IntElement,
-    PairFormat,
     Rounding,
     RuleKind,
     VectorBlock,
@@ -70,20 +70,12 @@ def row_of(*numbers: float) -> torch.Tensor:
 
 
 def is_signed_symmetric(spec: str) -> bool:
-    fmt = parse_format(spec)
-    parts = [fmt.low, fmt.high] if isinstance(fmt, PairFormat) else [fmt]
-    for part in parts:
+    for part in parts_of(parse_format(spec)):
         if part.zero_point is not None or not part.element.signed:
             return False
         if isinstance(part.element, IntElement) and not part.element.symmetric:
             return False
     return True
-
-
-def plain(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
 
 
 # ------------------------------------------------------------------------------------------- for every format
@@ -140,8 +132,7 @@ def test_changing_all_signs_changes_all_signs(spec: str, values: torch.Tensor) -
 def commutes_with_powers_of_two(spec: str) -> bool:
     """Not where a scale of a narrow range reaches its end: fp16, e4m3 and the like without a level per tensor."""
     fmt = parse_format(spec)
-    parts = [fmt.low, fmt.high] if isinstance(fmt, PairFormat) else [fmt]
-    for part in parts:
+    for part in parts_of(fmt):
         if not (part.scale.exponent_bits == 8 or part.tensor_scale is not None):
             return False
     return fmt.sparse is None or fmt.sparse.element.value == "fp8"
@@ -158,7 +149,7 @@ def test_scaling_by_a_power_of_two_scales_the_result(spec: str, values: torch.Te
 def rows_stand_alone(spec: str) -> bool:
     """Not with a level, a table or a bitmap of the whole tensor, tiles, or random bits by place in the tensor."""
     fmt = parse_format(spec)
-    if isinstance(fmt, PairFormat) or fmt.sparse is not None or fmt.tensor_scale is not None:
+    if not isinstance(fmt, BlockFormat) or fmt.sparse is not None or fmt.tensor_scale is not None:
         return False
     return isinstance(fmt.block, VectorBlock | ChannelBlock) and fmt.rounding is not Rounding.STOCHASTIC
 
@@ -177,7 +168,7 @@ def test_rows_are_independent(spec: str, values: torch.Tensor) -> None:
 def pads_with_zeros(spec: str) -> bool:
     """Not for channel and tensor blocks (never padded) or sparse tables (a share of the unpadded tensor)."""
     fmt = parse_format(spec)
-    return not isinstance(fmt.block, ChannelBlock) and fmt.sparse is None and "tensor:" not in spec
+    return not isinstance(parts_of(fmt)[0].block, ChannelBlock) and fmt.sparse is None and "tensor:" not in spec
 
 
 @pytest.mark.parametrize("spec", [spec for spec in ALL if pads_with_zeros(spec)])
@@ -185,7 +176,7 @@ def pads_with_zeros(spec: str) -> bool:
 @given(values=matrices(rows=(1, 5), exponents=(-20, 20)))
 def test_ragged_widths_are_zero_padding(spec: str, values: torch.Tensor) -> None:
     packed = quantize(values, spec)
-    block = packed.format.block
+    block = parts_of(packed.format)[0].block
     width = block.size if isinstance(block, VectorBlock) else block.cols  # type: ignore[union-attr]
     cols = values.shape[1]
     padded = torch.nn.functional.pad(values, (0, -cols % width))
@@ -269,7 +260,7 @@ def test_the_error_of_directed_and_stochastic_rounding_is_below_one_step(spec: s
 
 
 def check_steps(spec: str, values: torch.Tensor, share: Fraction) -> None:
-    fmt = plain(spec)
+    fmt = block_format(spec)
     packed = quantize(values, fmt)
     restored = dequantize(packed)
     stored = decode_scale(packed.parts["scale"], fmt.scale).double() * fmt.rule.multiplier
@@ -373,7 +364,7 @@ def asymmetric_oracle(
     if fmt.zero_point.value == "int":
         zero = min(max(zero, f32(0)), f32(top))
     else:
-        element = plain("e4m3/32:fp32" if fmt.zero_point.value == "fp8" else "fp16/32:fp32").element
+        element = block_format("e4m3/32:fp32" if fmt.zero_point.value == "fp8" else "fp16/32:fp32").element
         zero = f32(exact.decode(element, exact.encode(abs(Fraction(float(zero))), bool(np.signbit(zero)), element)))
     codes = [min(max(f32(np.rint((f32(x) / factor if factor else f32(0)) + zero)), f32(0)), f32(top)) for x in block]
     return [float((code - zero) * factor) for code in codes], float(factor), float(zero)
@@ -383,7 +374,7 @@ def asymmetric_oracle(
 @settings(max_examples=8, deadline=None)
 @given(values=matrices(cols=(1, 70), exponents=(-6, 6)), offset=st.sampled_from([0.0, 0.0, 1.0, -3.0, 100.0, -20.0]))
 def test_asymmetric_integers(spec: str, values: torch.Tensor, offset: float) -> None:
-    fmt = plain(spec)
+    fmt = block_format(spec)
     assert isinstance(fmt.block, VectorBlock)
     size = fmt.block.size
     padded = torch.nn.functional.pad(values + offset, (0, -values.shape[1] % size))
@@ -451,7 +442,7 @@ def test_zero_points_past_their_type_widen_the_range(zero: str, scale: str, base
 @settings(max_examples=8, deadline=None)
 @given(values=matrices(cols=(32, 32), exponents=(-20, 20)))
 def test_sub_scales_are_the_smallest_that_do_not_clip(kind: str, bits: int, values: torch.Tensor) -> None:
-    fmt = plain(f"e2m1/32:e8m0:sub(8,{bits},{kind})")
+    fmt = block_format(f"e2m1/32:e8m0:sub(8,{bits},{kind})")
     packed = quantize(values, fmt)
     codes = unpack_bits(packed.parts["sub_scale"], bits, 4)
     for row in range(values.shape[0]):
@@ -502,7 +493,7 @@ def test_the_lists_above_cover_every_option() -> None:
     kinds: set[object] = set()
     for spec in ALL:
         fmt = parse_format(spec)
-        for part in [fmt.low, fmt.high] if isinstance(fmt, PairFormat) else [fmt]:
+        for part in parts_of(fmt):
             kinds |= {
                 part.rule.kind,
                 part.extension,

@@ -116,12 +116,12 @@ def test_linear_on_the_cpu_kernels(level: str, activations: str | None, rows: in
     assert choose(request) is CPU
     used = inputs if record is None else fake_quantize(inputs, record)
     values = by_hand(numbers(37, 128, seed=1), fmt)
-    for _ in range(2):  # made, and remembered
-        got = linear(inputs, weight, bias, activations=activations)
+    made, remembered = (linear(inputs, weight, bias, activations=activations) for _ in range(2))
+    for got in (made, remembered):
         # One rounding for each of three segments more, and the bound has more than 128 of them.
         bound = linear_bound(used, values, fmt, bias) * (1 + 3 / 128)
         assert bool(((got.double() - exact_linear(used, values, bias)).abs() <= bound).all())
-    assert torch.allclose(linear(inputs, weight, activations=activations) + bias, got, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(linear(inputs, weight, activations=activations) + bias, remembered, rtol=1e-4, atol=1e-3)
 
 
 @needs_kernels

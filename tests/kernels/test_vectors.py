@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from microscale.formats import NAMED_FORMATS, Extension, PairFormat, Rounding, RuleKind, parse_format
+from format_specs import parts_of
+from microscale.formats import NAMED_FORMATS, Extension, Rounding, RuleKind, parse_format
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.kernels.dispatch import BACKENDS, Backend, Operation, Request
 from microscale.tensor import QuantizedTensor
@@ -109,7 +110,7 @@ def test_the_file_covers_the_formats() -> None:
         fmt = parse_format(row["format"])
         by_input.setdefault(row["input"], set()).add(row["format"])
         seen.add(fmt.sparse.element if fmt.sparse else None)
-        for part in [fmt.low, fmt.high] if isinstance(fmt, PairFormat) else [fmt]:
+        for part in parts_of(fmt):
             seen |= {part.rule.kind, part.extension, part.rounding, part.zero_point, part.overflow, part.inf_policy}
             seen |= {type(part.block).__name__, part.sub_scale.kind if part.sub_scale else None}
     for options in (RuleKind, Extension, Rounding):

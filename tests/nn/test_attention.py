@@ -240,17 +240,18 @@ def test_padding_does_not_count() -> None:
 def test_padding_of_whole_blocks_changes_nothing() -> None:
     query, key, value = operands(40, 40)
     found = run(query, key, value, additive(causal(40, 40)), given("mxfp4"))
-    padded = [functional.pad(part, (0, 0, 32, 0), value=7.0) for part in (query, key, value)]
+    query, key, value = (functional.pad(part, (0, 0, 32, 0), value=7.0) for part in (query, key, value))
     seen = causal(72, 72).clone()
     seen[:, :, :32] = False
-    torch.testing.assert_close(run(*padded, additive(seen), given("mxfp4"))[:, 32:], found, atol=1e-6, rtol=1e-5)
+    padded = run(query, key, value, additive(seen), given("mxfp4"))
+    torch.testing.assert_close(padded[:, 32:], found, atol=1e-6, rtol=1e-5)
 
 
 def test_operands_are_not_changed() -> None:
     before = operands(20, 20)
-    after = [part.clone() for part in before]
-    run(*after, additive(causal(20, 20)), given("mxfp4", "mxfp4"))
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    query, key, value = (part.clone() for part in before)
+    run(query, key, value, additive(causal(20, 20)), given("mxfp4", "mxfp4"))
+    assert all(torch.equal(one, other) for one, other in zip(before, (query, key, value), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

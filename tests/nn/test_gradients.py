@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import microscale
-import microscale.hf
+import microscale.hf  # pyright: ignore[reportUnusedImport]  # registers with transformers
 from microscale.errors import GradientNote
 from microscale.kernels import Operation, count_executions
 from microscale.kernels.cpu import native

@@ -29,14 +29,14 @@ class Clock:
 class Slow(nn.Linear):
     """A linear layer that takes so many seconds of a clock, and remembers its inputs."""
 
-    def __init__(self, clock: Clock, seconds: list[float], *shape: int) -> None:
-        super().__init__(*shape)
+    def __init__(self, clock: Clock, seconds: list[float], cols: int, rows: int) -> None:
+        super().__init__(cols, rows)
         self.clock, self.seconds, self.seen = clock, iter(seconds), list[Tensor]()
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         self.clock.now += next(self.seconds)
-        self.seen.append(inputs)
-        return inputs
+        self.seen.append(input)
+        return input
 
 
 def test_the_median_of_seven_repeats(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from microscale.integrations.saving import mark_quantized
 from microscale.nn.linear import QuantizedLinear
 from microscale.recipes.apply import quantize_model, set_activations
 from microscale.recipes.calibrated import Calibration
-from microscale.recipes.recipe import Recipe
+from microscale.recipes.recipe import make_recipe
 from small_models import same_tensors
 
 # Options that keep a method to a second on a tiny model; the rest is the default.
@@ -45,7 +45,7 @@ def run(model: Any) -> Tensor:
 
 def quantized(family: str, method: str, *, fmt: str = "mxfp4", activations: str | None = None, **changes: Any) -> Any:
     model = family_model(family, dtype=torch.float32)
-    recipe = Recipe(format=fmt, activations=activations, method=QUICK.get(method, method))
+    recipe = make_recipe(format=fmt, activations=activations, method=QUICK.get(method, method))
     quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, **changes))
     return model
 
@@ -117,7 +117,7 @@ def test_a_saved_model_is_the_same_model(method: str, tmp_path: Path) -> None:
 def test_calibration_is_asked_for_by_name() -> None:
     model = family_model("llama", dtype=torch.float32)
     with pytest.raises(CalibrationError, match=r"gptq.*--calibration"):
-        quantize_model(model, Recipe(format="mxfp4", method="gptq"))
+        quantize_model(model, make_recipe(format="mxfp4", method="gptq"))
 
 
 def test_nan_in_the_activations_is_named() -> None:
@@ -125,7 +125,7 @@ def test_nan_in_the_activations_is_named() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[int(WINDOWS[0, 0])] = torch.nan
     with pytest.raises(NonFiniteError, match=r"model\.layers\.0\.self_attn\.q_proj"):
-        quantize_model(model, Recipe(format="mxfp4", method="gptq"), calibration=Calibration(windows=WINDOWS))
+        quantize_model(model, make_recipe(format="mxfp4", method="gptq"), calibration=Calibration(windows=WINDOWS))
 
 
 @pytest.mark.parametrize("method", ["quarot", "spinquant"])
@@ -134,6 +134,6 @@ def test_a_residual_stream_that_cannot_be_rotated_is_refused(method: str, family
     model = family_model(family, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in state(model).items()}
     with pytest.raises(ModelError, match="cannot be rotated"):
-        recipe = Recipe(format="mxfp4", method=QUICK.get(method, method))
+        recipe = make_recipe(format="mxfp4", method=QUICK.get(method, method))
         quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS))
     assert not same_tensors(before, state(model)), "nothing was changed"

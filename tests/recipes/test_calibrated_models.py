@@ -22,7 +22,8 @@ from microscale.nn.inference import cached_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.recipes.apply import QuantizationReport, quantize_model
 from microscale.recipes.calibration import Calibration
-from microscale.recipes.recipe import Rule, make_recipe
+from microscale.recipes.recipe import make_recipe
+from recipe_words import make_rule
 from small_models import same_tensors, save_random_model
 
 METHODS = ["gptq", "awq", "smoothquant", "hadamard+gptq"]
@@ -161,9 +162,9 @@ def test_what_learns_from_a_layer_sees_the_exact_outputs(sequential: bool, monke
 def test_layers_of_one_group_with_methods_of_their_own() -> None:
     model, plain = family_model("llama", dtype=torch.float32), family_model("llama", dtype=torch.float32)
     rules = (
-        Rule(match="k_proj", method="rtn"),
-        Rule(match="layers.1.mlp.*", method="hadamard+gptq", weights="mxfp8"),
-        Rule(match="v_proj", method="awq"),
+        make_rule(match="k_proj", method="rtn"),
+        make_rule(match="layers.1.mlp.*", method="hadamard+gptq", weights="mxfp8"),
+        make_rule(match="v_proj", method="awq"),
     )
     apply(model, "gptq", rules=rules)
     apply(plain, "rtn")

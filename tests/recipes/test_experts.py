@@ -15,7 +15,7 @@ from microscale.nn.linear import QuantizedLinear
 from microscale.recipes.apply import quantize_model
 from microscale.recipes.folding import fold_scale, fuse_norms, rotate_residual, shared_scale
 from microscale.recipes.plan import make_plan
-from microscale.recipes.recipe import Recipe
+from microscale.recipes.recipe import make_recipe
 
 FAMILIES = {"mixtral": 2, "qwen2_moe": 1, "qwen3_moe": 1}
 """Number of layers with experts."""
@@ -77,7 +77,7 @@ def test_norms_and_rotations_with_experts_apart(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_experts_are_quantized_and_routing_is_not(name: str) -> None:
     model = family_model(name, dtype=torch.float32)
-    report = quantize_model(model, Recipe(format="mxfp4"))
+    report = quantize_model(model, make_recipe(format="mxfp4"))
     experts = model.model.layers[0].mlp.experts
     assert isinstance(experts, Experts)
     inner = [module for module in experts.modules() if isinstance(module, nn.Linear | QuantizedLinear)]
@@ -91,7 +91,7 @@ def test_experts_are_quantized_and_routing_is_not(name: str) -> None:
 
 def test_a_gate_is_quantized_where_asked() -> None:
     model = family_model("qwen2_moe", dtype=torch.float32)
-    plan = make_plan(model, Recipe(format="mxfp4", include=("*.shared_expert_gate",)))
+    plan = make_plan(model, make_recipe(format="mxfp4", include=("*.shared_expert_gate",)))
     assert "model.layers.0.mlp.shared_expert_gate" in [layer.name for layer in plan.layers]
 
 
@@ -100,5 +100,5 @@ def test_experts_that_cannot_be_taken_apart_are_named_in_the_plan() -> None:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes, **heads))
     assert unstack_experts(model) == () and len(stacked_experts(model)) == 2
-    notes = make_plan(model, Recipe(format="mxfp4")).notes
+    notes = make_plan(model, make_recipe(format="mxfp4")).notes
     assert len(notes) == 1 and "experts of 2 layers stay as they are: GptOssExperts" in notes[0]

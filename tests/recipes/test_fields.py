@@ -43,7 +43,7 @@ class Words(BaseModel):
     ],
 )
 def test_a_word_is_read_once_and_dumped_as_written(field: str, word: str, record: object) -> None:
-    words = Words(**{field: word})
+    words = Words.model_validate({field: word})
     assert getattr(words, field).record == record
     assert words.model_dump(mode="json")[field] == word
     assert Words(**words.model_dump(mode="json", exclude_none=True)) == words
@@ -52,14 +52,14 @@ def test_a_word_is_read_once_and_dumped_as_written(field: str, word: str, record
 @pytest.mark.parametrize("record", [parse_format("mxfp4"), parse_format("adaptive_2_4")])
 def test_records_are_taken_as_they_are_and_dumped_as_words(record: Any) -> None:
     assert isinstance(record, FORMATS)
-    words = Words(weights=record)
+    words = Words.model_validate({"weights": record})
     assert words.weights is not None and words.weights.record is record
     assert parse_format(words.model_dump(mode="json")["weights"]) == record
 
 
 def test_a_method_is_a_chain() -> None:
     chain = parse_method("awq+gptq")
-    words = Words(method="awq+gptq")
+    words = Words.model_validate({"method": "awq+gptq"})
     assert words.method.pipeline().text == chain.text
     assert words.model_dump(mode="json")["method"] == "awq+gptq"
     assert Words().method is RTN
@@ -69,12 +69,12 @@ def test_a_method_is_a_chain() -> None:
 @pytest.mark.parametrize("wrong", [7, 1.5, True, ["mxfp4"], {"format": "mxfp4"}, b"mxfp4"])
 def test_other_kinds_are_no_words(field: str, wrong: object) -> None:
     with pytest.raises(ValidationError, match="Input should be a valid string"):
-        Words(**{field: wrong})
+        Words.model_validate({field: wrong})
 
 
 def test_an_activation_is_no_weight() -> None:
     with pytest.raises(ValidationError):
-        Words(weights=parse_activation("mxfp4"))  # type: ignore[arg-type]
+        Words.model_validate({"weights": parse_activation("mxfp4")})
 
 
 @pytest.mark.parametrize("word", ["nvfp4@static", "segments(mxfp4*32,mxfp8*32)"])

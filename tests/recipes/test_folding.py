@@ -27,7 +27,7 @@ from microscale.recipes.folding import (
     untie_head,
 )
 from microscale.recipes.matrices import matrix
-from microscale.recipes.recipe import Recipe
+from microscale.recipes.recipe import make_recipe
 from small_models import TOKENS as LONG_TOKENS
 from small_models import logits, save_random_model
 
@@ -298,7 +298,7 @@ def test_quantized_layers_are_refused() -> None:
     model = family_model("llama", dtype=torch.float32)
     block, group = folded_groups(model, "language")[0]
     structure = describe(model)
-    quantize_model(model, Recipe(format="mxfp4"))
+    quantize_model(model, make_recipe(format="mxfp4"))
     with pytest.raises(ModelError, match="before the layers are quantized"):
         fold_scale(model, block, group, torch.ones(32))
     with pytest.raises(ModelError, match="before the layers are quantized"):

@@ -26,7 +26,7 @@ from microscale.recipes.apply import quantize_model
 from microscale.recipes.calibrated import Calibration
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import make_plan
-from microscale.recipes.recipe import Recipe
+from microscale.recipes.recipe import make_recipe
 from microscale.transforms import TransformKind
 from small_models import same_tensors, save_two_layers
 
@@ -144,7 +144,7 @@ FAMILIES = {
 
 def family_quantized(name: str, method: str) -> Any:
     model = family_model(name, dtype=torch.float32, **FAMILIES[name])
-    recipe = Recipe(format="mxfp4", activations="mxfp4", method=method)
+    recipe = make_recipe(format="mxfp4", activations="mxfp4", method=method)
     quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, is_sequential=False))
     return model
 
@@ -183,7 +183,7 @@ def test_a_folded_order_is_not_stored(method: str, original: Path) -> None:
 
 def test_the_report_says_what_was_executed(original: Path) -> None:
     model = load_original(original)
-    recipe = Recipe(format="mxfp4", activations="mxfp4", method=METHOD)
+    recipe = make_recipe(format="mxfp4", activations="mxfp4", method=METHOD)
     report = quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS))
     layers = layers_of(model)
     assert {layer.name: layer.format for layer in report.plan.layers} == {n: m.format for n, m in layers.items()}
@@ -201,7 +201,7 @@ def test_layers_run_on_the_kernels_too(original: Path) -> None:
 
 def test_a_finished_layer_is_restored(original: Path) -> None:
     model, fresh = quantized(original), load_original(original).to(torch.float32)
-    recipe = Recipe(format="mxfp4", activations="mxfp4", method=METHOD)
+    recipe = make_recipe(format="mxfp4", activations="mxfp4", method=METHOD)
     planned = {layer.name: layer for layer in make_plan(fresh, recipe).layers}
     name = "model.layers.0"
     restore_layer(fresh, name, layer_state(model.get_submodule(name)), planned)
@@ -249,6 +249,6 @@ def test_a_budget_too_small_is_refused_before_anything_is_changed(original: Path
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(RecipeError, match=r"q_proj.*bits=4 is below the 4.25 bits"):
         quantize_model(
-            model, Recipe(format="mxfp4", method="micromix:bits=4"), calibration=Calibration(windows=WINDOWS)
+            model, make_recipe(format="mxfp4", method="micromix:bits=4"), calibration=Calibration(windows=WINDOWS)
         )
     assert not same_tensors(before, dict(model.state_dict()))

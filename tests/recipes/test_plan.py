@@ -20,6 +20,7 @@ from microscale.nn.packed import PackedModule
 from microscale.recipes.apply import quantize_model
 from microscale.recipes.plan import make_plan, quantizable_modules
 from microscale.recipes.recipe import make_recipe, parse_rule
+from recipe_words import make_rule
 from small_models import POSITIONS, VOCABULARY, same_bits
 
 
@@ -134,10 +135,10 @@ def test_precedence(load: Callable[..., Any]) -> None:
 
 
 def test_a_rule_that_names_activations_only_does_not_undo_an_exclusion(load: Callable[..., Any]) -> None:
-    from microscale.recipes.recipe import Rule
-
     recipe = make_recipe(
-        format="mxfp4", exclude=("up_proj",), rules=(Rule(match="mlp.*", activations="mxfp8"), Rule(match="lm_head"))
+        format="mxfp4",
+        exclude=("up_proj",),
+        rules=(make_rule(match="mlp.*", activations="mxfp8"), make_rule(match="lm_head")),
     )
     names = {layer.name: str(layer.activations) for layer in make_plan(load(), recipe).layers}
     assert not any("up_proj" in name or "lm_head" in name for name in names)

@@ -18,7 +18,7 @@ from microscale.recipes.apply import QuantizationReport, quantize_model
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.plan import make_plan
 from microscale.recipes.preparing import Block, Preparer
-from microscale.recipes.recipe import Recipe, make_recipe
+from microscale.recipes.recipe import make_recipe
 from microscale.recipes.task_book import TaskBook
 from microscale.transforms import TransformKind
 
@@ -26,7 +26,9 @@ WINDOWS = torch.randint(3, 90, (4, 16), generator=torch.Generator().manual_seed(
 
 
 def apply(model: Any, method: str, **recipe: Any) -> QuantizationReport:
-    return quantize_model(model, Recipe(method=method, **recipe), calibration=Calibration(windows=WINDOWS, batch=2))
+    return quantize_model(
+        model, make_recipe(method=method, **recipe), calibration=Calibration(windows=WINDOWS, batch=2)
+    )
 
 
 class Work:
@@ -91,7 +93,7 @@ def test_folded_scales_leave_the_model_as_it_was(family: str) -> None:
     """What is folded into a norm stays in its weight; what finds no place is kept online and noted."""
     work = Work(family, "smoothquant")
     expected = run(work.model)
-    before = {name: task.weight.clone() for name in work.book.layers if (task := work.book.task(name)) is not None}
+    before = {name: work.book.task(name).weight.clone() for name in work.book.layers}
     work.preparer.find(work.block, work.chain)
     online = {name for name in before if work.book.task(name).transforms}
     inside = {name for name in before if name.startswith(f"{work.block.structure.name}.")}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from microscale.errors import FormatError, MicroscaleError, RecipeError
 from microscale.formats import NAMED_FORMATS, parse_activation, parse_format
-from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, matches, parse_rule
+from microscale.recipes.recipe import load_recipe, make_recipe, matches, parse_rule
+from recipe_words import make_rule
 
 NAME = "model.layers.10.mlp.down_proj"
 
@@ -57,7 +58,7 @@ RULES = {
 @pytest.mark.parametrize("text", RULES)
 def test_rules_are_split_where_both_sides_are_formats(text: str) -> None:
     pattern, weights, activations = RULES[text]
-    assert parse_rule(text) == Rule(match=pattern, weights=weights, activations=activations)
+    assert parse_rule(text) == make_rule(match=pattern, weights=weights, activations=activations)
 
 
 @given(
@@ -65,7 +66,7 @@ def test_rules_are_split_where_both_sides_are_formats(text: str) -> None:
 )
 def test_every_pair_of_formats_comes_back(weights: str, activations: str | None) -> None:
     right = weights if activations is None else f"{weights}/{activations}"
-    assert parse_rule(f"*.x={right}") == Rule(match="*.x", weights=weights, activations=activations)
+    assert parse_rule(f"*.x={right}") == make_rule(match="*.x", weights=weights, activations=activations)
 
 
 @pytest.mark.parametrize(
@@ -117,14 +118,14 @@ def test_a_file_and_python_give_the_same(tmp_path: Path) -> None:
         method="rtn",
         include=("lm_head",),
         exclude=("*.up_proj",),
-        rules=(Rule(match="*.down_proj", weights="mxfp8"), Rule(match="o_proj", activations="none")),
+        rules=(make_rule(match="*.down_proj", weights="mxfp8"), make_rule(match="o_proj", activations="none")),
         layout="microscale",
         nan="poison",
     )
     assert load_recipe(file) == load_recipe(str(file)) == made
     assert load_recipe(file).model_dump() == made.model_dump()
     file.write_text("format: mxfp4\n")
-    assert load_recipe(file) == Recipe(format="mxfp4")
+    assert load_recipe(file) == make_recipe(format="mxfp4")
 
 
 WRONG: dict[str, tuple[str, int, str]] = {

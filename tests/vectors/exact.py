@@ -345,7 +345,7 @@ def quantize_float_scale_block(
     codes, values = [], []
     scaled = [Fraction(float(np.float32(float(m)) / factor)) if factor > 0 else Fraction(0) for m, _ in numbers]
     for value, (_, neg) in zip(scaled, numbers, strict=True):
-        codes.append(encode(value, neg and factor > 0, element, fmt.rounding))
+        codes.append(encode(value, neg and bool(factor > 0), element, fmt.rounding))
         values.append(f32_product(decode(element, codes[-1]), factor))
     index = 0
     if fmt.extension is Extension.PLUS and stored > plain_codes:
