@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from format_specs import block_format
 from microscale.checkpoint.quark_config import (
     LayerEntries,
     check_scope,
@@ -16,13 +17,7 @@ from microscale.checkpoint.quark_config import (
     weight_scheme,
 )
 from microscale.errors import CheckpointError
-from microscale.formats import BlockFormat, parse_format
-
-
-def block(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
+from microscale.formats import parse_format
 
 
 @pytest.mark.parametrize(
@@ -60,14 +55,14 @@ def test_formats_without_a_scheme(spec: str) -> None:
     ],
 )
 def test_words_of_rules(spec: str, mode: str | None) -> None:
-    assert mode_of(block(spec)) == mode
+    assert mode_of(block_format(spec)) == mode
 
 
 @pytest.mark.parametrize("mode", ["even", "floor", "ceil"])
 @pytest.mark.parametrize("is_weight", [True, False])
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8"])
 def test_an_entry_comes_back(name: str, is_weight: bool, mode: str) -> None:
-    fmt = block(f"{name}:{mode}")
+    fmt = block_format(f"{name}:{mode}")
     entry = tensor_entry(fmt, is_weight=is_weight)
     assert entry["is_dynamic"] is not is_weight and entry["scale_calculation_mode"] == mode
     assert read_tensor_entry("l", entry, is_weight=is_weight)[1] == fmt
@@ -76,9 +71,9 @@ def test_an_entry_comes_back(name: str, is_weight: bool, mode: str) -> None:
 
 
 def test_a_rule_without_a_word_is_null() -> None:
-    entry = tensor_entry(block("mxfp4:rceil:nearest_away"), is_weight=True)
+    entry = tensor_entry(block_format("mxfp4:rceil:nearest_away"), is_weight=True)
     assert entry["scale_calculation_mode"] is None and entry["round_method"] is None
-    assert read_tensor_entry("l", [entry], is_weight=True)[1] == block("mxfp4:even")  # Quark's own rule
+    assert read_tensor_entry("l", [entry], is_weight=True)[1] == block_format("mxfp4:even")  # Quark's own rule
 
 
 CONFIG: dict[str, Any] = {

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from format_specs import block_format
 from microscale.errors import FormatError
 from microscale.formats import (
     BlockFormat,
@@ -203,7 +204,7 @@ def test_policies_of_a_pair() -> None:
     ],
 )
 def test_index_bits_are_ceil_log2_of_the_block(spec: str, bits: int) -> None:
-    assert parse_format(spec).index_bits == bits  # type: ignore[union-attr]
+    assert block_format(spec).index_bits == bits
 
 
 @pytest.mark.parametrize(
@@ -278,8 +279,7 @@ def test_power_of_two_scales_of_other_widths_and_biases_are_formats() -> None:
 )
 def test_what_an_index_says(spec: str, place: int, delta: int, has_zero_code: bool) -> None:
     """Place below, exponent difference above; only a power-of-two scale has a code for zero (arXiv 2510.14557)."""
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
+    fmt = block_format(spec)
     assert (fmt.place_bits, fmt.delta_bits, fmt.has_zero_code, fmt.is_extended) == (
         place,
         delta,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from format_specs import block_format
 from microscale.formats import (
     NAMED_ELEMENTS,
     Draw,
@@ -23,7 +24,6 @@ from microscale.formats import (
     Overflow,
     Rounding,
     SpecialValues,
-    parse_format,
     power_of_two_scale,
 )
 from microscale.formats.codec import (
@@ -54,7 +54,7 @@ FLOAT32_MIN_SUBNORMAL = 2.0**-149
 def element_of(word: str) -> Element:
     if word == "e8m0":
         return E8M0
-    return parse_format(f"{word}/32:fp32").element  # type: ignore[union-attr]
+    return block_format(f"{word}/32:fp32").element
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from format_specs import block_format
 from microscale.errors import FormatError
 from microscale.formats import (
     NAMED_ELEMENTS,
@@ -24,7 +25,6 @@ from microscale.formats import (
     SpecialValues,
     float_element,
     int_element,
-    parse_format,
     power_of_two_scale,
     uint_element,
 )
@@ -67,8 +67,7 @@ def element_of(word: str) -> Element:
     """An element by its word, through the grammar."""
     if word == "e8m0":
         return E8M0
-    fmt = parse_format(f"{word}/32:fp32")
-    return fmt.element  # type: ignore[union-attr]
+    return block_format(f"{word}/32:fp32").element
 
 
 def assert_same_numbers(got: np.ndarray, expected: np.ndarray) -> None:

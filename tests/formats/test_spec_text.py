@@ -99,7 +99,7 @@ def test_only_what_is_no_default_is_said_but_the_rule_always(changes: dict[str, 
 )
 def test_zero_points_stand_in_the_place_of_the_rule(point: ZeroPoint, spec: str) -> None:
     fields = {"element": uint_element(4), "block": VectorBlock(64), "scale": FP16, "rule": ScaleRule.MINMAX}
-    assert spec_text(BlockFormat(zero_point=point, **fields)) == spec  # type: ignore[arg-type]
+    assert spec_text(BlockFormat(zero_point=point, **fields)) == spec
 
 
 def test_the_default_for_nan_is_that_of_the_scale() -> None:

@@ -58,7 +58,7 @@ class Listener(ProgressReporter):
         self.seen: list[str] = []
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Generator[Progress]:  # type: ignore[override]
+    def stage(self, title: str) -> Generator[Progress]:
         self.seen.append(f"start {title}")
         yield lambda done, total, name: self.seen.append(title) if done == total else None
         self.seen.append(f"end {title}")

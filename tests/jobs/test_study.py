@@ -73,7 +73,7 @@ def row(model: str, bits: float | None, recovery: float | None) -> StudyRow:
     empty: dict[str, Any] = dict.fromkeys(("num_bytes", "quantize_seconds", "peak_bytes", "gap_closure"))
     words = {"format": "f", "method": "m", "message": "", "machine": ""}
     known = {"model": model, "bits_per_weight": bits, "recovery": recovery}
-    return StudyRow(state=RunState.DONE, score_seconds=0.0, cells=(), executed={}, **words, **empty, **known)  # type: ignore[arg-type]
+    return StudyRow(state=RunState.DONE, score_seconds=0.0, cells=(), executed={}, **words, **empty, **known)
 
 
 def test_each_model_has_a_front_of_its_own() -> None:

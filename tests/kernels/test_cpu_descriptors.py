@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from microscale.formats import BlockFormat, Draw, parse_format
+from format_specs import block_format
+from microscale.formats import Draw
 from microscale.kernels.cpu import enums
 from microscale.kernels.cpu.descriptors import (
     NEVER,
@@ -25,15 +26,9 @@ TWINS = {
 }
 
 
-def record(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
-
-
 @pytest.mark.parametrize("element", TWINS)
 def test_values_of_all_codes_are_those_of_ml_dtypes(element: str) -> None:
-    fmt = record(f"{element}/32:e8m0")
+    fmt = block_format(f"{element}/32:e8m0")
     count = 2**fmt.element.bits
     expected = np.arange(count, dtype=np.uint8).view(TWINS[element]).astype(np.float32)
     np.testing.assert_array_equal(np.array(descriptor(fmt).element_values[:count], dtype=np.float32), expected)
@@ -41,7 +36,7 @@ def test_values_of_all_codes_are_those_of_ml_dtypes(element: str) -> None:
 
 @pytest.mark.parametrize(("scale", "twin"), [("e8m0", ml_dtypes.float8_e8m0fnu), ("e4m3", ml_dtypes.float8_e4m3fn)])
 def test_values_of_all_scale_codes_are_those_of_ml_dtypes(scale: str, twin: type) -> None:
-    data = descriptor(record(f"e2m1/16:{scale}"))
+    data = descriptor(block_format(f"e2m1/16:{scale}"))
     expected = np.arange(256, dtype=np.uint8).view(twin).astype(np.float32)
     np.testing.assert_array_equal(np.array(data.scale_values[:], dtype=np.float32), expected)
     assert bool(data.has_exact_inverse) == (scale == "e8m0")
@@ -51,7 +46,7 @@ def test_values_of_all_scale_codes_are_those_of_ml_dtypes(scale: str, twin: type
 
 
 def test_e2m1_by_hand() -> None:
-    number = descriptor(record("mxfp4")).element
+    number = descriptor(block_format("mxfp4")).element
     facts = ("bits", "is_signed", "has_subnormals", "mantissa_bits", "bias", "magnitude_bits", "max_code")
     assert [getattr(number, name) for name in facts] == [4, 1, 1, 1, 1, 3, 7]
     assert (number.max_exponent, number.max_value, number.min_normal) == (2, 6.0, 1.0)
@@ -64,7 +59,7 @@ def test_e2m1_by_hand() -> None:
 )
 def test_what_an_overflow_becomes(spec: str, overflow: int) -> None:
     """Saturation at 448 and 57344, or the NaN of E4M3 and the Inf of E5M2."""
-    assert descriptor(record(spec)).element.overflow_code == overflow
+    assert descriptor(block_format(spec)).element.overflow_code == overflow
 
 
 @pytest.mark.parametrize(
@@ -81,25 +76,25 @@ def test_what_an_overflow_becomes(spec: str, overflow: int) -> None:
     ],
 )
 def test_power_of_two_rules_are_a_shift_and_a_limit_of_the_mantissa(rule: str, base: int, limit: int) -> None:
-    data = descriptor(record(f"mxfp4:{rule}"))
+    data = descriptor(block_format(f"mxfp4:{rule}"))
     assert (data.exponent_base, data.mantissa_limit, data.rule) == (base, limit, enums.Rule.EXPONENT)
 
 
 @pytest.mark.parametrize(("percent", "rank"), [("100", 32), ("99", 32), ("90", 29), ("50", 16), ("0.1", 1)])
 def test_a_percentile_is_the_nearest_rank(percent: str, rank: int) -> None:
-    data = descriptor(record(f"mxfp4:percentile({percent})"))
+    data = descriptor(block_format(f"mxfp4:percentile({percent})"))
     assert (data.statistic, data.percentile_rank) == (enums.Statistic.PERCENTILE, rank)
 
 
 def test_a_second_level_has_the_numerator_of_its_rule() -> None:
-    assert descriptor(record("nvfp4")).tensor_numerator == 448 * 6
-    assert descriptor(record("nvfp4:threshold(7)")).tensor_numerator == 448 * 7
-    by_raw = descriptor(record("nvfp4:std"))
+    assert descriptor(block_format("nvfp4")).tensor_numerator == 448 * 6
+    assert descriptor(block_format("nvfp4:threshold(7)")).tensor_numerator == 448 * 7
+    by_raw = descriptor(block_format("nvfp4:std"))
     assert (by_raw.tensor_by_raw, by_raw.tensor_numerator, by_raw.tensor_numerator_amax) == (1, 448, 448 * 6)
 
 
 def test_another_draw_leaves_the_shared_record_alone() -> None:
-    fmt = record("mxfp4:stochastic(3)")
+    fmt = block_format("mxfp4:stochastic(3)")
     shared = descriptor(fmt)
     before = shared.noise_key
     assert before == Draw(seed=3).key
@@ -123,10 +118,10 @@ def test_another_draw_leaves_the_shared_record_alone() -> None:
     ],
 )
 def test_what_the_kernels_cannot_read(spec: str, reason: str | None) -> None:
-    assert storage_refusal(record(spec)) == encode_refusal(record(spec)) == reason
+    assert storage_refusal(block_format(spec)) == encode_refusal(block_format(spec)) == reason
 
 
 def test_percentiles_of_whole_rows_can_be_read_but_not_written() -> None:
-    fmt = record("e2m1/channel:fp16:percentile(90)")
+    fmt = block_format("e2m1/channel:fp16:percentile(90)")
     assert storage_refusal(fmt) is None
     assert encode_refusal(fmt) == "leaves rule percentile(90) of whole rows to the reference"

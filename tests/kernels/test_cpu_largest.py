@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microscale.formats import BlockFormat, parse_format
+from format_specs import block_format
 from microscale.formats.codec import decode
 from microscale.kernels import dequantize, quantize
 from microscale.kernels.cpu.largest import (
@@ -28,16 +28,10 @@ COMPACT = [
 RAW = ["mxfp8_plus", "mxfp4_plusplus", "e3m2/32:fp16:plus", "e2m1-fn/32:e8m0:plus", "e2m1/8:e8m0:plus", "mxfp4"]
 
 
-def record(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
-
-
 @pytest.mark.parametrize("spec", COMPACT)
 def test_every_code_survives_the_split(spec: str) -> None:
     """The code in place and the low value add up to (-1)^S 2^e_max (1 + f / 2^B), and join to the code again."""
-    fmt = record(spec)
+    fmt = block_format(spec)
     split = compact_largest(fmt)
     assert split is not None
     codes = torch.arange(2**fmt.element.bits).to(torch.uint8)
@@ -52,15 +46,15 @@ def test_every_code_survives_the_split(spec: str) -> None:
 @pytest.mark.parametrize("spec", RAW)
 def test_formats_that_are_not_split(spec: str) -> None:
     """A NaN in the top binade, an exponent difference above the place, too many low bits, other blocks, no MX+."""
-    assert compact_largest(record(spec)) is None
+    assert compact_largest(block_format(spec)) is None
 
 
 def test_the_split_of_mxfp4_plus_by_hand() -> None:
     """S f2 f1 f0 is 4 (1 + f / 8): f2 stays as the mantissa bit of 4 or 6, and f1 f0 are steps of one half."""
-    split = compact_largest(record("mxfp4_plus"))
+    split = compact_largest(block_format("mxfp4_plus"))
     assert split is not None
     assert (split.low_bits, split.magnitude_bits, split.first_code, split.is_int) == (2, 3, 0b110, False)
-    assert low_values(record("mxfp4_plus")) == [0.0, 0.5, 1.0, 1.5, -0.0, -0.5, -1.0, -1.5]
+    assert low_values(block_format("mxfp4_plus")) == [0.0, 0.5, 1.0, 1.5, -0.0, -0.5, -1.0, -1.5]
     in_place, low = split_codes(torch.tensor([0b0101, 0b1111], dtype=torch.uint8), split)
     assert in_place.tolist() == [0b0111, 0b1111] and low.tolist() == [0b001, 0b111]  # 6 + 0.5 and -6 - 1.5
 
@@ -68,7 +62,7 @@ def test_the_split_of_mxfp4_plus_by_hand() -> None:
 @pytest.mark.parametrize("spec", ["mxfp4_plus", "mxint8_plus", "nvfp4_plus", "mxfp8_plus", "mxfp4_plusplus"])
 def test_blocks_are_joined_as_they_were(spec: str) -> None:
     """Zero blocks and blocks with scale codes that have no largest element apart included."""
-    fmt = record(spec)
+    fmt = block_format(spec)
     generator = torch.Generator().manual_seed(5)
     values = torch.randn(9, 96, generator=generator) * torch.exp2(torch.randint(-9, 9, (9, 1), generator=generator))
     values[0, :40], values[1] = 0.0, 2.0**-149
@@ -86,6 +80,6 @@ def test_the_index_of_a_zero_block_is_zero() -> None:
     packed = quantize(torch.ones(2, 32), "mxfp4_plus")
     parts = dict(packed.parts, index=torch.full_like(packed.parts["index"], 0b00111))
     parts["scale"] = torch.tensor([[0], [127]], dtype=torch.uint8)
-    index, is_extended = read_index(parts, record("mxfp4_plus"))
+    index, is_extended = read_index(parts, block_format("mxfp4_plus"))
     assert index.tolist() == [[0], [7]] and is_extended.tolist() == [[False], [True]]
     assert INDEX_BITS == 5

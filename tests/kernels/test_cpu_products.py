@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from microscale.formats import BlockFormat, parse_format
+from format_specs import block_format
 from microscale.kernels.cpu.enums import ElementKind, Extra, ScaleKind, ZeroKind
 from microscale.kernels.cpu.products import NO_CODE, products
 
@@ -19,17 +19,11 @@ TWINS = {
 }
 
 
-def record(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
-
-
 @pytest.mark.parametrize("element", TWINS)
 def test_integers_of_both_planes_times_the_step_are_the_values(element: str) -> None:
     """Every plane is unsigned bytes that pair up within 16 bits: at most 126, with the offset taken off again."""
-    data = products(record(f"{element}/32:e8m0"))
-    expected = np.arange(2 ** record(f"{element}/32:e8m0").element.bits, dtype=np.uint8).view(TWINS[element])
+    data = products(block_format(f"{element}/32:e8m0"))
+    expected = np.arange(2 ** block_format(f"{element}/32:e8m0").element.bits, dtype=np.uint8).view(TWINS[element])
     weights = (1, 16)[: data.int_planes]
     for code, value in enumerate(expected.astype(np.float64)):
         stored = [data.int_values[plane][code] for plane in range(data.int_planes)]
@@ -54,14 +48,14 @@ def test_integers_of_both_planes_times_the_step_are_the_values(element: str) -> 
     ],
 )
 def test_how_many_planes_of_integers(spec: str, planes: int, step: float | None) -> None:
-    data = products(record(spec))
+    data = products(block_format(spec))
     assert data.int_planes == planes
-    assert data.int_step == (record(spec).element.value(1) if step is None else step)
+    assert data.int_step == (block_format(spec).element.value(1) if step is None else step)
 
 
 @pytest.mark.parametrize("element", TWINS)
 def test_bfloat16_bits_are_those_of_ml_dtypes(element: str) -> None:
-    fmt = record(f"{element}/32:e8m0")
+    fmt = block_format(f"{element}/32:e8m0")
     data = products(fmt)
     values = np.arange(2**fmt.element.bits, dtype=np.uint8).view(TWINS[element]).astype(np.float32)
     bits = values.astype(ml_dtypes.bfloat16).view(np.uint16).tolist()
@@ -83,7 +77,7 @@ def test_bfloat16_bits_are_those_of_ml_dtypes(element: str) -> None:
     ],
 )
 def test_where_values_are_exact_in_bfloat16(spec: str, is_exact: bool) -> None:
-    assert bool(products(record(spec)).bf16_exact) == is_exact
+    assert bool(products(block_format(spec)).bf16_exact) == is_exact
 
 
 @pytest.mark.parametrize(
@@ -97,13 +91,13 @@ def test_where_values_are_exact_in_bfloat16(spec: str, is_exact: bool) -> None:
     ],
 )
 def test_activations_count_in_steps_of_a_signed_byte(spec: str, step: float, top: int) -> None:
-    data = products(record(spec))
+    data = products(block_format(spec))
     assert data.act_step == step and max(data.act_integers) == top
 
 
 def test_the_largest_of_mxfp4_plus_counts_in_halves_too() -> None:
     """4 (1 + f / 8) for f = 0 … 7, and the same below zero."""
-    data = products(record("mxfp4_plus"))
+    data = products(block_format("mxfp4_plus"))
     assert list(data.act_largest[:16]) == [8, 9, 10, 11, 12, 13, 14, 15, -8, -9, -10, -11, -12, -13, -14, -15]
     assert list(data.low_values) == [0.0, 0.5, 1.0, 1.5, -0.0, -0.5, -1.0, -1.5] and data.low_is_int == 1
     assert math.copysign(1, data.low_values[4]) == -1
@@ -125,14 +119,15 @@ def test_the_largest_of_mxfp4_plus_counts_in_halves_too() -> None:
     ],
 )
 def test_kinds(spec: str, element: ElementKind, extra: Extra, scale: ScaleKind) -> None:
-    data = products(record(spec))
+    data = products(block_format(spec))
     assert (data.element, data.extra, data.scale) == (element, extra, scale)
 
 
 def test_special_codes_zero_points_and_exponent_differences() -> None:
-    assert products(record("mxfp8")).special_code == 127 and products(record("mxfp8_e5m2")).special_code == 124
-    assert products(record("mxfp4")).special_code == NO_CODE
-    assert products(record("int4/32:fp16:asym(fp16)")).zero == ZeroKind.F16
-    assert products(record("int4/32:fp16:asym(fp8)")).zero == ZeroKind.TABLE
-    assert list(products(record("mxfp4_plusplus")).delta_values) == [2.0**-d for d in range(8)]
-    assert list(products(record("mxfp4_plus")).delta_values) == [1.0] * 8
+    assert products(block_format("mxfp8")).special_code == 127
+    assert products(block_format("mxfp8_e5m2")).special_code == 124
+    assert products(block_format("mxfp4")).special_code == NO_CODE
+    assert products(block_format("int4/32:fp16:asym(fp16)")).zero == ZeroKind.F16
+    assert products(block_format("int4/32:fp16:asym(fp8)")).zero == ZeroKind.TABLE
+    assert list(products(block_format("mxfp4_plusplus")).delta_values) == [2.0**-d for d in range(8)]
+    assert list(products(block_format("mxfp4_plus")).delta_values) == [1.0] * 8

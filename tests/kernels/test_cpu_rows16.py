@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from format_specs import block_format
 from microscale.errors import LayoutError, ShapeError
 from microscale.formats import NAMED_FORMATS, BlockFormat, FloatElement, parse_format
 from microscale.formats.codec import decode
@@ -46,12 +47,6 @@ LAID_OUT = [*PLAIN, *ASYMMETRIC, *COMPACT, *RAW, *SPARSE]
 SHAPES = [(1, 1), (16, 32), (17, 33), (3, 257), (40, 96), (31, 64)]
 
 
-def record(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
-
-
 def made(spec: str, shape: tuple[int, ...], seed: int = 0) -> QuantizedTensor:
     """Numbers of a wide range, a zero block, a block of one number; first elements that are not the largest."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +55,7 @@ def made(spec: str, shape: tuple[int, ...], seed: int = 0) -> QuantizedTensor:
     )
     values.view(-1)[: shape[-1] // 3] = 0.0
     values.view(-1)[-1] = -100.0
-    fmt = record(spec)
+    fmt = block_format(spec)
     if isinstance(fmt.element, FloatElement) and not fmt.element.signed:
         values = values.abs()
     return quantize(values, fmt)
@@ -85,7 +80,7 @@ def value_bits(laid: torch.Tensor, bits: int, row: int, col: int) -> int:
 @pytest.mark.parametrize("shape", [(1, 1), (17, 40), (33, 96)])
 def test_every_value_stands_where_the_formula_says(spec: str, shape: tuple[int, int]) -> None:
     tensor = made(spec, shape)
-    fmt = record(spec)
+    fmt = block_format(spec)
     laid = to_layout(tensor, "rows16").parts["codes"]
     bits = fmt.element.bits
     assert tuple(laid.shape) == (-(-shape[0] // 16), -(-shape[1] // 32), 64 * bits)
@@ -178,7 +173,7 @@ def factors(tensor: QuantizedTensor) -> torch.Tensor:
 @pytest.mark.parametrize("spec", COMPACT)
 def test_compact_largest_is_its_code_plus_the_low_value(spec: str) -> None:
     """What a kernel computes: (decode(code in place) + low value) * factor, and decode(code) * factor elsewhere."""
-    fmt, shape = record(spec), (19, 96)
+    fmt, shape = block_format(spec), (19, 96)
     tensor = made(spec, shape, seed=3)
     laid = to_layout(tensor, "rows16")
     assert set(laid.parts) == {"codes", "scale", "index", *(["tensor_inv_scale"] if fmt.tensor_scale else [])} | (
@@ -204,7 +199,7 @@ def test_compact_largest_is_its_code_plus_the_low_value(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", RAW)
 def test_raw_largest_stands_apart(spec: str) -> None:
-    fmt, shape = record(spec), (19, 96)
+    fmt, shape = block_format(spec), (19, 96)
     tensor = made(spec, shape, seed=3)
     laid = to_layout(tensor, "rows16")
     rows = unpack_bits(tensor.parts["codes"], fmt.element.bits, 96)
@@ -232,14 +227,14 @@ def test_blocks_that_are_zero_by_their_scale_are_cleared(spec: str) -> None:
     )
     laid = to_layout(damaged, "rows16")
     assert same_bits(dequantize(laid), dequantize(damaged))
-    bits = record(spec).element.bits
+    bits = block_format(spec).element.bits
     assert {value_bits(laid.parts["codes"], bits, 3, col) for col in range(32, 64)} == {0}
     assert {int(part[0, 1, 3]) for name, part in laid.parts.items() if name in ("index", "largest")} == {0}
 
 
 @pytest.mark.parametrize("spec", ["mxfp8_e4m3", "mxfp8_e5m2", "e3m4/16:fp16", "e2m5/32:e8m0", "ue4m4/channel:fp32"])
 def test_subnormal_flags_are_those_of_the_decoded_values(spec: str) -> None:
-    fmt = record(spec)
+    fmt = block_format(spec)
     assert isinstance(fmt.element, FloatElement)
     generator = torch.Generator().manual_seed(2)
     numbers = torch.rand(70, 130, generator=generator) / 2 + 0.5
@@ -318,7 +313,7 @@ def test_unknown_layouts_and_wrong_parts() -> None:
 @pytest.mark.parametrize("shape", [(0, 64), (5, 0), (0, 0)])
 def test_empty_tensors(shape: tuple[int, int]) -> None:
     for spec in ("mxfp4", "mxfp8_plusplus", "int3_asym", "nvfp4_plus", "mxfp8"):
-        fmt = record(spec)
+        fmt = block_format(spec)
         specs = LAYOUTS["row_major"].part_specs(fmt, shape)
         parts = {name: torch.zeros(part.shape, dtype=part.dtype) for name, part in specs.items()}
         laid = rows16.pack(parts, fmt, shape)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from microscale.formats import BlockFormat, parse_format
+from format_specs import block_format
 from microscale.kernels.reference.decode import decode_blocks, decode_largest
 from microscale.kernels.reference.encode import EncodedBlocks
 
@@ -23,17 +23,11 @@ TWINS = {
 }
 
 
-def record(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
-
-
 def decoded(spec: str, codes: list[int], scale: Any, **parts: Any) -> list[float]:
     """The values of one block."""
     stored = scale if isinstance(scale, torch.Tensor) else torch.tensor([[scale]], dtype=torch.uint8)
     encoded = EncodedBlocks(codes=torch.tensor([[codes]], dtype=torch.uint8), scale=stored, **parts)
-    return decode_blocks(encoded, record(spec)).flatten().tolist()
+    return decode_blocks(encoded, block_format(spec)).flatten().tolist()
 
 
 def grid(*numbers: int) -> torch.Tensor:
@@ -48,7 +42,7 @@ def one(number: int) -> torch.Tensor:
 @pytest.mark.parametrize("element", TWINS)
 def test_every_code_times_a_power_of_two_is_that_of_ml_dtypes(element: str, exponent: int) -> None:
     """Exact down to subnormals; past float32 it is Inf; NaN and the sign of zero stay."""
-    count = 2 ** record(f"{element}/32:e8m0").element.bits
+    count = 2 ** block_format(f"{element}/32:e8m0").element.bits
     table = np.arange(count, dtype=np.uint8).view(TWINS[element]).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = (table * 2.0**exponent).astype(np.float32)
@@ -111,4 +105,5 @@ def test_nvfp4_plus_is_plain_where_its_scale_is_small() -> None:
 def test_codes_of_largest_elements_of_integers() -> None:
     """MXINT8+ has seven fraction bits after 1: 1 + f / 128, the sign on top."""
     codes = torch.tensor([0, 1, 127, 128, 255], dtype=torch.uint8)
-    assert decode_largest(codes, record("mxint8_plus")).tolist() == [1, 1 + 1 / 128, 2 - 1 / 128, -1, -2 + 1 / 128]
+    found = decode_largest(codes, block_format("mxint8_plus"))
+    assert found.tolist() == [1, 1 + 1 / 128, 2 - 1 / 128, -1, -2 + 1 / 128]

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from format_specs import block_format
 from microscale.errors import NonFiniteError
-from microscale.formats import BlockFormat, Extension, Rounding, VectorBlock, parse_format
+from microscale.formats import BlockFormat, Extension, Rounding, VectorBlock
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.layouts import unpack_bits
 from microscale.tensor import QuantizedTensor
@@ -71,12 +72,6 @@ EXTENDED = [
     for extension in ("plus", "plusplus")
 ] + ["e2m1/32:e5m0:plus", "e2m1/32:e4m0:plusplus"]
 NARROW_SCALES = ["e2m1/32:e5m0:floor", "e4m3/16:e4m0-b3:rceil", "int8/8:e3m0:even"]
-
-
-def block_format(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
 
 
 def unpacked(packed: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microscale.formats import BlockFormat, FloatElement, RuleKind, ScaleRule, parse_format
+from format_specs import block_format
+from microscale.formats import BlockFormat, FloatElement, RuleKind, ScaleRule
 from microscale.formats.codec import decode_scale
 from microscale.kernels import dequantize, fake_quantize, quantize
 from microscale.kernels.reference.scales import ordered_sum
@@ -48,12 +49,6 @@ AMAXES = ulp_neighbours(
         *(3e38, 3.4e38, FLOAT32_MAX, SUBNORMAL, 3 * SUBNORMAL),
     ]
 )
-
-
-def block_format(spec: str) -> BlockFormat:
-    fmt = parse_format(spec)
-    assert isinstance(fmt, BlockFormat)
-    return fmt
 
 
 def scale_codes(values: torch.Tensor, fmt: BlockFormat) -> list[int]:

@@ -50,7 +50,7 @@ def test_a_row_that_is_not_there(spec: str, index: int) -> None:
 def test_only_the_rows_asked_for_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
     table, seen = packed_embedding("mxfp4"), list[tuple[int, ...]]()
 
-    def spy(tensor, dtype):  # type: ignore[no-untyped-def]
+    def spy(tensor, dtype):
         seen.append(tensor.shape)
         return dequantize(tensor, dtype)
 

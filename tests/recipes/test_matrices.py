@@ -21,7 +21,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def model() -> nn.ModuleDict:
     torch.manual_seed(0)
     found = nn.ModuleDict({"linear": nn.Linear(6, 4), "conv": Conv1D(4, 6), "table": nn.Embedding(6, 4)}).double()
-    found["experts"] = nn.ParameterDict({"up": nn.Parameter(randn(3, 4, 6))})  # type: ignore[assignment]
+    found["experts"] = nn.ParameterDict({"up": nn.Parameter(randn(3, 4, 6))})
     return found
 
 
