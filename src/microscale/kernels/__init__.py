@@ -19,16 +19,16 @@ from microscale.kernels.ops import (
     silu_mul,
     silu_mul_quantize,
 )
-from microscale.kernels.plan import Plan, bind
+from microscale.kernels.plan import BoundPlan, bind
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "BoundPlan",
     "Combine",
     "Gate",
     "KeyValueCache",
     "Operation",
-    "Plan",
     "Request",
     "Rotation",
     "WeightGroup",

@@ -28,7 +28,7 @@ class PlannedCall:
     passed_over: dict[str, str | None]
 
 
-class Plan:
+class BoundPlan:
     """Calls bound to their backends; :meth:`run` runs them in order, on the memory that they were made with.
 
     A plan keeps the tensors of its calls, and the number of threads and the level of the moment it was bound.
@@ -81,7 +81,7 @@ def _reasons(call: Call) -> dict[str, str | None]:
     return found
 
 
-def bind(calls: Sequence[Call | PlanStep]) -> Plan:
+def bind(calls: Sequence[Call | PlanStep]) -> BoundPlan:
     """Choose the backend of every call and prepare all of them; steps that are ready stand where they are.
 
     Raises:
@@ -96,7 +96,7 @@ def bind(calls: Sequence[Call | PlanStep]) -> Plan:
     for backend, found in groupby(chosen, key=lambda pair: pair[1]):
         group: list[Any] = [call for call, _ in found]
         steps += group if backend is None else _prepare(backend, group)
-    return Plan(steps, [backend for _, backend in chosen if backend is not None])
+    return BoundPlan(steps, [backend for _, backend in chosen if backend is not None])
 
 
 def _prepare(backend: Backend, calls: Sequence[Call]) -> Sequence[PlanStep]:

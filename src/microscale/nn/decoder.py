@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from microscale.errors import ShapeError
 from microscale.formats import Format
-from microscale.kernels import Gate, KeyValueCache, Plan, Rotation, bind, dequantize, make_cache
+from microscale.kernels import BoundPlan, Gate, KeyValueCache, Rotation, bind, dequantize, make_cache
 from microscale.kernels.backend import Call, PlanStep
 from microscale.kernels.decoder_ops import add_rms_norm, attend, store_heads
 from microscale.nn.decoder_linear import Execution, LinearCalls, rows_stand_alone
@@ -95,8 +95,8 @@ class _Program:
     """The plans for a number of rows: ``body`` fills the cache, ``tail`` turns the last row into logits."""
 
     residual: Tensor
-    body: Plan
-    tail: Plan
+    body: BoundPlan
+    tail: BoundPlan
 
 
 class Decoder:
@@ -194,7 +194,7 @@ class Decoder:
         return dict(seconds)
 
     @property
-    def plans(self) -> tuple[Plan, Plan]:
+    def plans(self) -> tuple[BoundPlan, BoundPlan]:
         """The plans of a step: through all layers, and from the last of them to the logits."""
         return self._decode.body, self._decode.tail
 

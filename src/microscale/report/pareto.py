@@ -37,8 +37,8 @@ def pareto_svg(rows: Sequence[StudyReportRow], colors: dict[str, str]) -> str:
     points = [row for row in shown if not row.is_baseline]
     if not points:
         return ""
-    across = Axis(values=[bits(row) for row in points], start=LEFT, end=WIDTH - RIGHT)
-    up = Axis(values=[recovery(row) for row in shown], start=HEIGHT - BOTTOM, end=TOP)
+    across = PlotAxis(values=[bits(row) for row in points], start=LEFT, end=WIDTH - RIGHT)
+    up = PlotAxis(values=[recovery(row) for row in shown], start=HEIGHT - BOTTOM, end=TOP)
     parts = [f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="Bits per weight against recovery">']
     parts += _grid(across, up)
     front = sorted((row for row in points if row.is_on_front), key=bits)
@@ -75,7 +75,7 @@ class Box:
         return not (is_beside or self.bottom <= other.top or other.bottom <= self.top)
 
 
-class Axis:
+class PlotAxis:
     """A linear scale from values to places, with round ticks."""
 
     def __init__(self, *, values: Sequence[float], start: float, end: float) -> None:
@@ -106,7 +106,7 @@ def recovery(row: StudyReportRow) -> float:
     return float(row.recovery or 0.0)
 
 
-def _grid(across: Axis, up: Axis) -> list[str]:
+def _grid(across: PlotAxis, up: PlotAxis) -> list[str]:
     parts: list[str] = []
     for tick in across.ticks():
         x = across.place(tick)
