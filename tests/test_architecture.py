@@ -89,10 +89,8 @@ UNTESTED = {
     "integrations/layerwise.py": YET,
     "integrations/lm_eval_model.py": "it is tested with the tool, in test_lm_eval_tasks.py",
     "integrations/lm_eval_runner.py": "it is tested with the tool, in test_lm_eval_tasks.py",
-    "integrations/outline.py": YET,
     "jobs/analyze_page.py": YET,
     "jobs/calibration.py": YET,
-    "jobs/explain.py": YET,
     "jobs/study_executor.py": YET,
     "nn/decoder_linear.py": "it is tested through the decoder, in test_decoder.py",
 }

@@ -25,5 +25,5 @@ CALLS = {"linear": {"cpu": 3, "reference": 1}}
     ],
 )
 def test_one_line(threads: int, reason: str | None, words: str) -> None:
-    facts = RuntimeFacts(runtime="r", why_not_decoder=reason, level="avx2", threads=threads, calls=CALLS)
+    facts = RuntimeFacts(runtime="r", why_not_decoder=reason, level="avx2", threads=threads, executed=CALLS)
     assert Text.from_markup(runtime_text(facts)).plain == words

@@ -72,7 +72,7 @@ def test_another_family_runs_in_transformers(tmp_path: Path) -> None:
     found = microscale.bench(source, **FEW)
     runtime = found.executed.runtime
     assert runtime.runtime == "transformers" and "gpt2" in str(runtime.why_not_decoder)
-    assert (runtime.calls, runtime.level) == ({}, "none"), "no layer is quantized"
+    assert (runtime.executed, runtime.level) == ({}, "none"), "no layer is quantized"
     assert found.milliseconds_per_token is None and found.executed.weight_bytes_per_token > 0
     shown = succeed("bench", source, "--prompt-tokens", "9", "-n", "3", "--repeat", "2", "--json").json
     said = json_value(found)

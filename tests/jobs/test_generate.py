@@ -51,11 +51,11 @@ def test_who_made_it(quantized: Path) -> None:
     assert (found.model, found.runtime.threads) == (str(quantized), torch.get_num_threads())
     if native.NATIVE is not None:
         assert (found.runtime.runtime, found.runtime.why_not_decoder) == ("decoder", None)
-        assert {backend for calls in found.runtime.calls.values() for backend in calls} == {"cpu"}
+        assert {backend for calls in found.runtime.executed.values() for backend in calls} == {"cpu"}
     narrow = microscale.generate(quantized, "The sea", max_new_tokens=3, dtype="bfloat16").runtime
     assert narrow.runtime == "transformers" and "bfloat16" in str(narrow.why_not_decoder)
     backend = "reference" if native.NATIVE is None else "cpu"
-    assert list(narrow.calls["linear"]) == [backend] and narrow.calls["linear"][backend] % 14 == 0
+    assert list(narrow.executed["linear"]) == [backend] and narrow.executed["linear"][backend] % 14 == 0
 
 
 def test_python_and_the_command_line_say_the_same(quantized: Path) -> None:

@@ -33,7 +33,7 @@ def test_the_level_is_that_of_the_backends_that_ran(
     engine = TransformersEngine(family_model("llama"), "it was asked for")
     facts = runtime_facts(engine, Counter({(Operation.LINEAR, name): count for name, count in ran.items()}))
     assert (facts.runtime, facts.why_not_decoder, facts.level) == ("transformers", "it was asked for", level)
-    assert facts.calls == ({"linear": ran} if ran else {}) and facts.threads == torch.get_num_threads()
+    assert facts.executed == ({"linear": ran} if ran else {}) and facts.threads == torch.get_num_threads()
 
 
 def test_only_transformers_keeps_float_copies() -> None:

@@ -11,7 +11,17 @@ import torch
 
 from microscale.errors import ArgumentError, DtypeError, FormatError, LayoutError
 from microscale.formats import Format, parse_format
-from microscale.kernels import Backend, Operation, Request, dispatch, is_at_home, preferred_layout, quantize, to_layout
+from microscale.kernels import (
+    Backend,
+    Operation,
+    Request,
+    dispatch,
+    is_at_home,
+    preferred_layout,
+    quantize,
+    to_layout,
+    why_not_linear,
+)
 from microscale.kernels.reference import BACKEND as REFERENCE
 from microscale.layouts import LAYOUTS
 from vectors.inputs import same_bits
@@ -53,6 +63,26 @@ def test_the_first_willing_backend_chooses(monkeypatch: pytest.MonkeyPatch) -> N
     assert preferred_layout(WEIGHT, torch.float32) == "rows16"
     assert preferred_layout(WEIGHT, torch.float32, activations=parse_format("mxfp8")) == "row_major"
     assert preferred_layout(WEIGHT, torch.float32, device=torch.device("meta")) == "row_major", "where it will be"
+
+
+def test_reasons_are_those_in_the_layout_that_a_backend_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads_rows16(request: Request) -> str | None:
+        return refuses_rounding(request) if request.layout == "rows16" else "reads rows16 only"
+
+    wanting, absent = (
+        backend("wanting", "rows16", reads_rows16),
+        dataclasses.replace(backend("absent", "rows16"), unavailable=lambda: "no GPU"),
+    )
+    plain = dataclasses.replace(backend("plain", None, lambda request: "not today"))
+    monkeypatch.setattr(dispatch, "BACKENDS", [wanting, absent, plain, REFERENCE])
+    request = Request(operation=Operation.LINEAR, format=WEIGHT.format, device=CPU, dtype=torch.float32)
+    others = {"absent": "no GPU", "plain": "not today", "reference": None}
+    assert why_not_linear(request, WEIGHT.shape) == {"wanting": "reads rows16 only", **others}
+    rounding = dataclasses.replace(request, activations=parse_format("mxfp8"))
+    assert why_not_linear(rounding, WEIGHT.shape) == {"wanting": "keeps its inputs", **others}
+    tiles = dataclasses.replace(rounding, format=parse_format("e4m3/16x16:fp32"))
+    said = "e4m3/16x16:fp32:amax cannot be laid out as rows16: it needs blocks along the last axis, or one for each row"
+    assert why_not_linear(tiles, (16, 16))["wanting"] == said
 
 
 def test_a_layout_without_a_place_for_the_format_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_it_says_what_runs(original: Path) -> None:
 
 def test_headers_are_enough_and_give_what_the_loaded_model_gives(stored: Path, original: Path) -> None:
     from_headers, loaded = microscale.explain(stored), microscale.explain(microscale.load(stored))
-    assert from_headers == loaded
+    assert from_headers == dataclasses.replace(loaded, why_not_decoder=from_headers.why_not_decoder)
     assert microscale.explain(original).layers[1].backend == "torch"
 
 
@@ -94,6 +94,27 @@ def test_another_device_is_explained_where_there_is_none(stored: Path) -> None:
         PassedOver(backend="cpu", reason=CPU.unavailable() or "runs on the CPU only, not on cuda") in first.passed_over
     )
     assert (found.obstacle is None) == torch.cuda.is_available()
+
+
+@pytest.mark.skipif(CPU.unavailable() is not None, reason="without compiled kernels that is the reason")
+@pytest.mark.parametrize(
+    ("weights", "activations", "cause"),
+    [
+        ("mxfp4", "e4m3/128x128:fp32", "cannot round its input on the fly: "),
+        ("mxfp4", "e4m3/tensor:fp32", "cannot round its input on the fly: "),
+        ("mxfp4", "adaptive_2_4", "adaptive_2_4 chooses among all numbers of a tensor"),
+        ("e2m1/24:e8m0", None, "blocks have 16 or a multiple of 32 elements in it, not 24"),
+        ("e4m3/128x128:fp32", None, "it needs blocks along the last axis, or one for each row"),
+    ],
+)
+def test_the_cause_is_told_and_not_the_layout_that_follows_from_it(
+    original: Path, weights: str, activations: str | None, cause: str
+) -> None:
+    found = packed(microscale.explain(microscale.quantize(original, weights, activations=activations)))
+    for layer in found:
+        assert (layer.backend, layer.layout) == ("reference", "row_major")
+        (other,) = layer.passed_over
+        assert other.backend == "cpu" and cause in other.reason and "not row_major" not in other.reason
 
 
 def test_a_backend_that_is_added_shows_with_its_level(original: Path, stored: Path) -> None:

@@ -33,6 +33,8 @@ def explain(
 ) -> None:
     """Show for every layer the formats asked for and executed, who runs it, and why not the other backends.
 
+    What is described is a forward call of the model, as eval makes it; the last line says what generate does.
+
     Example: `microscale explain OUT --device cuda`
     """
     from microscale.jobs.explain import explain as explain_job
@@ -54,6 +56,18 @@ def _show(title: str, found: Explanation, *, names: bool) -> None:
     for group in _groups(found.layers):
         for line in _lines(group):
             console.print(line, markup=False, soft_wrap=True)
+    for line in _model_lines(found):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _model_lines(found: Explanation) -> list[str]:
+    """Return what is to be said of the whole model: what attention is rounded to, and which call this describes."""
+    attention = [f"{found.attention}; simulated in floats"] if found.attention.titled else []
+    if found.why_not_decoder is None:
+        generates = "generate runs the model in the decoder runtime instead"
+    else:
+        generates = f"generate makes such calls too, not the decoder runtime: {found.why_not_decoder}"
+    return [*attention, f"This is a forward call of the model, as eval makes it; {generates}"]
 
 
 def _groups(layers: Sequence[LayerExplanation]) -> list[list[LayerExplanation]]:

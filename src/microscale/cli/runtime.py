@@ -18,5 +18,5 @@ def runtime_text(facts: RuntimeFacts) -> str:
     from microscale.planning.executed import linear_words
 
     return escape(
-        f"transformers, {linear_words(facts.calls)}, {threads}; not the decoder runtime: {facts.why_not_decoder}"
+        f"transformers, {linear_words(facts.executed)}, {threads}; not the decoder runtime: {facts.why_not_decoder}"
     )

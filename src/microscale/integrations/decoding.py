@@ -22,9 +22,12 @@ FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 _GATES = {"silu": Gate.SILU, "swish": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU_TANH, "gelu_new": Gate.GELU_TANH}
 
 
-def why_not_decoder(model: Any) -> str | None:
-    """Return why the decoder runtime does not run a model, or None where it does: faster than transformers."""
-    return _structure_refusal(model) or decoder_refusal(next(model.parameters()).device, torch.float32)
+def why_not_decoder(model: Any, device: torch.device | None = None) -> str | None:
+    """Return why the decoder runtime does not run a model, or None where it does: faster than transformers.
+
+    ``device`` is where the model will be (default: where it is); its tensors may lie on ``meta`` meanwhile.
+    """
+    return _structure_refusal(model) or decoder_refusal(device or next(model.parameters()).device, torch.float32)
 
 
 def _structure_refusal(model: Any) -> str | None:
@@ -32,11 +35,12 @@ def _structure_refusal(model: Any) -> str | None:
     attention = model_attention(model)
     if attention is not None:
         return f"it does not round attention; this model has {attention}"
-    config = model.config
-    family = DECODER_FAMILIES.get(config.model_type)
-    if family is None or type(model).__name__ != family.architecture:
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", "none of transformers")
+    family = DECODER_FAMILIES.get(kind)
+    if config is None or family is None or type(model).__name__ != family.architecture:
         known = ", ".join(DECODER_FAMILIES)
-        return f"it runs the families {known}; this is {type(model).__name__} of the family {config.model_type}"
+        return f"it runs the families {known}; this is {type(model).__name__} of the family {kind}"
     devices = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         return f"it runs on one device; the model lies on {', '.join(sorted(devices))}"

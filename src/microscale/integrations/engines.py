@@ -132,13 +132,21 @@ def make_engine(
     the model's own); for transformers the model is cast to it, in place.
     """
     dtype = compute_dtype or model.dtype
-    reason = why_not_decoder(model) or _generation_refusal(model.generation_config)
-    if dtype != torch.float32:
-        reason = f"it computes in float32, asked for is {dtype_name(dtype)}"
+    reason = why_not_decoded(model, dtype)
     if reason is not None:
         return TransformersEngine(model.to(dtype) if model.dtype != dtype else model, reason)
     decoder = make_decoder(model, positions=positions, cache_dtype=cache_dtype)
     return DecoderEngine(decoder=decoder, config=model.config, generation_config=model.generation_config)
+
+
+def why_not_decoded(model: Any, dtype: torch.dtype, device: torch.device | None = None) -> str | None:
+    """Return why text is not generated in the decoder runtime but by transformers, or None where it is.
+
+    ``dtype`` is the float type of the computation, ``device`` where the model will be (default: where it is).
+    """
+    if dtype != torch.float32:
+        return f"it computes in float32, asked for is {dtype_name(dtype)}"
+    return why_not_decoder(model, device) or _generation_refusal(getattr(model, "generation_config", None))
 
 
 def _generation_refusal(generation_config: Any) -> str | None:

@@ -16,14 +16,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import ModelError
 from microscale.families.look_up import describe
-from microscale.integrations.loading import LIBRARY_ERRORS, build_model, check_local, loader_of, read_model_config
+from microscale.integrations.loading import (
+    LIBRARY_ERRORS,
+    build_model,
+    check_local,
+    loader_of,
+    read_generation_config,
+    read_model_config,
+)
 from microscale.integrations.pending import AbsentTensor, PendingTensor
 
 
@@ -58,11 +64,7 @@ class LayerFile:
         kept = [key for key, owner in self._owners.items() if owner is None]
         model = self._build(kept)
         model.config.name_or_path = model.name_or_path = str(self._reader.path)
-        if (self._reader.path / "generation_config.json").exists():
-            try:
-                model.generation_config = GenerationConfig.from_pretrained(self._reader.path)
-            except LIBRARY_ERRORS as error:
-                raise ModelError(f"{self._reader.path}: generation_config.json cannot be read: {error}") from error
+        read_generation_config(model, self._reader.path)
         return model
 
     def read(self, name: str) -> nn.Module:

@@ -191,12 +191,21 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     note = getattr(model.config, "microscale", None)
     if isinstance(note, dict):  # save_pretrained will write our layout
         model.config.microscale = {**cast("dict[str, Any]", note), "layout": NativeLayout.name}
+    read_generation_config(model, local)
+    return model
+
+
+def read_generation_config(model: Any, local: Path) -> None:
+    """Give a model the generation config of its directory, where there is one.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
     if (local / "generation_config.json").exists():
         try:
             model.generation_config = GenerationConfig.from_pretrained(local)
         except LIBRARY_ERRORS as error:
             raise ModelError(f"{local / 'generation_config.json'} cannot be read: {error}") from error
-    return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,12 +242,14 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
 
 
 def read_model_config(path: str | Path) -> Any:
-    """Return the config of a model.
+    """Return the config of a model in a directory or a GGUF file, or by hub name.
 
     Raises:
         ModelError: transformers cannot read it.
     """
     try:
+        if is_gguf(path):
+            return cast(Any, AutoConfig).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
         return cast(Any, AutoConfig).from_pretrained(path)
     except LIBRARY_ERRORS as error:
         raise ModelError(f"{path} has no config that can be read: {error}") from error
@@ -259,10 +270,7 @@ def is_gguf(path: str | Path) -> bool:
 
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
     found: GgufModel = read_gguf(path)
-    try:
-        config = cast(Any, AutoConfig).from_pretrained(path.parent, gguf_file=path.name)
-    except LIBRARY_ERRORS as error:
-        raise ModelError(f"{path}: no model config can be made of its metadata: {error}") from error
+    config = read_model_config(path)
     if "rope_freqs.weight" in found.ignored:
         warnings.warn(
             f"{path} scales its rotary frequencies (rope_freqs.weight), which is not taken over: long contexts suffer",

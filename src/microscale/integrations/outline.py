@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from microscale.checkpoint.gguf_file import read_gguf
 from microscale.checkpoint.native import NativeLayout
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.checkpoint.registry import read_stored_layers
 from microscale.errors import ModelError
+from microscale.integrations.attention import apply_attention
 from microscale.integrations.hf_quantizer import MicroscaleConfig, MicroscaleQuantizer, note_requested
 from microscale.integrations.layerwise import outline_model
 from microscale.integrations.loading import (
@@ -22,10 +22,12 @@ from microscale.integrations.loading import (
     check_local,
     is_gguf,
     loader_of,
+    read_generation_config,
     read_model_config,
     settle_tying,
 )
 from microscale.layer_spec import LayerSpec
+from microscale.nn.attention_setting import read_attention
 
 
 def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
@@ -34,18 +36,21 @@ def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) ->
     ``dtype`` is that of all that is not packed (default: the checkpoint's).
 
     Raises:
-        CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
+        CheckpointError, ModelError: missing, damaged, out of reach, or of a layout that we do not read.
     """
     if is_gguf(path):
         found = read_gguf(Path(path))
-        config = cast(Any, AutoConfig).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
+        config = read_model_config(path)
         return _packed_outline(config, dict(found.layers), dict.fromkeys(found.tensors), dtype or torch.bfloat16, None)
     local = check_local(path)
     reader = CheckpointReader(local) if local is not None and any(local.glob("*.safetensors*")) else None
     if reader is None or reader.quantization_config is None:
+        read_model_config(path)  # says why it cannot be read
         model = outline_model(path)
         if model is None:
             raise ModelError(f"{path} cannot be built without its weights; load it, and explain the model")
+        if local is not None:
+            read_generation_config(model, local)
         return model.to(dtype or model.config.dtype or torch.float32)
     layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
     config = read_model_config(reader.path)
@@ -54,6 +59,7 @@ def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) ->
     others = dict.fromkeys(name for name in reader.infos if name not in consumed)
     model = _packed_outline(config, layers, others, dtype or reader.dtype, own)
     note_requested(model, layout)
+    read_generation_config(model, reader.path)
     return model
 
 
@@ -77,6 +83,7 @@ def _packed_outline(
             model = loader_of(None, config)._from_config(config, dtype=dtype).eval()
             if packed:
                 MicroscaleQuantizer(described).put_modules(model)
+        apply_attention(model, read_attention(described.others.get("attention")))
     except LIBRARY_ERRORS as error:
         raise ModelError(f"the model cannot be built without its weights: {error}") from error
     return model

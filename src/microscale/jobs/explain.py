@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from microscale.errors import ModelError, OptionError
 from microscale.formats.dtypes import parse_dtype
-from microscale.integrations.engines import Runtime
+from microscale.integrations.engines import Runtime, why_not_decoded
 from microscale.integrations.outline import outline_checkpoint
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.small_options import ExplainOptions
@@ -20,10 +21,11 @@ def explain(options: ExplainOptions, reporter: Reporter = SILENT) -> Explanation
     """Return for every layer the formats asked for and executed, backend, kernel, layout, level, and all refusals.
 
     Nothing is run and no weight is read. A checkpoint is explained as :func:`microscale.load` would leave it on the
-    device; ``microscale generate`` may run it in a decoder of its own, and says so.
+    device. What is described is a forward call of the model, as evaluation makes it; ``why_not_decoder`` says whether
+    :func:`microscale.generate` makes such calls too, or runs the model in the decoder runtime (None).
 
     Raises:
-        CheckpointError, ModelError: no model.
+        CheckpointError, ModelError: no model, or a name of which no config can be reached.
         OptionError: a device that torch does not know.
         DtypeError: a dtype that is none.
     """
@@ -31,15 +33,19 @@ def explain(options: ExplainOptions, reporter: Reporter = SILENT) -> Explanation
     dtype = None if options.dtype is None else parse_dtype(options.dtype)
     device = None if options.device is None else _device(options.device)
     model = options.model
+    decoding_dtype = dtype or torch.float32
     if isinstance(model, str | Path):
         model, device = outline_checkpoint(model, dtype=dtype), device or torch.device("cpu")
     elif not isinstance(model, nn.Module):
         raise ModelError(f"a model is explained, or one by its directory or hub name; got {type(model).__name__}")
-    return explain_model(model, device=device, dtype=dtype, engine=Runtime.TRANSFORMERS.value)
+    else:
+        decoding_dtype = getattr(model, "dtype", decoding_dtype)  # generate runs a loaded model in its own
+    found = explain_model(model, device=device, dtype=dtype, engine=Runtime.TRANSFORMERS.value)
+    return dataclasses.replace(found, why_not_decoder=why_not_decoded(model, decoding_dtype, device))
 
 
 def _device(word: str) -> torch.device:
     try:
         return torch.device(word)
-    except RuntimeError as error:
-        raise OptionError(f"device is cpu, cuda, cuda:1 and so on, got {word!r}: {error}") from error
+    except RuntimeError:
+        raise OptionError(f"device is cpu, cuda, cuda:1 and so on, got {word!r}") from None

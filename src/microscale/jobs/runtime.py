@@ -18,14 +18,15 @@ from microscale.planning.executed import Executed, by_name
 class RuntimeFacts:
     """Who ran a model, why not the decoder runtime, on which level of the machine and with how many threads.
 
-    ``calls`` counts what ran, by operation and backend; ``level`` is that of the backends in it (``none``: no kernels).
+    ``executed`` counts what ran, by operation and backend; ``level`` is that of the backends in it (``none``: no
+    kernels).
     """
 
     runtime: str
     why_not_decoder: str | None
     level: str
     threads: int
-    calls: Executed
+    executed: Executed
 
 
 def runtime_facts(engine: Engine, counts: Executions) -> RuntimeFacts:
@@ -37,7 +38,7 @@ def runtime_facts(engine: Engine, counts: Executions) -> RuntimeFacts:
         why_not_decoder=engine.why_not_decoder,
         level=" and ".join(filter(None, levels)) or "none",
         threads=torch.get_num_threads(),
-        calls=by_name(counts),
+        executed=by_name(counts),
     )
 
 

@@ -1,6 +1,11 @@
-"""to_layout: the bytes of a quantized tensor in another place; preferred_layout: where its kernels want them."""
+"""to_layout: the bytes of a quantized tensor in another place; preferred_layout: where its kernels want them.
+
+why_not_linear: what stands against a backend, whatever layout the weight lies in.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 
@@ -8,7 +13,7 @@ from microscale.errors import FormatError, LayoutError, check_kind
 from microscale.formats import Format, SegmentedFormat, format_name
 from microscale.formats.segmented import RECORDS
 from microscale.kernels import dispatch
-from microscale.kernels.backend import Operation, Request
+from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.checks import check_float_dtype, check_quantized
 from microscale.kernels.dispatch import execute
 from microscale.layouts import find_layout
@@ -65,16 +70,43 @@ def preferred_layout(
         check_kind(activations, RECORDS, "activations", "a format record or None", error=FormatError)
     check_kind(device, (torch.device, type(None)), "the device", "a torch.device or None")
     fmt, shape, device = tensor.format, tensor.shape, device or tensor.device
+    request = Request(operation=operation, format=fmt, device=device, dtype=dtype, activations=activations)
     for backend in dispatch.BACKENDS:
-        name = None if backend.unavailable() else backend.wanted_layout(fmt, shape, dtype, device)
-        if name is None or find_layout(name).refusal(fmt, shape) is not None:
-            continue
-        request = Request(
-            operation=operation, format=fmt, device=device, dtype=dtype, layout=name, activations=activations
-        )
-        if backend.refusal(request) is None:
+        name = _wanted_layout(backend, request, shape)
+        if name is not None and _refusal_in(name, backend, request, shape) is None:
             return name
     return ROW_MAJOR
+
+
+def why_not_linear(request: Request, shape: tuple[int, ...]) -> dict[str, str | None]:
+    """Return every backend's reason for refusing ``linear`` on a weight of a shape (None: it can run it).
+
+    It is the reason in the layout that the backend wants for the weight: that the weight does not lie so is often only
+    a consequence of it. Where there is no other reason, it is the weight's layout.
+    """
+    check_kind(request, Request, "a request", "a Request record")
+    reasons = dispatch.why_not(request)
+    for backend in dispatch.BACKENDS:
+        name = None if reasons[backend.name] is None else _wanted_layout(backend, request, shape)
+        if name is not None:
+            reasons[backend.name] = _refusal_in(name, backend, request, shape) or reasons[backend.name]
+    return reasons
+
+
+def _wanted_layout(backend: Backend, request: Request, shape: tuple[int, ...]) -> str | None:
+    assert request.format is not None
+    if backend.unavailable():
+        return None
+    return backend.wanted_layout(request.format, shape, request.dtype, request.device)
+
+
+def _refusal_in(layout: str, backend: Backend, request: Request, shape: tuple[int, ...]) -> str | None:
+    """Return why a weight cannot lie in a layout, or why the backend does not run ``linear`` on it there."""
+    assert request.format is not None
+    reason = find_layout(layout).refusal(request.format, shape)
+    if reason is not None:
+        return f"{format_name(request.format)} cannot be laid out as {layout}: {reason}"
+    return backend.refusal(dataclasses.replace(request, layout=layout))
 
 
 def is_at_home(layout: str, fmt: Format, dtype: torch.dtype, device: torch.device) -> bool:

@@ -1,7 +1,7 @@
 """What runs each layer of a model, and why: formats asked for and executed, backend, kernel, layout, level, refusals.
 
-Nothing is run: the answer is that of the dispatcher to the request that the layer would make without a gradient. The
-records name the engine, so that another one than ours can be explained in the same words.
+Nothing is run: the answer is that of the dispatcher to the request that the layer would make in a forward call of the
+model without a gradient. The records name the engine, so that another one can be explained in the same words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from microscale.formats import ALIASES, ActivationSpec, Format, RangeKind, forma
 from microscale.formats.dtypes import dtype_name
 from microscale.kernels import Operation, Request, preferred_layout, why_not
 from microscale.kernels.dispatch import choose
+from microscale.kernels.layout import why_not_linear
 from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, model_attention
 from microscale.nn.embedding import NarrowEmbedding
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule, Precision
@@ -63,16 +65,22 @@ class LayerExplanation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """All layers of a model; ``obstacle`` says why nothing runs on that device here (None: it does)."""
+    """All layers of a model in a forward call; ``obstacle`` says why nothing runs on that device here (None: it does).
+
+    ``attention`` is what attention is rounded to, simulated in floats. ``why_not_decoder`` says why generating text
+    makes such forward calls (None: the decoder runtime generates, on prepared calls of its own).
+    """
 
     layers: tuple[LayerExplanation, ...]
     device: str
     dtype: str
+    attention: AttentionFormats = NOT_ROUNDED
     obstacle: str | None = None
+    why_not_decoder: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return all fields."""
-        return dataclasses.asdict(self)
+        """Return all fields; formats are named."""
+        return dataclasses.asdict(self) | {"attention": self.attention.words}
 
 
 def explain_model(
@@ -92,7 +100,13 @@ def explain_model(
     if asking is not None:
         found = zip(layers, _layers(model), strict=True)
         layers = tuple(_with_gradient(layer, each, dtype, asking, device) for layer, (_, each) in found)
-    return Explanation(layers=layers, device=str(place), dtype=dtype_name(dtype), obstacle=obstacle)
+    return Explanation(
+        layers=layers,
+        device=str(place),
+        dtype=dtype_name(dtype),
+        attention=model_attention(model) or NOT_ROUNDED,
+        obstacle=obstacle,
+    )
 
 
 def device_obstacle(device: torch.device) -> str | None:
@@ -132,7 +146,9 @@ def _explain(
         layout=request.layout,
         level=backend.level() or _device_level(place, is_at_hand),
         passed_over=tuple(
-            PassedOver(backend=other, reason=reason) for other, reason in why_not(request).items() if reason is not None
+            PassedOver(backend=other, reason=reason)
+            for other, reason in _refusals(module, request).items()
+            if reason is not None
         ),
         reason=_difference(requested, executed, module),
     )
@@ -196,6 +212,11 @@ def _request(module: PackedModule, device: torch.device, dtype: torch.dtype, *, 
         layout=layout,
         activations=rounding,
     )
+
+
+def _refusals(module: PackedModule, request: Request) -> dict[str, str | None]:
+    is_linear = request.operation is Operation.LINEAR
+    return why_not_linear(request, module.tensor.shape) if is_linear else why_not(request)
 
 
 def _kernel(module: PackedModule, request: Request, said: str | None) -> str:
