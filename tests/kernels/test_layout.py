@@ -20,8 +20,8 @@ from microscale.kernels import (
     preferred_layout,
     quantize,
     to_layout,
-    why_not_linear,
 )
+from microscale.kernels.layout import why_not_linear
 from microscale.kernels.reference import BACKEND as REFERENCE
 from microscale.layouts import LAYOUTS
 from vectors.inputs import same_bits
