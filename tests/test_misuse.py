@@ -6,8 +6,11 @@ is not named as possible beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,12 +19,23 @@ import torch
 
 import microscale
 from microscale import formats, kernels
-from microscale.errors import DtypeError, FormatError, MicroscaleError, RecipeError
+from microscale.errors import (
+    DtypeError,
+    FormatError,
+    KernelError,
+    MicroscaleError,
+    OptionError,
+    RecipeError,
+    StudyError,
+)
 from microscale.formats import codec
 from microscale.formats.elements import E8M0, FP16
 from microscale.formats.grammar import parse_scale_rule
+from microscale.jobs.front import signature_of
+from microscale.jobs.quantize_options import QuantizeOptions
 from microscale.kernels.grid import make_grid
 from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, parse_rule
+from microscale.studies.file import StudyModel, StudyTask
 from microscale.tensor import QuantizedTensor, join_cols, join_rows
 
 TENSOR = kernels.quantize(torch.ones(4, 64), "mxfp4")
@@ -349,3 +363,146 @@ def test_a_recipe_needs_its_format_and_a_rule_its_pattern() -> None:
     with pytest.raises(RecipeError, match=r"rules\.0\.match: is missing.*a rule what it matches"):
         make_recipe(format="mxfp4", rules=[{"weights": "mxfp4"}])
     assert set(Rule.model_fields) == {"match", "weights", "activations", "method"}
+    made = Recipe(format=cast(Any, "mxfp4"), rules=(Rule(match="x", weights=cast(Any, "mxfp8")),))
+    assert pickle.loads(pickle.dumps(made)) == made == Recipe.model_validate(made.model_dump())
+    assert made.model_copy(update={"layout": "quark"}).layout == "quark"
+
+
+@pytest.mark.parametrize(
+    ("record", "fields", "error"),
+    [
+        (Recipe, {"format": 3}, RecipeError),
+        (Recipe, {"format": "mxfp4", "rules": [{"match": 1}]}, RecipeError),
+        (Rule, {"match": 3}, RecipeError),
+        (Rule, {"mach": "x"}, RecipeError),
+        (StudyModel, {}, StudyError),
+        (StudyTask, {}, StudyError),
+        (StudyTask, {"task": 3}, StudyError),
+    ],
+)
+def test_a_record_of_a_file_made_of_wrong_kinds(record: type[Any], fields: dict[str, Any], error: type[Any]) -> None:
+    with pytest.raises(error) as caught:
+        record(**fields)
+    assert "nput should" not in str(caught.value) and "pydantic" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- jobs
+
+NUL = "a\x00b"
+PATHS = ["", NUL, "\ud800", 3, True, [], b"x", int]
+WORDS = ["", True, 3, np.array([1, 2]), torch.ones(2), b"x"]
+TOKENIZERS = ["", "x", 3, True, [], {}, np.ones(2), str, len]
+MODELS = ["", NUL, None, 3, True, [], {}, object(), np.ones(2), int]
+ITEMS = ["", 3, [], np.ones(2)]
+NUMBERS = ["1", True, None, [], 10**30, 10**5000, np.ones(2)]
+OPTIONS: list[tuple[str, dict[str, Any], dict[str, list[Any]]]] = [
+    (
+        "quantize",
+        {"model": "no model", "format": "mxfp4"},
+        {
+            **dict.fromkeys(("format", "activations", "attention", "kv_cache", "method"), WORDS),
+            **dict.fromkeys(("output", "offload", "recipe"), PATHS),
+            **dict.fromkeys(("layout", "effort", "nan", "part", "observer"), ITEMS),
+            **dict.fromkeys(("samples", "window", "seed"), NUMBERS),
+            **{"tokenizer": TOKENIZERS, "overwrite": ["no", 1, None], "include": ["x", [""], [1], np.ones(2)]},
+        },
+    ),
+    (
+        "evaluate",
+        {"model": "no model", "text": __file__},
+        {
+            **{"model": MODELS, "reference": MODELS[3:], "tokenizer": TOKENIZERS, "text": PATHS, "task_data": PATHS},
+            **{"layers": ["no", 1], "window": NUMBERS},
+        },
+    ),
+    ("evaluate", {"model": "no model", "text": __file__}, {"task_data": ["/nonexistent"]}),
+    (
+        "generate",
+        {"model": "no model", "prompt": "x"},
+        {
+            **{"model": MODELS, "prompt": [None, 3, []], "tokenizer": TOKENIZERS, "on_text": ["x", 3]},
+            **dict.fromkeys(("temperature", "top_p", "max_new_tokens", "seed"), NUMBERS),
+        },
+    ),
+    ("compare", {"model": "no model", "text": __file__}, {"tokenizer": TOKENIZERS, "text": PATHS, "html": PATHS}),
+    ("allocate", {"model": "no model", "budget": "4bits"}, {"tokenizer": TOKENIZERS, "output": PATHS, "plot": PATHS}),
+    ("analyze", {"model": "no model"}, {"output": PATHS, "target": NUMBERS}),
+    ("bench", {"model": "no model"}, {"model": PATHS, "repeat": NUMBERS}),
+    ("explain", {"model": "no model"}, {"model": MODELS, "dtype": ["", 3]}),
+    ("inspect", {"path": "no model"}, {"path": PATHS}),
+    ("methods", {}, {"name": ["", 3, []]}),
+    ("study", {"file": "no study"}, {"file": PATHS, "results": PATHS, "html": PATHS, "imports": [[NUL], "x"]}),
+    ("tasks", {}, {"task_data": PATHS}),
+]
+
+
+@pytest.mark.parametrize("name, right, wrong", OPTIONS, ids=lambda each: each if isinstance(each, str) else "")
+def test_wrong_kinds_of_options(name: str, right: dict[str, Any], wrong: dict[str, list[Any]]) -> None:
+    """Each is refused by name before the model, which is not there, is looked for."""
+    for word, values in {**wrong, "progress": [3, "x", []]}.items():
+        for value in values:
+            with pytest.raises(OptionError) as caught:
+                getattr(microscale, name)(**{**right, word: value})
+            assert word.replace("_", "-") in str(caught.value).replace("_", "-"), (word, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *({"tokenizer": value} for value in ("path", 3, [], {}, str)),
+        *({"layout": value} for value in ([], 3, None)),
+        *({"overwrite": value} for value in ("no", 1, None)),
+        *({"path": value} for value in ("", NUL)),
+    ],
+    ids=repr,
+)
+def test_save_refuses_wrong_kinds(words: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(MicroscaleError, match=r"must be .* got"):
+        microscale.save(torch.nn.Linear(2, 2), **{"path": tmp_path / "out", **words})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("function", [microscale.load, microscale.load_tokenizer, load_recipe])
+@pytest.mark.parametrize("path", ["", NUL])
+def test_what_no_file_is_called(function: Callable[..., Any], path: str) -> None:
+    with pytest.raises(MicroscaleError, match="without NUL, got"):
+        function(path)
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), torch.ones(2), 3, [], ""])
+def test_quantize_attention_refuses_wrong_kinds(value: Any) -> None:
+    for side in ("attention", "kv_cache"):
+        with pytest.raises(MicroscaleError):
+            microscale.quantize_attention(torch.nn.Linear(2, 2), **{side: value})
+
+
+def test_quantize_names_its_options() -> None:
+    words = list(inspect.signature(microscale.quantize).parameters)
+    assert words[:2] == ["model", "format"]
+    assert set(words) == set(signature_of(QuantizeOptions).parameters) and "options" not in words
+
+
+@pytest.mark.parametrize("field", ["seed", "step", "place"])
+def test_a_draw_has_limits(field: str) -> None:
+    assert formats.Draw(**{field: 2**63 - 1}) is not None
+    for value in (-1, 2**63, 2**70):
+        with pytest.raises(FormatError, match=f"the {field} of a draw must be a whole number from 0 to"):
+            formats.Draw(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("name", value) for value in (3, "", " ", None)),
+        *(("title", value) for value in (3, "")),
+        *(("rank", value) for value in ("1", True, float("nan"), float("inf"), None)),
+        *(("why_not", value) for value in (None, "x")),
+        *(("implementations", value) for value in (None, [], {"linear": len}, {kernels.Operation.LINEAR: 3})),
+    ],
+)
+def test_a_backend_of_wrong_kinds(field: str, value: Any) -> None:
+    before = list(kernels.BACKENDS)
+    right = dataclasses.replace(before[0], name="new", layouts=())
+    with pytest.raises(KernelError, match=f"{field}.* must be .*got"):
+        kernels.add_backend(dataclasses.replace(right, **{field: value}))
+    assert before == kernels.BACKENDS

@@ -222,3 +222,14 @@ def load_tokenizer(path: str | Path) -> Any:
     from microscale.integrations.loading import load_tokenizer as load_from
 
     return load_from(path)
+
+
+def _tell_options() -> None:
+    """Give :func:`quantize` a signature with all of its options, for help and editors."""
+    from microscale.jobs.front import signature_of
+    from microscale.jobs.quantize_options import QuantizeOptions
+
+    quantize.__signature__ = signature_of(QuantizeOptions, positional=("format",))  # type: ignore[attr-defined]
+
+
+_tell_options()

@@ -7,6 +7,7 @@ Each message says what was expected, what came, and what to do. All classes deri
 
 from __future__ import annotations
 
+import os
 from typing import cast
 
 
@@ -139,11 +140,33 @@ def check_kind(
         raise error(f"{name} must be {expected}, got {shown(value)}")
 
 
+def is_path(value: object) -> bool:
+    """Whether a value can name a file: a text or a path, not empty, without NUL, of characters that names may have."""
+    if not isinstance(value, str | os.PathLike):
+        return False
+    try:
+        name = os.fsencode(cast("str | os.PathLike[str]", value))
+    except UnicodeEncodeError:
+        return False
+    return name != b"" and b"\0" not in name
+
+
+def check_path(value: object, name: str, expected: str, *, error: type[MicroscaleError] = ArgumentError) -> None:
+    """Refuse what can name no file, see :func:`is_path`.
+
+    Raises:
+        ArgumentError: (or ``error``) with what was expected and what came.
+    """
+    if not is_path(value):
+        raise error(f"{name} must be {expected}, not empty and without NUL, got {shown(value)}")
+
+
 def shown(value: object) -> str:
     """Return a short text of a value for a message: itself where that is short, and its type."""
     if value is None:
         return "None"
     kind = type(value).__name__
     plain = isinstance(value, str | bytes | bool | int | float | list | tuple | dict)
-    text = repr(cast("object", value)) if plain else ""
+    is_long = isinstance(value, int) and value.bit_length() > 200  # Python writes no number of any length
+    text = repr(cast("object", value)) if plain and not is_long else ""
     return f"{text} ({kind})" if 0 < len(text) <= 60 else f"a value of type {kind}"

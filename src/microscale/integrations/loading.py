@@ -12,7 +12,6 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +32,7 @@ from microscale.errors import (
     MicroscaleError,
     ModelError,
     ShapeError,
-    check_kind,
+    check_path,
 )
 from microscale.evaluation.perplexity import LanguageModel
 from microscale.families.batch import Batch, run_model
@@ -172,7 +171,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     Raises:
         CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
     """
-    check_kind(path, (str, PathLike), "the path of a model", "a directory, a file or a hub name")
+    check_path(path, "the path of a model", "a directory, a file or a hub name")
     register()
     dtype = checked_dtype(dtype)
     if is_gguf(path):
@@ -354,7 +353,7 @@ def load_tokenizer(path: str | Path) -> Any:
         CheckpointNotFoundError: no such directory.
         ModelError: there is no tokenizer, or it is damaged.
     """
-    check_kind(path, (str, PathLike), "the path of a model", "a directory, a file or a hub name")
+    check_path(path, "the path of a model", "a directory, a file or a hub name")
     if not is_gguf(path):
         check_not_missing(path)
     logger = logging.getLogger("transformers")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,15 @@ from microscale.checkpoint.reader import read_json
 from microscale.checkpoint.registry import choose_layout, describe_layers
 from microscale.checkpoint.schema import FileLayout
 from microscale.checkpoint.writer import write_directory, write_json
-from microscale.errors import CheckpointWriteError, LayoutError, ModelError, check_kind
+from microscale.errors import (
+    ArgumentError,
+    CheckpointWriteError,
+    LayoutError,
+    ModelError,
+    check_kind,
+    check_path,
+    shown,
+)
 from microscale.families.modules import is_transposed
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.layer_spec import LayerSpec
@@ -93,7 +100,17 @@ def save_model(
         CheckpointWriteError: the target exists, or writing failed; nothing half-written is left.
     """
     check_kind(model, nn.Module, "the model", "a torch module", error=ModelError)
-    check_kind(target, (str, PathLike), "the directory to write", "a path")
+    check_path(target, "the directory to write", "a path")
+    check_kind(layout, str, "the layout", "a text such as 'auto' or 'microscale'")
+    check_kind(overwrite, bool, "overwrite", "True or False")
+    check_kind(max_shard_size, str, "the largest file", "a text such as '5GB'")
+    if tokenizer is not None and (
+        isinstance(tokenizer, type) or not callable(getattr(tokenizer, "save_pretrained", 0))
+    ):
+        raise ArgumentError(
+            "the tokenizer must be a loaded one, such as microscale.load_tokenizer(PATH) returns,"
+            f" got {shown(tokenizer)}"
+        )
     check_shard_size(max_shard_size)
     layers = stored_layers_of(model)
     if not layers:

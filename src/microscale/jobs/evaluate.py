@@ -140,6 +140,8 @@ def check_options(options: EvaluateOptions) -> None:
         raise OptionError("nothing to score: give --text FILE, --tasks NAMES or both")
     if options.layers and options.reference is None:
         raise OptionError("--layers compares with a reference; give --reference MODEL")
+    if options.task_data is not None and options.tasks is None:
+        raise OptionError("--task-data is where the data of tasks lies; give --tasks NAMES")
     if options.reference is not None and options.text is None:
         raise OptionError("--reference compares on a text; give --text FILE")
 

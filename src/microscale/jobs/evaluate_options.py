@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from microscale.jobs.option import Option, Options
+from microscale.jobs.option import MODEL, Option, Options
 from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, Dtype, Seed, TaskData, Tokenizer
 
 TEXT_HELP = "UTF-8 text file to score."
@@ -33,7 +33,11 @@ class EvaluateOptions(Options):
     rounding: AttentionOptions = field(default_factory=AttentionOptions)
     reference: Annotated[
         Any,
-        Option(help="Also score this model (the original): KL divergence, top-1 agreement.", command_type=str | None),
+        Option(
+            help="Also score this model (the original): KL divergence, top-1 agreement.",
+            command_type=str | None,
+            kind=MODEL,
+        ),
     ] = None
     layers: Annotated[bool, Option(help="With --reference: also the error of every decoder layer's output.")] = False
     tasks: Annotated[

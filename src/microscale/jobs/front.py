@@ -11,11 +11,11 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
-from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
 
-from microscale.errors import OptionError, QuantizationNote
+from microscale.errors import OptionError, QuantizationNote, shown
 from microscale.jobs.option import Options, Place, options_of, record_from
-from microscale.jobs.reporting import ProgressReporter, Reporter
+from microscale.jobs.reporting import Progress, ProgressReporter, Reporter
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 R = TypeVar("R")
@@ -67,7 +67,7 @@ def run_job(job: Callable[[O, Reporter], R], words: Mapping[str, Any], *, depth:
     """
     given = dict(words)
     progress = given.pop("progress", None)
-    reporter = ProgressReporter() if progress is None else ProgressReporter(progress)
+    reporter = _reporter(progress)
     result = job(record_from(record_of(job), given), reporter)
     if isinstance(result, HasNotes):
         for note in result.notes:
@@ -75,17 +75,26 @@ def run_job(job: Callable[[O, Reporter], R], words: Mapping[str, Any], *, depth:
     return result
 
 
-def signature_of(record: type[Options]) -> inspect.Signature:
-    """Return the signature of a function that takes the options of a record by word."""
-    kinds = {Place.ARGUMENT: inspect.Parameter.POSITIONAL_OR_KEYWORD}
+def _reporter(progress: Any) -> ProgressReporter:
+    """Return what hands progress to a function of the user, or to nobody."""
+    if progress is None:
+        return ProgressReporter()
+    if not callable(progress):
+        raise OptionError(f"progress is a function, called with (done, total, what is at hand), got {shown(progress)}")
+    return ProgressReporter(cast(Progress, progress))
+
+
+def signature_of(record: type[Options], *, positional: Sequence[str] = ()) -> inspect.Signature:
+    """Return the signature of a function that takes the options of a record by word, some also without."""
+    placed = [one.word for one in options_of(record) if one.option.place is Place.ARGUMENT] + list(positional)
     parameters = [
         inspect.Parameter(
             one.word,
-            kinds.get(one.option.place, inspect.Parameter.KEYWORD_ONLY),
+            inspect.Parameter.POSITIONAL_OR_KEYWORD if one.word in placed else inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if one.default is MISSING else one.default,
             annotation=one.type,
         )
-        for one in sorted(options_of(record), key=lambda one: one.option.place is not Place.ARGUMENT)
+        for one in sorted(options_of(record), key=lambda one: one.word not in placed)
     ]
     return inspect.Signature([*parameters, inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None)])
 

@@ -25,7 +25,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from microscale.errors import OptionError
+from microscale.errors import OptionError, is_path, shown
 
 R = TypeVar("R", bound="Options")
 
@@ -44,11 +44,43 @@ class Place(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What a value is where its type says too little: in words, and whether a value is one."""
+
+    expected: str
+    takes: Callable[[Any], bool]
+
+
+def _is_object(value: Any, *methods: str) -> bool:
+    """Whether a value is no class and has some methods; without importing what it would be an instance of."""
+    return not isinstance(value, type) and all(callable(getattr(value, method, None)) for method in methods)
+
+
+def _is_model(value: Any) -> bool:
+    if isinstance(value, str | Path):
+        return is_path(value)
+    return _is_object(value, "__call__", "named_modules") and hasattr(value, "config")
+
+
+WORD = Kind(
+    expected="a word (or words, or a record made of them)",
+    takes=lambda value: not hasattr(value, "__array__") and not isinstance(value, bool | int | float | bytes),
+)
+MODEL = Kind(expected="a directory or hub name (str or Path), or a loaded model of transformers", takes=_is_model)
+TOKENIZER = Kind(
+    expected="a loaded tokenizer, such as microscale.load_tokenizer(PATH) returns",
+    takes=lambda value: _is_object(value, "__call__", "decode"),
+)
+FREE_TEXT = Kind(expected="a text", takes=lambda value: isinstance(value, str))
+"""A text that may also be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """What is said of a field beside its name, type and default.
 
     ``word`` is its name for users where that is not the field's, ``flag`` its long flag where that is not ``--word``,
-    ``command_type`` its type on the command line where Python takes more.
+    ``command_type`` its type on the command line where Python takes more, ``kind`` what its type does not say.
     """
 
     help: str = ""
@@ -59,6 +91,7 @@ class Option:
     maximum: float | None = None
     place: Place = Place.FLAG
     command_type: Any = None
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +112,7 @@ class NamedOption:
 class Options:
     """The base of all records of options: a record checks its own values when it is made.
 
-    A path may be given as text and becomes a ``Path``; a list becomes a tuple.
+    A path may be given as text and becomes a ``Path``; a list becomes a tuple. No text is empty or holds NUL.
 
     Raises:
         OptionError: a value of another kind than the field's, or outside its limits.
@@ -189,19 +222,29 @@ def is_function(kind: Any) -> bool:
 
 def _checked(named: NamedOption, value: Any) -> Any:
     """Return a value in the form that the record holds."""
-    kinds = kinds_of(named.type)
-    if Any in kinds or (value is None and type(None) in kinds):
+    kinds, kind = kinds_of(named.type), named.option.kind
+    if value is None and (type(None) in kinds or (named.default is None and Any in kinds)):
         return value
-    for kind in kinds:
-        if is_texts(kind) and isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+    if kind is not None and not kind.takes(value):
+        raise OptionError(f"{named.word} is {kind.expected}, got {shown(value)}")
+    if kind is not FREE_TEXT and isinstance(value, str | Path) and not is_path(value):
+        raise OptionError(f"{named.word} is {_expected(kinds, named.option)}, not empty and without NUL, got {value!r}")
+    if Any in kinds:
+        return value
+    for member in kinds:
+        if is_texts(member) and isinstance(value, list | tuple) and all(_is_text(text) for text in value):
             return tuple(value)
-        if kind is Path and str not in kinds and isinstance(value, str):
+        if member is Path and str not in kinds and isinstance(value, str):
             return Path(value)
-        if is_function(kind) and callable(value):
+        if is_function(member) and callable(value):
             return value
-        if isinstance(kind, type) and _is_of(kind, value) and _is_inside(named.option, value):
+        if isinstance(member, type) and _is_of(member, value) and _is_inside(named.option, value):
             return value
-    raise OptionError(f"{named.word} is {_expected(kinds, named.option)}, got {value!r}")
+    raise OptionError(f"{named.word} is {_expected(kinds, named.option)}, got {shown(value)}{_size_hint(value)}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and is_path(value)
 
 
 def _is_of(kind: type, value: object) -> bool:
@@ -211,12 +254,20 @@ def _is_of(kind: type, value: object) -> bool:
 
 
 def _is_inside(option: Option, value: Any) -> bool:
-    """Whether a number lies within the limits; NaN does not."""
+    """Whether a number lies within the limits; NaN does not, nor does a whole number of more than 63 bits."""
+    if _size_hint(value):
+        return False
     return (option.minimum is None or value >= option.minimum) and (option.maximum is None or value <= option.maximum)
+
+
+def _size_hint(value: object) -> str:
+    return "; whole numbers have at most 63 bits" if isinstance(value, int) and value.bit_length() > 63 else ""
 
 
 def _expected(kinds: Sequence[Any], option: Option) -> str:
     """Return what a value may be, in words."""
+    if option.kind is not None:
+        return option.kind.expected
     limits = "" if option.minimum is None else f" from {option.minimum:g}"
     if option.minimum is not None:
         limits += " on" if option.maximum is None or option.maximum > 2**53 else f" to {option.maximum:g}"
@@ -230,4 +281,4 @@ def _expected(kinds: Sequence[Any], option: Option) -> str:
     found = [words[kind] for kind in kinds if kind in words]
     found += ["a list of texts, such as ['*.down_proj']" for kind in kinds if is_texts(kind)]
     found += ["a function" for kind in kinds if is_function(kind)]
-    return " or ".join(found)
+    return " or ".join(found) or "a text"

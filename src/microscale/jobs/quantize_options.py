@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from microscale.jobs.option import Option, Options, Place
+from microscale.jobs.option import WORD, Option, Options, Place
 from microscale.jobs.shared_options import AttentionOptions, CalibrationOptions, OriginalModel, Tokenizer
 
 if TYPE_CHECKING:
@@ -29,11 +29,18 @@ class RecipeOptions(Options):
 
     format: Annotated[
         FormatOrRecipe | None,
-        Option(help="Format of the weights: name or spec (method auto: a list).", short="-f", command_type=str | None),
+        Option(
+            help="Format of the weights: name or spec (method auto: a list).",
+            short="-f",
+            command_type=str | None,
+            kind=WORD,
+        ),
     ] = None
     activations: Annotated[
         InputsWord | None,
-        Option(command_type=str | None, help="Format of the layer inputs (default: not quantized).", short="-a"),
+        Option(
+            command_type=str | None, kind=WORD, help="Format of the layer inputs (default: not quantized).", short="-a"
+        ),
     ] = None
     rounding: AttentionOptions = field(default_factory=AttentionOptions)
     include: Annotated[Sequence[str], Option(help="Glob of layers left out by default (lm_head, embeddings).")] = ()
@@ -45,7 +52,11 @@ class RecipeOptions(Options):
     file: Annotated[Path | None, Option(help="YAML file with all of this instead.", word="recipe")] = None
     method: Annotated[
         MethodWord | None,
-        Option(command_type=str | None, help="Method or chain of steps, see `microscale methods` (default: rtn)."),
+        Option(
+            command_type=str | None,
+            kind=WORD,
+            help="Method or chain of steps, see `microscale methods` (default: rtn).",
+        ),
     ] = None
     bits: Annotated[float | None, Option(help="Budget for each weight, of method auto, micromix or adaptive-2-4.")] = (
         None

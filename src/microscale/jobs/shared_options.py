@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from microscale.jobs.option import Option, Options, Place
+from microscale.jobs.option import MODEL, TOKENIZER, WORD, Option, Options, Place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ else:
 Seed = Annotated[int, Option(help="Seed of everything random.", minimum=0, maximum=2**63 - 1)]
 Dtype = Annotated[str, Option(help="Float type of the computation.")]
 CHECKPOINT_HELP = "Checkpoint directory (quantized or not), or hub name."
-CheckpointModel = Annotated[Any, Option(help=CHECKPOINT_HELP, place=Place.ARGUMENT, command_type=str)]
+CheckpointModel = Annotated[Any, Option(help=CHECKPOINT_HELP, place=Place.ARGUMENT, command_type=str, kind=MODEL)]
 """A model as it is scored or generates, quantized or not: where it lies, in Python also the model itself."""
 OriginalModel = Annotated[
     Any,
@@ -33,7 +33,8 @@ OriginalModel = Annotated[
 ]
 """An unquantized model: where it lies, in Python also the model itself."""
 Tokenizer = Annotated[
-    Any, Option(help="What reads the text (default: the tokenizer beside the model).", place=Place.PYTHON)
+    Any,
+    Option(help="What reads the text (default: the tokenizer beside the model).", place=Place.PYTHON, kind=TOKENIZER),
 ]
 TaskData = Annotated[Path | None, Option(help="Folder with the tasks' files; without it they come from the hub.")]
 
@@ -48,11 +49,12 @@ class AttentionOptions(Options):
             help="Round what enters the products of attention to this format, simulated in floats"
             " (none: leave it; default: as the recipe or the checkpoint says).",
             command_type=str | None,
+            kind=WORD,
         ),
     ] = None
     kv_cache: Annotated[
         RoundedWord | None,
-        Option(help="Round keys and values as they are stored, likewise.", command_type=str | None),
+        Option(help="Round keys and values as they are stored, likewise.", command_type=str | None, kind=WORD),
     ] = None
 
     @property

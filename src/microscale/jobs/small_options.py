@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from microscale.jobs.evaluate_options import TEXT_HELP, Tokens, Window
-from microscale.jobs.option import Option, Options, Place
+from microscale.jobs.option import FREE_TEXT, Option, Options, Place
 from microscale.jobs.shared_options import (
     CHECKPOINT_HELP,
     CheckpointModel,
@@ -114,7 +114,7 @@ class GenerateOptions(Options):
     """What is continued, by which model, and how tokens are chosen; a loaded model computes in its own dtype."""
 
     model: CheckpointModel
-    prompt: Annotated[str, Option(help="Text to continue.", place=Place.ARGUMENT)]
+    prompt: Annotated[str, Option(help="Text to continue.", place=Place.ARGUMENT, kind=FREE_TEXT)]
     max_new_tokens: Annotated[int, Option(help="Tokens to generate.", short="-n", minimum=1)] = 64
     temperature: Annotated[float, Option(help="0 takes the likeliest token; higher samples.", minimum=0.0)] = 0.0
     top_p: Annotated[float, Option(help="Sample from this probability mass.", minimum=0.0, maximum=1.0)] = 1.0

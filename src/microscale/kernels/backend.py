@@ -7,13 +7,15 @@ first that can run a request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from microscale.errors import KernelError, shown
 from microscale.formats import Format, format_name
 from microscale.kernels.operands import CacheLayout
 from microscale.layouts import Layout
@@ -144,6 +146,34 @@ class Backend:
         if request.operation not in self.implementations:
             return f"does not implement {request.operation.value}"
         return self.unavailable() or self.why_not(request)
+
+
+def check_backend(backend: Backend) -> None:
+    """Refuse a record that dispatch could not use.
+
+    Raises:
+        KernelError: with the field, what was expected and what came.
+    """
+    given: Any = backend  # the annotations bind nobody
+    for field in ("name", "title"):
+        word = getattr(given, field)
+        if not isinstance(word, str) or not word.strip():
+            raise KernelError(f"the {field} of a backend must be a text that is not empty, got {shown(word)}")
+    rank = given.rank
+    if isinstance(rank, bool) or not isinstance(rank, int | float) or not math.isfinite(rank):
+        raise KernelError(f"the rank of backend {backend.name!r} must be a finite number, got {shown(rank)}")
+    if not callable(given.why_not):
+        raise KernelError(
+            f"why_not of backend {backend.name!r} must be a function from a Request to a reason or None,"
+            f" got {shown(given.why_not)}"
+        )
+    found = given.implementations
+    expected = f"implementations of backend {backend.name!r} must be a mapping from Operation to functions"
+    if not isinstance(found, Mapping):
+        raise KernelError(f"{expected}, got {shown(found)}")
+    for operation, function in cast("Mapping[object, object]", found).items():
+        if not isinstance(operation, Operation) or not callable(function):
+            raise KernelError(f"{expected}, got {shown(operation)}: {shown(function)}")
 
 
 def by_operation(*groups: Sequence[Callable[..., Any]]) -> dict[Operation, Callable[..., Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from microscale.errors import KernelError, check_kind
-from microscale.kernels.backend import Backend, Operation, Request
+from microscale.kernels.backend import Backend, Operation, Request, check_backend
 from microscale.kernels.remedy import remedy
 from microscale.layouts import add_layout, remove_layout
 
@@ -27,10 +27,11 @@ def add_backend(backend: Backend) -> None:
     """Add a backend with the memory layouts that it owns; its rank says where it stands among the others.
 
     Raises:
-        KernelError: there is one of this name.
+        KernelError: there is one of this name, or a field of the record is of a wrong kind.
         LayoutError: there is a layout of the name of one of its layouts.
     """
     check_kind(backend, Backend, "a backend", "a Backend record")
+    check_backend(backend)
     if any(other.name == backend.name for other in BACKENDS):
         raise KernelError(f"there is a backend {backend.name!r} already; give this one a name of its own")
     for layout in backend.layouts:

@@ -81,7 +81,7 @@ def parse_attention(word: Word) -> Format | None:
     """
     if isinstance(word, Written):
         word = cast("Format | ActivationSpec | None", word.record)
-    if word is None or word == "none":
+    if word is None or (isinstance(word, str) and word == "none"):
         return None
     spec = parse_activation(word)
     if spec.range is not RangeKind.DYNAMIC:

@@ -1,15 +1,20 @@
-"""Fields of recipes and studies that are written as words: each is read once, and dumped as it was written."""
+"""Fields of recipes and studies that are written as words, and the records that hold them.
+
+Each word is read once, and dumped as it was written. What is wrong with a record ends in an error of ours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, PlainSerializer, PlainValidator
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from microscale.algorithms.pipeline import Method, Pipeline, read_method
 from microscale.algorithms.registry import PLAIN
+from microscale.errors import MicroscaleError, shown
 from microscale.formats import (
     ActivationSpec,
     BlockFormat,
@@ -22,6 +27,9 @@ from microscale.formats import (
     parse_weights,
 )
 from microscale.nn.attention_setting import parse_attention
+
+UNKNOWN_KEY = "extra_forbidden"
+"""What pydantic calls a key that a record does not have."""
 
 FORMATS = (BlockFormat, PairFormat, SegmentedFormat)
 RTN = read_method(PLAIN.text)
@@ -70,3 +78,72 @@ class AttentionFields(BaseModel):
         """What is said, by the name of its field."""
         said = {name: getattr(self, name) for name in AttentionFields.model_fields}
         return {name: given for name, given in said.items() if given is not None}
+
+
+class Record(BaseModel):
+    """A record whose fields are checked when it is made: a wrong one ends in ``refusal``.
+
+    ``needed`` says what it must have.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    refusal: ClassVar[type[MicroscaleError]]
+    needed: ClassVar[str]
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise self.refusal(problem_text(error, type(self))) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+    """For pydantic: records in this one are checked with it, so that a problem is told with its whole place."""
+
+    @classmethod
+    def known_keys(cls, location: Sequence[int | str]) -> list[str]:
+        """Return the keys that are known where a key stands."""
+        del location  # those of records in it, too, where there are some
+        return list(cls.model_fields)
+
+
+def first_error(error: ValidationError) -> Any:
+    """Return the error to tell: an unknown key before all others, for it may be a misspelt one that is missing."""
+    return min(error.errors(), key=lambda one: one["type"] != UNKNOWN_KEY)
+
+
+def unknown_key(location: Sequence[int | str], known: Sequence[str]) -> str:
+    """Return the message about a key that is none of those known, with the closest of them."""
+    word = str(location[-1])
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ";"
+    where = "".join(f"{piece}." for piece in location[:-1])
+    return f"unknown key {where + word!r}{hint} known keys: {', '.join(known)}"
+
+
+_EXPECTED = {
+    "string_type": "a text",
+    "string_unicode": "a text in UTF-8",
+    "tuple_type": "a list",
+    "model_type": "a mapping such as {match: '*.down_proj', weights: mxfp8}",
+    "dict_type": "a mapping",
+}
+"""What a recipe says of a value of the wrong kind, by pydantic's name of the problem."""
+
+
+def problem_text(error: ValidationError, record: type[Record]) -> str:
+    """Return the problem to tell in words of ours."""
+    first = first_error(error)
+    where = ".".join(str(piece) for piece in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == UNKNOWN_KEY:
+        return unknown_key(first["loc"], record.known_keys(first["loc"]))
+    expected = _EXPECTED.get(first["type"])
+    if first["type"] == "literal_error":
+        expected = str(first["ctx"]["expected"])
+    if first["type"] == "missing":
+        message = f"is missing; {record.needed}"
+    elif expected is not None:
+        message = f"must be {expected}, got {shown(first['input'])}"
+    elif first["type"] != "value_error":
+        message = f"is not valid, got {shown(first['input'])}"
+    return message if not where or message.startswith(("format ", "rule for ")) else f"{where}: {message}"

@@ -28,22 +28,27 @@ simulated: rounded, stored and computed with as floats.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from microscale.errors import FormatError, RecipeError, check_kind, shown
+from microscale.errors import FormatError, RecipeError, check_kind, check_path
 from microscale.formats import NONE, Format, parse_weights_and_inputs
 from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, parse_attention
-from microscale.recipes.fields import RTN, AttentionFields, InputsField, MethodField, WeightsField
-
-UNKNOWN_KEY = "extra_forbidden"
-"""What pydantic calls a key that a record does not have."""
+from microscale.recipes.fields import (
+    RTN,
+    AttentionFields,
+    InputsField,
+    MethodField,
+    Record,
+    WeightsField,
+    first_error,
+    problem_text,
+)
 
 KV_CACHE = "kv_cache"
 """The role that a rule may name in place of a pattern of layers: keys and values as they are stored."""
@@ -54,10 +59,19 @@ PartWord = Literal["language", "vision", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
 
 
-class Rule(BaseModel):
-    """A pattern with the formats of the layers it matches; what is None stays as before the rule."""
+class RecipeRecord(Record):
+    """A part of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    refusal = RecipeError
+    needed = "a recipe needs a format, a rule what it matches"
+
+
+class Rule(RecipeRecord):
+    """A pattern with the formats of the layers it matches; what is None stays as before the rule.
+
+    Raises:
+        RecipeError, FormatError: a field that is not valid, with what is possible.
+    """
 
     match: str
     weights: WeightsField | None = None
@@ -99,7 +113,7 @@ class Rule(BaseModel):
         return None if given is None else parse_attention(given.record)
 
 
-class LayerFields(BaseModel):
+class LayerFields(RecipeRecord):
     """The first lines of a recipe; a base of its own, for a file has its lines in the order of the classes."""
 
     format: WeightsField
@@ -107,9 +121,11 @@ class LayerFields(BaseModel):
 
 
 class Recipe(AttentionFields, LayerFields):
-    """The whole quantization of a model as data."""
+    """The whole quantization of a model as data.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Raises:
+        RecipeError, FormatError: a field that is not valid, with what is possible.
+    """
 
     method: MethodField = RTN
     effort: Literal["fast", "good", "max"] = "fast"
@@ -119,6 +135,11 @@ class Recipe(AttentionFields, LayerFields):
     layout: LayoutWord | None = None
     nan: Literal["raise", "poison"] = "raise"
     part: PartWord = "language"
+
+    @classmethod
+    def known_keys(cls, location: Sequence[int | str]) -> list[str]:
+        """Return the keys that are known where a key stands."""
+        return list(Rule.model_fields if location[:1] == ("rules",) else cls.model_fields)
 
     @property
     def layer_rules(self) -> tuple[Rule, ...]:
@@ -150,10 +171,7 @@ def make_recipe(**fields: Any) -> Recipe:
     Raises:
         RecipeError, FormatError: a field that is not valid, with what is possible.
     """
-    try:
-        return Recipe(**fields)
-    except ValidationError as error:
-        raise RecipeError(_first_problem(error)) from None
+    return Recipe(**fields)
 
 
 def parse_rule(text: str) -> Rule:
@@ -170,10 +188,7 @@ def parse_rule(text: str) -> Rule:
         weights, activations = parse_weights_and_inputs(right)
     except FormatError as error:
         raise RecipeError(f"rule {text!r}: the right side must be WEIGHTS or WEIGHTS/ACTIVATIONS\n{error}") from None
-    try:
-        return Rule(match=pattern, weights=weights, activations=activations)
-    except ValidationError as error:
-        raise RecipeError(_first_problem(error)) from None
+    return Rule(match=pattern, weights=weights, activations=activations)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -182,7 +197,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the file is absent, not YAML, or not a recipe; the message names the line.
     """
-    check_kind(path, (str, Path), "the path of a recipe", "a text or a Path", error=RecipeError)
+    check_path(path, "the path of a recipe", "a text or a Path", error=RecipeError)
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -198,10 +213,10 @@ def load_recipe(path: str | Path) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {file}, line 1: a recipe is a mapping that begins with 'format: NAME'")
     try:
-        return Recipe(**cast("dict[str, Any]", content))
+        return Recipe.model_validate(content)
     except ValidationError as error:
         line = line_of(node, first_error(error)["loc"])
-        raise RecipeError(f"recipe {file}, line {line}: {_first_problem(error)}") from None
+        raise RecipeError(f"recipe {file}, line {line}: {problem_text(error, Recipe)}") from None
 
 
 def key_problems(root: Any) -> list[tuple[int, str]]:
@@ -226,49 +241,6 @@ def key_problems(root: Any) -> list[tuple[int, str]]:
                 words.add(str(key.value))
                 queue.append(value)
     return sorted(problems)
-
-
-def first_error(error: ValidationError) -> Any:
-    """Return the error to tell: an unknown key before all others, for it may be a misspelt one that is missing."""
-    return min(error.errors(), key=lambda one: one["type"] != UNKNOWN_KEY)
-
-
-def unknown_key(location: Sequence[int | str], known: Sequence[str]) -> str:
-    """Return the message about a key that is none of those known, with the closest of them."""
-    word = str(location[-1])
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f", did you mean {close[0]}?" if close else ";"
-    where = "".join(f"{piece}." for piece in location[:-1])
-    return f"unknown key {where + word!r}{hint} known keys: {', '.join(known)}"
-
-
-_EXPECTED = {
-    "string_type": "a text",
-    "string_unicode": "a text in UTF-8",
-    "tuple_type": "a list",
-    "model_type": "a mapping such as {match: '*.down_proj', weights: mxfp8}",
-    "dict_type": "a mapping",
-}
-"""What a recipe says of a value of the wrong kind, by pydantic's name of the problem."""
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = first_error(error)
-    where = ".".join(str(piece) for piece in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == UNKNOWN_KEY:
-        known = Rule.model_fields if first["loc"][0] == "rules" else Recipe.model_fields
-        return unknown_key(first["loc"], list(known))
-    expected = _EXPECTED.get(first["type"])
-    if first["type"] == "literal_error":
-        expected = str(first["ctx"]["expected"])
-    if first["type"] == "missing":
-        message = "is missing; a recipe needs a format, a rule what it matches"
-    elif expected is not None:
-        message = f"must be {expected}, got {shown(first['input'])}"
-    elif first["type"] != "value_error":
-        message = f"is not valid, got {shown(first['input'])}"
-    return message if message.startswith(("format ", "rule for ")) else f"{where}: {message}"
 
 
 def line_of(node: Any, location: Sequence[int | str]) -> int:

@@ -28,12 +28,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from microscale.errors import FormatError, RecipeError, StudyError
+from microscale.errors import FormatError, RecipeError, StudyError, check_path
 from microscale.formats import NONE, ActivationSpec, Format, Written, WrittenInputs, parse_format, parse_inputs
-from microscale.recipes.fields import AS_WRITTEN, RTN, AttentionFields, MethodField, read_by
-from microscale.recipes.recipe import UNKNOWN_KEY, first_error, key_problems, line_of, unknown_key
+from microscale.recipes.fields import (
+    AS_WRITTEN,
+    RTN,
+    AttentionFields,
+    MethodField,
+    Record,
+    first_error,
+    problem_text,
+    read_by,
+    unknown_key,
+)
+from microscale.recipes.recipe import key_problems, line_of
 
 
 class Same(Enum):
@@ -57,8 +67,9 @@ FOLDER = "folder"
 """The one field that comes from where the file lies, not from what it says."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Record(Record):
+    refusal = StudyError
+    needed = "a study needs models, formats and tasks"
 
 
 class StudyModel(_Record):
@@ -189,6 +200,19 @@ class Study(_Record):
                     raise ValueError(f"methods: {method.label!r} names format {wanted!r}, which is none of {known}")
         return self
 
+    @classmethod
+    def known_keys(cls, location: Sequence[int | str]) -> list[str]:
+        """Return the keys that are known where a key of a file stands."""
+        records: dict[int | str, type[Record]] = {
+            "models": StudyModel,
+            "formats": StudyFormat,
+            "methods": StudyMethod,
+            "tasks": StudyTask,
+            "calibration": StudyCalibration,
+        }
+        record = cls if len(location) < 2 else records.get(location[0], cls)
+        return [name for name in record.model_fields if name != FOLDER]
+
     def activations_of(self, format: StudyFormat) -> WrittenInputs | None:
         """Return the setting of the inputs that goes with a format, None for none."""
         asked = format.activations or self.activations
@@ -230,6 +254,7 @@ def load_study(path: Path) -> Study:
     Raises:
         StudyError: the file is absent, not YAML, or not a study; the message names the line.
     """
+    check_path(path, "the path of a study", "a text or a Path", error=StudyError)
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -244,30 +269,13 @@ def load_study(path: Path) -> Study:
         raise StudyError(f"study {path}, line 1: a study is a mapping with models, formats and tasks")
     if FOLDER in content:
         line = line_of(node, [FOLDER])
-        raise StudyError(f"study {path}, line {line}: {unknown_key([FOLDER], _keys_beside([FOLDER]))}")
+        raise StudyError(f"study {path}, line {line}: {unknown_key([FOLDER], Study.known_keys([FOLDER]))}")
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        first = first_error(error)
-        where = ".".join(str(piece) for piece in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        if first["type"] == UNKNOWN_KEY:
-            where, message = "", unknown_key(first["loc"], _keys_beside(first["loc"]))
-        line = line_of(node, first["loc"])
-        raise StudyError(f"study {path}, line {line}: {where + ': ' if where else ''}{message}") from None
+        location = first_error(error)["loc"]
+        problem = problem_text(error, Study)
+        raise StudyError(f"study {path}, line {line_of(node, location)}: {problem}") from None
     except (FormatError, RecipeError) as error:
         raise StudyError(f"study {path}: {error}") from None
     return study.model_copy(update={"folder": path.parent})
-
-
-def _keys_beside(location: Sequence[int | str]) -> list[str]:
-    """Return the keys that are known where a key stands."""
-    records: dict[int | str, type[BaseModel]] = {
-        "models": StudyModel,
-        "formats": StudyFormat,
-        "methods": StudyMethod,
-        "tasks": StudyTask,
-        "calibration": StudyCalibration,
-    }
-    record = Study if len(location) == 1 else records[location[0]]
-    return [name for name in record.model_fields if name != FOLDER]
