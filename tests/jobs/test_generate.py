@@ -102,12 +102,19 @@ def test_the_last_position_can_be_used(quantized: Path) -> None:
         microscale.generate(quantized, prompt, max_new_tokens=5)
 
 
+def _model_with_config() -> torch.nn.Module:
+    model = torch.nn.Linear(2, 2)
+    object.__setattr__(model, "config", {})
+    return model
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "problem"),
     [
         ({"dtype": "int8"}, DtypeError, "unknown dtype"),
         ({"model": "absent/x/y"}, CheckpointError, "not a model directory"),
-        ({"model": torch.nn.Linear(2, 2)}, OptionError, "a loaded model needs tokenizer="),
+        ({"model": torch.nn.Linear(2, 2)}, OptionError, "model is a directory or hub name .* got .*Linear"),
+        ({"model": _model_with_config()}, OptionError, "a loaded model needs tokenizer="),
         ({"max_new_tokens": 0}, OptionError, "max_new_tokens is a whole number from 1 on, got 0"),
         ({"temperature": -1.0}, OptionError, "temperature is a number from 0 on"),
         ({"top_p": 1.5}, OptionError, "top_p is a number from 0 to 1, got 1.5"),
