@@ -278,3 +278,18 @@ def test_what_is_not_two_products_is_refused(attention: Any) -> None:
     with pytest.raises(ModelError, match="not two matrix products"):
         rounded_attention(attention, nn.Identity(), query, key, value, None, given("mxfp4"))
     rounded_attention(attention, nn.Identity(), query, key, value, None, given(kv_cache="mxfp4"))
+
+
+@pytest.mark.parametrize("formats", [given("mxfp8"), given(None, "mxfp8"), given("mxfp4", "mxfp8")])
+def test_a_gradient_passes_as_if_nothing_was_rounded(formats: AttentionFormats) -> None:
+    """Against the gradient of the same attention in floats: near it, for MXFP8 and MXFP4 change the numbers little."""
+
+    def gradients(chosen: AttentionFormats) -> list[Tensor]:
+        inputs = [each.clone().requires_grad_() for each in operands(5, 7)]
+        run(*inputs, additive(causal(5, 7)), chosen).square().sum().backward()
+        return [each.grad for each in inputs if each.grad is not None]
+
+    found, exact = gradients(formats), gradients(given())
+    assert len(found) == len(exact) == 3
+    for one, other in zip(found, exact, strict=True):
+        assert float(functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)) > 0.8

@@ -32,6 +32,7 @@ from microscale.kernels.backend import Call, Operation, Request, StepKind
 from microscale.kernels.checks import check_float_dtype
 from microscale.kernels.operands import CacheLayout, Gate, KeyValueCache, Rotation, WeightGroup
 from microscale.kernels.ops import fake_quantize
+from microscale.kernels.straight_through import straight_through
 
 _WIDE = (torch.float32,)
 
@@ -210,7 +211,7 @@ def as_cached(values: Float[Tensor, "... head_dim"], stored: Format | torch.dtyp
     """Return keys or values as a cache holds them, in their own dtype: what :func:`store_heads` rounds them to."""
     if isinstance(stored, torch.dtype):
         return values.to(stored).to(values.dtype)
-    return fake_quantize(values, stored, name=name)
+    return straight_through(values, lambda kept: fake_quantize(kept, stored, name=name))
 
 
 def gate(pairs: Float[Tensor, "rows twice_cols"], out: Float[Tensor, "rows cols"], kind: Gate) -> Call:

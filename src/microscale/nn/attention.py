@@ -30,6 +30,7 @@ from microscale.errors import ModelError
 from microscale.formats import BlockFormat, Format, VectorBlock
 from microscale.kernels import fake_quantize
 from microscale.kernels.decoder_ops import as_cached
+from microscale.kernels.straight_through import straight_through
 from microscale.nn.attention_setting import AttentionFormats
 
 QUERIES_AT_ONCE = 128
@@ -63,13 +64,18 @@ def rounded_attention(
         value = as_cached(value, formats.kv_cache, "the values of the cache")
     if formats.products is None:
         return attention(module, query, key, value, mask, **options)
-    query = fake_quantize(query, formats.products, name="the queries of attention")
-    key = fake_quantize(key, formats.products, name="the keys of attention")
+    query = _rounded(query, formats.products, "the queries of attention")
+    key = _rounded(key, formats.products, "the keys of attention")
     values = _RoundedValues(value, formats.products, _seen_keys(mask, query.shape[-2], value.shape[-2]))
     with _RoundedProducts(values, type(module).__name__) as products:
         result = attention(module, query, key, values.whole, mask, **options)
     products.check()
     return result
+
+
+def _rounded(values: Tensor, fmt: Format, name: str, amax: Tensor | None = None) -> Tensor:
+    """Return the numbers rounded; a gradient passes as if they were not."""
+    return straight_through(values, lambda kept: fake_quantize(kept, fmt, amax=amax, name=name))
 
 
 def _seen_keys(mask: Tensor | None, num_queries: int, num_keys: int) -> Bool[Tensor, "batch queries keys"] | None:
@@ -98,7 +104,7 @@ class _RoundedValues:
             self.last = torch.where(last < 0, self.num_keys - 1, last)
 
     def _rounded(self, values: Tensor, amax: Tensor | None) -> Tensor:
-        return fake_quantize(values.contiguous(), self.format, amax=amax, name="the values of attention")
+        return _rounded(values.contiguous(), self.format, "the values of attention", amax)
 
     def product(
         self, multiply: Callable[..., Tensor], probabilities: Float[Tensor, "batch heads queries keys"], values: Tensor
@@ -192,7 +198,7 @@ class _RoundedProducts(TorchFunctionMode):
         probabilities, values = args
         if probabilities.ndim != 4 or probabilities.shape[-1] != self.values.num_keys:
             self._refuse(f"its second product takes {list(probabilities.shape)}, not probabilities of all keys")
-        rounded = fake_quantize(probabilities, self.values.format, name="the probabilities of attention")
+        rounded = _rounded(probabilities, self.values.format, "the probabilities of attention")
         return self.values.product(func, rounded, values)
 
     def check(self) -> None:
