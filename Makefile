@@ -64,7 +64,7 @@ check: $(STAMP) ## check format, lint and types, changing nothing
 	@$(PY) -m ruff format --check .
 	@echo "check: ruff check"
 	@$(PY) -m ruff check .
-	@echo "check: pyright (strict on src)"
+	@echo "check: pyright (strict on src, basic on tests)"
 	@$(PY) -m pyright --pythonpath $(PY)
 
 format: $(STAMP) ## format the code and apply ruff's safe fixes

@@ -15,10 +15,10 @@ from torch import Tensor
 from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
 from microscale.errors import CalibrationError, DtypeError, NonFiniteError, ShapeError
 
-FIELDS = (
+FIELDS = [
     *("amax", "minimum", "maximum", "mean_abs", "mean", "std", "skewness", "kurtosis", "second_moment", "sample"),
     *("crest_mean", "crest_max"),
-)
+]
 
 
 def skewed(rows: int, cols: int, seed: int = 0) -> Tensor:

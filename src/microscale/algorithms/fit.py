@@ -88,7 +88,7 @@ def fit(
         if not bool(torch.isfinite(loss)):
             raise CalibrationError(f"{name}: the loss became {loss.item()} at step {step}; {remedy}")
         if loss.requires_grad:
-            loss.backward()  # pyright: ignore[reportUnknownMemberType]
+            loss.backward()
             update(step, steps)
         for parameter in parameters:
             parameter.grad = None
@@ -171,6 +171,6 @@ def adam(
             group["lr"] = rate * schedule(step, steps)
         if max_norm < math.inf:
             nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        optimizer.step()
 
     return update

@@ -30,15 +30,13 @@ from microscale.kernels.transform import apply_transforms
 
 class _ClippedRounding(torch.autograd.Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, weight: Tensor, limit: Tensor, fmt: Format
-    ) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, limit: Tensor, fmt: Format) -> Tensor:
         rounded = fake_quantize(torch.clamp(weight.detach(), -limit, limit), fmt)
         ctx.save_for_backward(weight, limit, rounded)
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         weight, limit, rounded = ctx.saved_tensors
         is_inside = weight.abs() <= limit
         by_limit = _clip_gradient(gradients[0], weight, limit, rounded)
@@ -47,9 +45,7 @@ class _ClippedRounding(torch.autograd.Function):
 
 class _TunedRounding(torch.autograd.Function):
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, offset: Tensor, limit: Tensor, weight: Tensor, fmt: Format
-    ) -> Tensor:
+    def forward(ctx: Any, offset: Tensor, limit: Tensor, weight: Tensor, fmt: Format) -> Tensor:
         grid = make_grid(torch.clamp(weight, -limit, limit), fmt)
         gap = grid.gap(weight)
         rounded = grid.round(weight + offset * gap, slice(None))
@@ -57,7 +53,7 @@ class _TunedRounding(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         gap, limit, weight, rounded = ctx.saved_tensors
         return gradients[0] * gap, _clip_gradient(gradients[0], weight, limit, rounded), None, None
 

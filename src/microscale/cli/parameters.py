@@ -58,7 +58,7 @@ def job_command(record: type[O]) -> Callable[[Callable[..., None]], Callable[...
 
         parameters = [*mine, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others)]
         run.__name__, run.__doc__ = body.__name__, body.__doc__
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return command(run)
 

@@ -150,9 +150,9 @@ def _recording(model: nn.Module, names: Sequence[str]) -> Generator[_Outputs, No
 
     def hook_for(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            first = output[0] if isinstance(output, tuple) else output  # pyright: ignore[reportUnknownVariableType]
+            first = output[0] if isinstance(output, tuple) else output
             if not isinstance(first, Tensor):
-                raise ModelError(f"{name} returns a {type(first).__name__}, not hidden states")  # pyright: ignore[reportUnknownArgumentType]
+                raise ModelError(f"{name} returns a {type(first).__name__}, not hidden states")
             outputs.tensors[name] = first.detach().clone()
 
         return hook

@@ -43,11 +43,11 @@ def _lambada(row: Row, where: str) -> Row:
 def hellaswag_row(row: Row, where: str) -> Row:
     """Join the context of HellaSwag, without WikiHow's marks."""
     endings = row.get("endings")
-    if not isinstance(endings, list) or len(endings) != 4 or not all(isinstance(e, str) and e.strip() for e in endings):  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(endings, list) or len(endings) != 4 or not all(isinstance(e, str) and e.strip() for e in endings):
         raise TaskError(f"{where}: 'endings' must be 4 texts, got {endings!r:.60}")
     context = f"{text_cell(row, 'ctx_a', where)} {text_cell(row, 'ctx_b', where, is_needed=False).capitalize()}"
     query = _without_brackets(f"{text_cell(row, 'activity_label', where)}: {context}")
-    choices = [_without_brackets(ending) for ending in endings]  # pyright: ignore[reportUnknownArgumentType]
+    choices = [_without_brackets(ending) for ending in endings]
     return {"query": query, "choices": choices, "label": index_cell(row.get("label"), 4, "'label'", where)}
 
 
@@ -66,10 +66,10 @@ def piqa_row(row: Row, where: str) -> Row:
 def _choices(row: Row, question_key: str, where: str) -> Row:
     """Check the rows of ARC and OpenBookQA: choices with labels, one of which is the answer."""
     choices = row.get("choices")
-    texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (None, None)  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-    if not isinstance(texts, list) or not isinstance(labels, list) or not 1 < len(texts) == len(labels):  # pyright: ignore[reportUnknownArgumentType]
+    texts, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, dict) else (None, None)
+    if not isinstance(texts, list) or not isinstance(labels, list) or not 1 < len(texts) == len(labels):
         raise TaskError(f"{where}: 'choices' must hold as many 'text' as 'label', at least two, got {choices!r:.60}")
-    if not all(isinstance(text, str) and text.strip() for text in texts):  # pyright: ignore[reportUnknownVariableType]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
         raise TaskError(f"{where}: a choice must be a text that is not empty, got {texts!r:.60}")
     answer = text_cell(row, "answerKey", where).strip()
     if answer not in labels:

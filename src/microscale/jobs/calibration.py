@@ -37,7 +37,7 @@ def checked_source(source: object) -> Source | None:
     if source is None or isinstance(source, str | Path | Tensor):
         return source
     if isinstance(source, np.ndarray) and source.dtype.kind in "iu":
-        return torch.from_numpy(source.astype(np.int64))  # pyright: ignore[reportUnknownMemberType]
+        return torch.from_numpy(source.astype(np.int64))
     items = cast("Sequence[object]", source) if isinstance(source, list | tuple) else ()
     texts = [item for item in items if isinstance(item, str)]
     if texts and len(texts) == len(items):

@@ -23,9 +23,9 @@ def json_value(result: Any) -> Any:
     if isinstance(result, float) and not math.isfinite(result):
         return None
     if isinstance(result, dict):
-        return {str(key): json_value(item) for key, item in result.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {str(key): json_value(item) for key, item in result.items()}
     if isinstance(result, list | tuple):
-        return [json_value(item) for item in result]  # pyright: ignore[reportUnknownVariableType]
+        return [json_value(item) for item in result]
     return result
 
 

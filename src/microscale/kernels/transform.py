@@ -61,12 +61,12 @@ class _Permuted(torch.autograd.Function):
     """A gather whose gradient is one too, where that of index_select would be sums in any order of time."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, order: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, inputs: Tensor, order: Tensor) -> Tensor:
         ctx.save_for_backward(order)
         return inputs.index_select(-1, order)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         return gradients[0].index_select(-1, order.argsort()), None
 

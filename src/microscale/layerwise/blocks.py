@@ -146,7 +146,7 @@ def _as_float32(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to(torch.float32) if value.is_floating_point() else value
     if isinstance(value, tuple):
-        return tuple(_as_float32(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(_as_float32(item) for item in value)
     return value
 
 

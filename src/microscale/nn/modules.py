@@ -22,11 +22,11 @@ def untie(model: Any, quantized: set[str]) -> None:
     if not isinstance(tied, dict) or not quantized:
         return
     kept: dict[str, str] = {}
-    for target, source in tied.items():  # pyright: ignore[reportUnknownVariableType]
-        sides = {str(target).removesuffix(".weight"), str(source).removesuffix(".weight")}  # pyright: ignore[reportUnknownArgumentType]
+    for target, source in tied.items():
+        sides = {str(target).removesuffix(".weight"), str(source).removesuffix(".weight")}
         if not sides & quantized:
-            kept[str(target)] = str(source)  # pyright: ignore[reportUnknownArgumentType]
-    if len(kept) != len(tied):  # pyright: ignore[reportUnknownArgumentType]
+            kept[str(target)] = str(source)
+    if len(kept) != len(tied):
         model.all_tied_weights_keys = kept
         model.config.tie_word_embeddings = False
 
