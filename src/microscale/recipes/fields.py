@@ -145,5 +145,10 @@ def problem_text(error: ValidationError, record: type[Record]) -> str:
     elif expected is not None:
         message = f"must be {expected}, got {shown(first['input'])}"
     elif first["type"] != "value_error":
-        message = f"is not valid, got {shown(first['input'])}"
+        said = str(first["msg"]).removeprefix("Input should be ")
+        message = (
+            f"must be {said}, got {shown(first['input'])}"
+            if said != first["msg"]
+            else (f"is not valid, got {shown(first['input'])}")
+        )
     return message if not where or message.startswith(("format ", "rule for ")) else f"{where}: {message}"
