@@ -62,7 +62,8 @@ def test_more_transforms_forget_clip_and_offset() -> None:
 
 
 def test_a_clip_bounds_each_number() -> None:
-    layer = dataclasses.replace(layer_task(), clip=torch.tensor([[1.0, 2.0, 0.0, torch.inf]]))
+    clip = torch.tensor([[1.0, 2.0, 0.0, torch.inf]])
+    layer = dataclasses.replace(layer_task(), weight=torch.zeros(1, 4), clip=clip)
     target = torch.tensor([[3.0, -3.0, 5.0, -7.0]])
     assert clipped(target, layer).tolist() == [[1.0, -2.0, 0.0, -7.0]]
     assert clipped(target, layer_task()) is target

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from microscale.calibration.statistics import InputStatistics, Wanted
@@ -54,7 +54,7 @@ class LayerTask:
     """
 
     name: str
-    weight: Float[Tensor, "rows cols"]
+    weight: Shaped[Tensor, "rows cols"]
     format: Format
     activations: ActivationSpec | None
     dtype: torch.dtype

@@ -267,7 +267,7 @@ def _keeps_dwords(fmt: BlockFormat, cols: int) -> bool:
     return fmt.element.bits == 4 and not fmt.is_extended and is_whole
 
 
-def _padding_codes(zero_point: Tensor, fmt: BlockFormat) -> UInt8[Tensor, "rows 1"]:
+def _padding_codes(zero_point: Tensor, fmt: BlockFormat) -> UInt8[Tensor, "rows last"]:
     """Return the code of 0.0 in each row's last block, which is what quantization writes into the padding."""
     return decode_zero_point(zero_point, fmt).clamp(0, 2**fmt.element.bits - 1).to(torch.uint8)
 
