@@ -64,7 +64,7 @@ class LayerTask:
     inputs: InputStatistics | None = None
 
     @property
-    def target(self) -> Float[Tensor, "rows cols"]:
+    def target(self) -> Shaped[Tensor, "rows cols"]:
         """The weight of x', made anew at every access."""
         weight = self.weight
         for transform in self.transforms:
