@@ -54,6 +54,6 @@ def test_errors_name_the_weight() -> None:
     with pytest.raises(NonFiniteError, match=r"a\.b\.weight"):
         rtn(bad, parse_format("mxfp4:nan_raise"), name="a.b")
     with pytest.raises(DtypeError, match=r"a\.b\.weight"):
-        rtn(weight().to(torch.int32), parse_format("mxfp4"), name="a.b")
+        rtn(weight().to(torch.float64), parse_format("mxfp4"), name="a.b")
     with pytest.raises(ShapeError, match=r"a\.b\.weight"):
         rtn(weight(0, 96), parse_format("mxfp4"), name="a.b")

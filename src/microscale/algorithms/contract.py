@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from microscale.calibration.statistics import InputStatistics, Wanted
@@ -54,7 +54,7 @@ class LayerTask:
     """
 
     name: str
-    weight: Shaped[Tensor, "rows cols"]
+    weight: Float[Tensor, "rows cols"]
     format: Format
     activations: ActivationSpec | None
     dtype: torch.dtype
@@ -64,7 +64,7 @@ class LayerTask:
     inputs: InputStatistics | None = None
 
     @property
-    def target(self) -> Shaped[Tensor, "rows cols"]:
+    def target(self) -> Float[Tensor, "rows cols"]:
         """The weight of x', made anew at every access."""
         weight = self.weight
         for transform in self.transforms:
