@@ -285,9 +285,9 @@ def test_a_gradient_passes_as_if_nothing_was_rounded(formats: AttentionFormats) 
     """Against the gradient of the same attention in floats: near it, for MXFP8 and MXFP4 change the numbers little."""
 
     def gradients(chosen: AttentionFormats) -> list[Tensor]:
-        inputs = [each.clone().requires_grad_() for each in operands(5, 7)]
-        run(*inputs, additive(causal(5, 7)), chosen).square().sum().backward()
-        return [each.grad for each in inputs if each.grad is not None]
+        query, key, value = (each.clone().requires_grad_() for each in operands(5, 7))
+        run(query, key, value, additive(causal(5, 7)), chosen).square().sum().backward()
+        return [each.grad for each in (query, key, value) if each.grad is not None]
 
     found, exact = gradients(formats), gradients(given())
     assert len(found) == len(exact) == 3
