@@ -133,7 +133,9 @@ class _Finder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                if type(spec.loader) is SourceFileLoader:
-                    spec.loader = _Loader(spec.loader.name, spec.loader.path)
+                if spec.origin is not None and spec.origin.endswith(
+                    ".py"
+                ):  # whatever an editable install puts around it
+                    spec.loader = _Loader(fullname, spec.origin)
                 return spec
         return None

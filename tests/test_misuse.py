@@ -483,11 +483,10 @@ def test_quantize_names_its_options() -> None:
 
 
 @pytest.mark.parametrize("field", ["seed", "step", "place"])
-def test_a_draw_has_limits(field: str) -> None:
-    assert formats.Draw(**{field: 2**63 - 1}) is not None
-    for value in (-1, 2**63, 2**70):
-        with pytest.raises(FormatError, match=f"the {field} of a draw must be a whole number from 0 to"):
-            formats.Draw(**{field: value})
+def test_a_draw_takes_whole_numbers_of_any_size_from_0_on(field: str) -> None:
+    assert formats.Draw(**{field: 2**70}) is not None, "a seed in a spec may have any size"
+    with pytest.raises(FormatError, match=f"the {field} of a draw must be a whole number from 0 on"):
+        formats.Draw(**{field: -1})
 
 
 @pytest.mark.parametrize(
