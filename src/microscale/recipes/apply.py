@@ -125,15 +125,21 @@ def quantize_model(
         progress(len(rest), len(rest), "")
     untie(model, set(layers))
     size = packed_size(model.get_submodule(name) for name in layers)
-    for layer in plan.layers:
-        asked = layer.requested_activations
-        module = model.get_submodule(layer.name)
-        assert isinstance(module, PackedModule)
-        words = Precision(weights=str(layer.requested_weights), activations=None if asked is None else str(asked))
-        module.requested = words
+    _note_requests(model, plan.layers)
     executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)
     plan = dataclasses.replace(plan, layers=executed, notes=(*plan.notes, *notes))
     return QuantizationReport(plan=plan, num_weights=size.num_weights, num_bytes=size.num_bytes)
+
+
+def _note_requests(model: nn.Module, layers: Sequence[PlannedLayer]) -> None:
+    """Tell every packed module the words that were asked for it."""
+    for layer in layers:
+        asked = layer.requested_activations
+        module = model.get_submodule(layer.name)
+        assert isinstance(module, PackedModule)
+        module.requested = Precision(
+            weights=str(layer.requested_weights), activations=None if asked is None else str(asked)
+        )
 
 
 def pipelines_of(layers: Mapping[str, PlannedLayer]) -> dict[str, Pipeline]:
