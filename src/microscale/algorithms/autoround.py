@@ -40,6 +40,7 @@ class AutoRound(BlockStep):
 
     name: ClassVar[str] = "autoround"
     source: ClassVar[str] = "arXiv 2309.05516 algorithm 1"
+    next_step: ClassVar[str | None] = "rtn"  # it tunes rounding to nearest alone
 
     steps: int = 200
     lr: float = 0.0
@@ -58,11 +59,6 @@ class AutoRound(BlockStep):
     def segment_obstacle(self) -> str | None:
         """Segments have grids of their own, which is all it needs."""
         return None
-
-    @property
-    def next_step(self) -> str | None:
-        """It tunes rounding to nearest alone."""
-        return "rtn"
 
     @property
     def wanted(self) -> Wanted | None:

@@ -146,6 +146,8 @@ class Step:
     source: ClassVar[str]
     has_budget: ClassVar[bool] = False
     """Whether the step spends a budget of bits for each weight; see :meth:`with_budget`."""
+    next_step: ClassVar[str | None] = None
+    """The word of the only step that may follow; None: any may."""
 
     @property
     def text(self) -> str:
@@ -172,11 +174,6 @@ class Step:
     def is_online(self) -> bool:
         """Whether a layer keeps something of the step for run time, wherever it stands in the model."""
         return False
-
-    @property
-    def next_step(self) -> str | None:
-        """The word of the only step that may follow; None: any may."""
-        return None
 
     @property
     def segment_obstacle(self) -> str | None:

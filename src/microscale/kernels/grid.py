@@ -6,6 +6,7 @@ factor, its zero point, and whether it is the largest of its block (MX+ and MX++
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 import torch
@@ -18,7 +19,7 @@ from microscale.formats.codec import decode, decode_zero_point, encode, has_larg
 from microscale.formats.segmented import RECORDS
 from microscale.kernels.checks import check_float
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
-from microscale.kernels.reference.encode import EncodedBlocks, encode_largest, encode_matrix, sub_factor, to_float32
+from microscale.kernels.reference.encode import encode_largest, encode_matrix, sub_factor, to_float32
 from microscale.kernels.reference.quantize import pack_encoded
 from microscale.kernels.reference.scales import scale_factor
 from microscale.kernels.rounding_table import element_table, largest_table
@@ -177,15 +178,7 @@ class ElementGrid:
             codes = torch.where(self._is_largest, largest.to(codes.dtype), codes)
             if self.format.scale.is_power_of_two:
                 codes = torch.where(self._largest_factor > 0, codes, torch.zeros_like(codes))
-        encoded = EncodedBlocks(
-            codes=self._padded_blocks(codes),
-            scale=self._encoded.scale,
-            tensor_inv_scale=self._encoded.tensor_inv_scale,
-            sub_scale=self._encoded.sub_scale,
-            zero_point=self._encoded.zero_point,
-            max_idx=self._encoded.max_idx,
-            delta=self._encoded.delta,
-        )
+        encoded = dataclasses.replace(self._encoded, codes=self._padded_blocks(codes))
         parts = pack_encoded(encoded, self.format, *self.shape)
         return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts)
 

@@ -41,9 +41,9 @@ def fake_quantize_operator(
     return execute(request, values, record, amax=amax, draw=drawn, name=name)
 
 
-@fake_quantize_operator.register_fake
-def _(values: Tensor, format: str, amax: Tensor | None, draw: Sequence[int] | None, name: str) -> Tensor:
-    return torch.empty_like(values, memory_format=torch.contiguous_format)
+fake_quantize_operator.register_fake(
+    lambda values, format, amax, draw, name: torch.empty_like(values, memory_format=torch.contiguous_format)
+)
 
 
 @torch.library.custom_op(
@@ -65,11 +65,9 @@ def dequantize_operator(
     return execute(request, tensor, dtype)
 
 
-@dequantize_operator.register_fake
-def _(
-    parts: Sequence[Tensor], names: Sequence[str], format: str, shape: Sequence[int], dtype: torch.dtype, layout: str
-) -> Tensor:
-    return parts[0].new_empty(tuple(shape), dtype=dtype)
+dequantize_operator.register_fake(
+    lambda parts, names, format, shape, dtype, layout: parts[0].new_empty(tuple(shape), dtype=dtype)
+)
 
 
 @torch.library.custom_op(
@@ -109,19 +107,9 @@ def linear_operator(
     return execute(request, inputs, weight, bias, rounding)
 
 
-@linear_operator.register_fake
-def _(
-    inputs: Tensor,
-    parts: Sequence[Tensor],
-    names: Sequence[str],
-    format: str,
-    rows: int,
-    dtype: torch.dtype,
-    layout: str,
-    bias: Tensor | None,
-    activations: str | None,
-) -> Tensor:
-    return inputs.new_empty((*inputs.shape[:-1], rows))
+linear_operator.register_fake(
+    lambda inputs, parts, names, format, rows, *_: inputs.new_empty((*inputs.shape[:-1], rows)),
+)
 
 
 @torch.compiler.assume_constant_result

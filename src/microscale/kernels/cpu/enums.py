@@ -1,6 +1,7 @@
 """The enums that the extension and its Python wrappers share (``csrc/cpu/enums.h``), under the same names.
 
-The extension exports its own (``_native.enums()``); a test compares the two, so that no number can drift.
+Members count from 0. The extension exports its own (``_native.enums()``); a test compares the two, so that no number
+can drift.
 """
 
 from __future__ import annotations
@@ -9,142 +10,52 @@ from enum import IntEnum
 
 import torch
 
-
-class Dtype(IntEnum):
-    """The dtype of values and results."""
-
-    F32 = 0
-    BF16 = 1
-    F16 = 2
-
+Dtype = IntEnum("Dtype", "F32 BF16 F16", start=0)
+"""The dtype of values and results."""
 
 DTYPES = {torch.float32: Dtype.F32, torch.bfloat16: Dtype.BF16, torch.float16: Dtype.F16}
 
+Rounding = IntEnum("Rounding", "NEAREST_EVEN NEAREST_AWAY TOWARD_ZERO STOCHASTIC", start=0)
+""":class:`microscale.formats.Rounding`."""
 
-class Rounding(IntEnum):
-    """:class:`microscale.formats.Rounding`."""
+Storage = IntEnum("Storage", "CODE8 F16 BF16 F32", start=0)
+"""How a scale lies in memory."""
 
-    NEAREST_EVEN = 0
-    NEAREST_AWAY = 1
-    TOWARD_ZERO = 2
-    STOCHASTIC = 3
+Statistic = IntEnum("Statistic", "AMAX PERCENTILE RANGE DEVIATION", start=0)
+"""Which number of the block a scale rule looks at."""
 
+Rule = IntEnum("Rule", "EXPONENT NEAREST UP SEARCH FIT", start=0)
+"""What a scale rule makes of its statistic."""
 
-class Storage(IntEnum):
-    """How a scale lies in memory."""
+Extension = IntEnum("Extension", "NONE PLUS PLUSPLUS", start=0)
+""":class:`microscale.formats.Extension`."""
 
-    CODE8 = 0
-    F16 = 1
-    BF16 = 2
-    F32 = 3
+ZeroPoint = IntEnum("ZeroPoint", "NONE INTEGER NUMBER", start=0)
+"""Whether a block has a zero point, and of which kind."""
 
+Decoding = IntEnum("Decoding", "TABLE TABLE16 SMALL_FLOAT INTEGER", start=0)
+"""How codes of an element become float32 in vectors."""
 
-class Statistic(IntEnum):
-    """Which number of the block a scale rule looks at."""
+ScaleKind = IntEnum("ScaleKind", "POWER_OF_TWO TABLE F16 BF16 F32", start=0)
+"""How a stored scale becomes a factor in linear."""
 
-    AMAX = 0
-    PERCENTILE = 1
-    RANGE = 2
-    DEVIATION = 3
+Extra = IntEnum("Extra", "NONE LOW LARGEST ZERO_POINT", start=0)
+"""What a block of a weight has beside elements and scale."""
 
+ElementKind = IntEnum("ElementKind", "TABLE INTEGER FLOAT8", start=0)
+"""How element codes become floats in linear."""
 
-class Rule(IntEnum):
-    """What a scale rule makes of its statistic."""
+ZeroKind = IntEnum("ZeroKind", "TABLE F16", start=0)
+"""How a stored zero point becomes a float in linear."""
 
-    EXPONENT = 0
-    NEAREST = 1
-    UP = 2
-    SEARCH = 3
-    FIT = 4
+ActRule = IntEnum("ActRule", "KEEP INTEGER NUMBER", start=0)
+"""How activations are used: as they are, as integers of a format, or rounded to a format."""
 
+Combine = IntEnum("Combine", "CONCATENATE SILU_MUL", start=0)
+"""What becomes of the outputs of several weights: :class:`microscale.kernels.operands.Combine`."""
 
-class Extension(IntEnum):
-    """:class:`microscale.formats.Extension`."""
+FusedOperation = IntEnum("FusedOperation", "RMS_NORM SILU_MUL GATHER HADAMARD", start=0)
+"""An operation that quantizes what it computes."""
 
-    NONE = 0
-    PLUS = 1
-    PLUSPLUS = 2
-
-
-class ZeroPoint(IntEnum):
-    """Whether a block has a zero point, and of which kind."""
-
-    NONE = 0
-    INTEGER = 1
-    NUMBER = 2
-
-
-class Decoding(IntEnum):
-    """How codes of an element become float32 in vectors."""
-
-    TABLE = 0
-    TABLE16 = 1
-    SMALL_FLOAT = 2
-    INTEGER = 3
-
-
-class ScaleKind(IntEnum):
-    """How a stored scale becomes a factor in linear."""
-
-    POWER_OF_TWO = 0
-    TABLE = 1
-    F16 = 2
-    BF16 = 3
-    F32 = 4
-
-
-class Extra(IntEnum):
-    """What a block of a weight has beside elements and scale."""
-
-    NONE = 0
-    LOW = 1
-    LARGEST = 2
-    ZERO_POINT = 3
-
-
-class ElementKind(IntEnum):
-    """How element codes become floats in linear."""
-
-    TABLE = 0
-    INTEGER = 1
-    FLOAT8 = 2
-
-
-class ZeroKind(IntEnum):
-    """How a stored zero point becomes a float in linear."""
-
-    TABLE = 0
-    F16 = 1
-
-
-class ActRule(IntEnum):
-    """How activations are used: as they are, as integers of a format, or rounded to a format."""
-
-    KEEP = 0
-    INTEGER = 1
-    NUMBER = 2
-
-
-class Combine(IntEnum):
-    """What becomes of the outputs of several weights."""
-
-    CONCATENATE = 0
-    """They stand side by side."""
-    SILU_MUL = 1
-    """Of two weights: silu(first) * second."""
-
-
-class FusedOperation(IntEnum):
-    """An operation that quantizes what it computes."""
-
-    RMS_NORM = 0
-    SILU_MUL = 1
-    GATHER = 2
-    HADAMARD = 3
-
-
-class Gate(IntEnum):
-    """The activation function of a gated layer."""
-
-    SILU = 0
-    GELU_TANH = 1
+Gate = IntEnum("Gate", "SILU GELU_TANH", start=0)
+"""The activation function of a gated layer: :class:`microscale.kernels.operands.Gate`."""

@@ -7,7 +7,7 @@ Nothing is packed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -216,13 +216,4 @@ def _poison(encoded: EncodedBlocks, poisoned: Bool[Tensor, "grid_rows grid_cols"
         return encoded
     nan = torch.full((1,), float("nan"), device=poisoned.device)
     nan_scale = encode_scale(nan, fmt.scale)
-    scale = torch.where(poisoned, nan_scale, encoded.scale)
-    return EncodedBlocks(
-        codes=encoded.codes,
-        scale=scale,
-        tensor_inv_scale=encoded.tensor_inv_scale,
-        sub_scale=encoded.sub_scale,
-        zero_point=encoded.zero_point,
-        max_idx=encoded.max_idx,
-        delta=encoded.delta,
-    )
+    return replace(encoded, scale=torch.where(poisoned, nan_scale, encoded.scale))
