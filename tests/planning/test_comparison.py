@@ -15,7 +15,7 @@ from microscale.errors import FormatSpecError, ModelError, NonFiniteError
 from microscale.evaluation.perplexity import make_windows, perplexity
 from microscale.families.batch import Batch
 from microscale.nn.packed import PackedModule
-from microscale.planning.comparison import ComparisonResult, ComparisonStep, compare_formats
+from microscale.planning.comparison import ComparisonResult, compare_formats
 from small_models import logits, same_bits, save_random_model
 
 WINDOWS = make_windows(
@@ -114,13 +114,16 @@ def test_a_wrong_format_is_found_before_anything_runs(path: Path) -> None:
 
 
 def test_progress_counts_every_window_once(path: Path) -> None:
-    steps: list[ComparisonStep] = []
-    compare(microscale.load(path), ["mxfp4", "mxfp8"], progress=steps.append, batch=2)
-    done = [step.done for step in steps]
-    assert done == sorted(done) and done[0] == 0 and done[-1] == steps[-1].total == 5 * len(WINDOWS)
-    assert {step.total for step in steps} == {5 * len(WINDOWS)}
-    assert [step.format for step in steps if step.mode == "none"] == ["unquantized"] * 5
-    assert {(step.format, step.mode) for step in steps} >= {("mxfp4", "w"), ("mxfp4", "w+a"), ("mxfp8", "w+a")}
+    steps: list[tuple[int, int, str]] = []
+    compare(microscale.load(path), ["mxfp4", "mxfp8"], progress=lambda *step: steps.append(step), batch=2)
+    done, totals, labels = zip(*steps, strict=True)
+    assert list(done) == sorted(done) and done[0] == 0 and done[-1] == 5 * len(WINDOWS)
+    assert set(totals) == {5 * len(WINDOWS)}
+    assert labels.count("unquantized none") == 5
+    assert set(labels) == {
+        "unquantized none",
+        *(f"{fmt} {mode}" for fmt in ("mxfp4", "mxfp8") for mode in ("w", "w+a")),
+    }
 
 
 def test_batches_matter_only_for_scales_over_the_whole_batch(path: Path) -> None:

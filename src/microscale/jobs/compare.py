@@ -25,7 +25,7 @@ from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.small_options import CompareOptions
 from microscale.nn.attention_setting import AttentionFormats
 from microscale.nn.packed import PackedModule
-from microscale.planning.comparison import ComparisonResult, ComparisonStep, compare_formats
+from microscale.planning.comparison import ComparisonResult, compare_formats
 from microscale.planning.executed import linear_words, summed
 from microscale.report.comparison import ComparisonRow, comparison_html
 from microscale.version import __version__
@@ -45,7 +45,8 @@ class CompareResult:
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return one object for each row."""
-        return [_row_json(row) for row in self.rows]
+        names = {"num_bytes": "bytes"}
+        return [{names.get(name, name): value for name, value in dataclasses.asdict(row).items()} for row in self.rows]
 
     @property
     def report_rows(self) -> list[ComparisonRow]:
@@ -81,18 +82,6 @@ class CompareResult:
         return comparison_html(title, self.report_rows, facts=self.facts, samples=samples)
 
 
-def _row_json(row: ComparisonResult) -> dict[str, Any]:
-    return {
-        "format": row.format,
-        "mode": row.mode,
-        "bits_per_weight": row.bits_per_weight,
-        "bytes": row.num_bytes,
-        "perplexity": row.perplexity,
-        "seconds": row.seconds,
-        "executed": row.executed,
-    }
-
-
 def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResult:
     """Quantize a model to several formats and score each: weights alone, weights with activations, and everything.
 
@@ -116,10 +105,6 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResu
         apply_attention(model, AttentionFormats(products=fmt))
 
     with reporter.stage("comparing") as advance:
-
-        def tell(step: ComparisonStep) -> None:
-            advance(step.done, step.total, f"{step.format} {step.mode}")
-
         rows = compare_formats(
             original,
             formats,
@@ -128,7 +113,7 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResu
             stored_dtype=stored,
             batch=options.batch,
             round_attention=round_attention if options.full else None,
-            progress=tell,
+            progress=advance,
         )
     found = CompareResult(
         model=label_of(options.model),

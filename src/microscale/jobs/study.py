@@ -23,7 +23,7 @@ from microscale.report.study import study_html
 from microscale.report.study_rows import StudyCell, StudyReportRow
 from microscale.studies.file import Study, load_study
 from microscale.studies.results import StudyRow, pareto_front, study_rows
-from microscale.studies.run import StudyStep, run_study, select_runs, study_runs
+from microscale.studies.run import run_study, select_runs, study_runs
 from microscale.studies.store import RunState, StudyStore
 from microscale.version import __version__
 
@@ -79,12 +79,8 @@ def study(options: StudyOptions, reporter: Reporter = SILENT) -> StudyResult:
 def _run(plan: Study, store: StudyStore, options: StudyOptions, reporter: Reporter) -> None:
     check_study(plan, options.device)
     with reporter.stage("study") as advance:
-
-        def tell(step: StudyStep) -> None:
-            advance(step.done, step.total, step.label)
-
         executor = QuantizeAndScore(plan, device=options.device)
-        run_study(plan, store, executor, only=options.only, retry=options.retry_failed, progress=tell)
+        run_study(plan, store, executor, only=options.only, retry=options.retry_failed, progress=advance)
 
 
 def check_study(plan: Study, device: str) -> None:
@@ -139,32 +135,18 @@ def _page(plan: Study, rows: Sequence[StudyRow], file: Path) -> str:
 def report_rows(rows: Sequence[StudyRow]) -> list[StudyReportRow]:
     """Translate results into the rows of the page; the front is that of each model."""
     fronts = fronts_of(rows)
-    return [
-        StudyReportRow(
-            model=row.model,
-            format=row.format,
-            method=row.method,
-            state=row.state.value,
-            message=row.message,
-            bits_per_weight=row.bits_per_weight,
-            num_bytes=row.num_bytes,
-            seconds=row.quantize_seconds,
-            score_seconds=row.score_seconds,
-            peak_bytes=row.peak_bytes,
-            recovery=row.recovery,
-            gap_closure=row.gap_closure,
-            cells=tuple(
-                None
-                if cell is None
-                else StudyCell(
-                    value=cell.value, stderr=cell.stderr, recovery=cell.recovery, gap_closure=cell.gap_closure
-                )
-                for cell in row.cells
-            ),
-            is_on_front=place in fronts,
-        )
-        for place, row in enumerate(rows)
-    ]
+    found: list[StudyReportRow] = []
+    for place, row in enumerate(rows):
+        cells = tuple(None if cell is None else StudyCell(**_shared(cell, StudyCell)) for cell in row.cells)
+        own: dict[str, Any] = {"state": row.state.value, "cells": cells, "is_on_front": place in fronts}
+        found.append(StudyReportRow(**(_shared(row, StudyReportRow) | own)))
+    return found
+
+
+def _shared(record: Any, kind: Any) -> dict[str, Any]:
+    """Return the values of a record that another kind of record has under the same names."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 
 def fronts_of(rows: Sequence[StudyRow]) -> set[int]:

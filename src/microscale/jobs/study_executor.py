@@ -88,7 +88,7 @@ class QuantizeAndScore:
         text = read_text_file(Path(self._study.place(task.text or "")))
         windows = text_windows(tokenizer, text, window=task.window, tokens=task.tokens)
         found = perplexity(logits_of(model), windows, batch=self._study.batch)
-        return _score("perplexity", found.perplexity, None, found.tokens, is_main=True, is_higher_better=False)
+        return StudyScore(metric="perplexity", value=found.perplexity, samples=found.tokens, is_higher_better=False)
 
     def _task(self, model: Any, tokenizer: Any, task: StudyTask) -> list[StudyScore]:
         folder = None if self._study.task_data is None else Path(self._study.place(self._study.task_data))
@@ -100,32 +100,17 @@ class QuantizeAndScore:
             seed=self._study.seed,
         )
         return [
-            _score(
-                one.metric,
-                one.value,
-                one.stderr,
-                one.samples,
+            StudyScore(
+                metric=one.metric,
+                value=one.value,
+                stderr=one.stderr,
+                samples=one.samples,
                 is_main=one.is_main,
                 is_higher_better=one.is_higher_better,
             )
             for one in run_tasks(model, tokenizer, request)
             if one.group is None
         ]
-
-
-def _score(
-    metric: str, value: float, stderr: float | None, samples: int, *, is_main: bool, is_higher_better: bool
-) -> StudyScore:
-    return StudyScore(
-        task_key="",
-        metric=metric,
-        value=value,
-        stderr=stderr,
-        samples=samples,
-        is_main=is_main,
-        is_higher_better=is_higher_better,
-        seconds=0.0,
-    )
 
 
 def _measured(model: Any, dtype: torch.dtype, notes: Sequence[str]) -> PreparedModel:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscale.algorithms.contract import Progress
 from microscale.calibration.cache import ActivationStore
 from microscale.errors import CalibrationError, ModelError
 from microscale.families.batch import Batch, run_model
@@ -46,8 +47,6 @@ from microscale.recipes.plan import quantizable_modules
 
 MAX_ROWS = 1024
 """Rows of an embedding or a head on which errors are measured: a vocabulary would be the largest tensor of the job."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscale.algorithms.contract import Progress
 from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, perplexity
 from microscale.formats import Format, parse_activation, parse_format
 from microscale.formats.dtypes import dtype_name
@@ -51,16 +52,6 @@ class ComparisonResult:
     executed: Executed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonStep:
-    """What is being done, for a progress display."""
-
-    format: str
-    mode: str
-    done: int
-    total: int
-
-
 def compare_formats(
     model: Any,
     formats: Sequence[str],
@@ -70,7 +61,7 @@ def compare_formats(
     stored_dtype: torch.dtype,
     batch: int = DEFAULT_BATCH,
     round_attention: RoundAttention | None = None,
-    progress: Callable[[ComparisonStep], None] = lambda step: None,
+    progress: Progress = lambda done, total, label: None,
 ) -> list[ComparisonResult]:
     """Return the unquantized row, then for each format the rows ``w`` and ``w+a``; the model is as before.
 
@@ -131,9 +122,9 @@ class _Scorer:
     counter: _Counter
 
     def row(self, name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
-        label = "unquantized" if mode == "none" else name
+        label = f"{'unquantized' if mode == 'none' else name} {mode}"
         with count_executions() as counts:
-            score = perplexity(self.call, self.windows, batch=self.batch, progress=self.counter.within(label, mode))
+            score = perplexity(self.call, self.windows, batch=self.batch, progress=self.counter.within(label))
         self.counter.finish(len(self.windows))
         return ComparisonResult(
             format=name,
@@ -180,14 +171,14 @@ class _Counter:
     """Counts windows over all rows."""
 
     total: int
-    report: Callable[[ComparisonStep], None]
+    report: Progress
     before: int = 0
 
-    def within(self, format: str, mode: str) -> Callable[[int, int], None]:
+    def within(self, label: str) -> Callable[[int, int], None]:
         def tell(done: int, _: int) -> None:
-            self.report(ComparisonStep(format=format, mode=mode, done=self.before + done, total=self.total))
+            self.report(self.before + done, self.total, label)
 
-        self.report(ComparisonStep(format=format, mode=mode, done=self.before, total=self.total))
+        tell(0, 0)
         return tell
 
     def finish(self, num_windows: int) -> None:

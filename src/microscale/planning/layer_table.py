@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from microscale.algorithms.contract import Progress
 from microscale.algorithms.pipeline import Pipeline
 from microscale.families.look_up import describe
 from microscale.families.structure import ModelStructure
@@ -22,8 +23,6 @@ from microscale.planning.sensitivity import Sensitivity, measure_sensitivity
 from microscale.planning.stand_ins import make_stand_ins, repeating_method
 from microscale.recipes.calibration import Calibration
 from microscale.transforms import TransformKind
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

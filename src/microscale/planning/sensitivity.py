@@ -26,13 +26,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microscale.algorithms.contract import Progress
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
 from microscale.families.batch import Batch, run_model
 from microscale.layerwise.blocks import removed_after, replaced_forward
 from microscale.nn.packed import PackedModule
 
-Progress = Callable[[int, int, str], None]
 Layers = Mapping[str, Sequence[nn.Module | None]]
 """By the name of a layer: its stand-in for each candidate, None where the candidate leaves it alone."""
 

@@ -83,7 +83,7 @@ def _shown(row: StudyReportRow) -> dict[str, Any]:
         "–" if row.peak_bytes is None else size_text(row.peak_bytes),
     ]
     numbers += [
-        (_number(row.seconds, 1), _sort(row.seconds), ""),
+        (_number(row.quantize_seconds, 1), _sort(row.quantize_seconds), ""),
         (_number(row.score_seconds, 1), _sort(row.score_seconds), ""),
         (sizes[1], _sort(row.peak_bytes), ""),
         (sizes[0], _sort(row.num_bytes), ""),

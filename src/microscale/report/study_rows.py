@@ -27,7 +27,7 @@ class StudyReportRow:
     message: str
     bits_per_weight: float | None
     num_bytes: int | None
-    seconds: float | None
+    quantize_seconds: float | None
     score_seconds: float | None
     peak_bytes: int | None
     recovery: float | None

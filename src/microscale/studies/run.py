@@ -11,15 +11,15 @@ import fnmatch
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
+from microscale.algorithms.contract import Progress
 from microscale.errors import MicroscaleError, StudyError
-from microscale.formats import Written
 from microscale.kernels import count_executions
 from microscale.planning.bench import resident_bytes
 from microscale.planning.executed import by_name
@@ -94,16 +94,6 @@ class StudyExecutor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyStep:
-    """What a display shows: steps done of all, what runs now, and the seconds left by the pace so far."""
-
-    done: int
-    total: int
-    label: str
-    seconds_left: float
-
-
 def study_runs(study: Study) -> list[StudyRun]:
     """Return every run of a study: for each model the unquantized one, then formats by methods."""
     runs: list[StudyRun] = []
@@ -124,16 +114,12 @@ def study_runs(study: Study) -> list[StudyRun]:
                         model=model,
                         format=label,
                         weights=str(format.weights),
-                        activations=_word(activations),
+                        activations=None if activations is None else str(activations),
                         method=method,
                         rounding=tuple((side, str(given)) for side, given in format.rounding.items()),
                     )
                 )
     return runs
-
-
-def _word(given: Written[Any] | None) -> str | None:
-    return None if given is None else str(given)
 
 
 def select_runs(runs: Sequence[StudyRun], only: Sequence[str]) -> list[StudyRun]:
@@ -159,7 +145,7 @@ def run_study(
     *,
     only: Sequence[str] = (),
     retry: bool = False,
-    progress: Callable[[StudyStep], None] = lambda step: None,
+    progress: Progress = lambda done, total, label: None,
 ) -> None:
     """Work off what is not finished; with ``retry`` also what failed before.
 
@@ -191,8 +177,7 @@ def _run_one(
     run: StudyRun, tasks: Sequence[StudyTask], store: StudyStore, executor: StudyExecutor, counter: _Counter
 ) -> None:
     counter.begin(run.label)
-    planned = 1 + len(tasks)
-    done_before = counter.done
+    done_after = counter.done + 1 + len(tasks)
     store.update(run.key, RunState.RUNNING, message="", machine=executor.machine)
     try:
         with _peak_memory() as peak:
@@ -206,7 +191,7 @@ def _run_one(
                 num_bytes=prepared.num_bytes,
                 quantize_seconds=seconds,
             )
-            counter.step()
+            counter.move_to(counter.done + 1)
             for task in tasks:
                 counter.begin(f"{run.label}: {task.label}")
                 started = time.perf_counter()
@@ -214,7 +199,7 @@ def _run_one(
                     found = executor.score(prepared, run, task)
                 seconds = time.perf_counter() - started
                 store.add_scores(run.key, [_completed(score, task, seconds) for score in found], by_name(counts))
-                counter.step()
+                counter.move_to(counter.done + 1)
         finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         said = "; ".join(prepared.notes)
         store.update(run.key, RunState.DONE, message=said, peak_bytes=peak.bytes, finished=finished)
@@ -225,20 +210,12 @@ def _run_one(
         raise  # the results file itself
     except FAILURES as error:
         store.update(run.key, RunState.FAILED, message=f"{type(error).__name__}: {error}")
-        counter.skip(done_before + planned)
+        counter.move_to(done_after)
 
 
 def _completed(score: StudyScore, task: StudyTask, seconds: float) -> StudyScore:
-    return StudyScore(
-        task_key=task.key,
-        metric=score.metric,
-        value=None if score.value is None or math.isnan(score.value) else score.value,
-        stderr=score.stderr,
-        samples=score.samples,
-        is_main=score.is_main,
-        is_higher_better=score.is_higher_better,
-        seconds=seconds,
-    )
+    value = None if score.value is None or math.isnan(score.value) else score.value
+    return replace(score, task_key=task.key, value=value, seconds=seconds)
 
 
 @dataclass(slots=True)
@@ -271,28 +248,17 @@ def _peak_memory() -> Generator[_Peak, None, None]:
 
 @dataclass(slots=True)
 class _Counter:
-    """Counts steps (a quantization or a task) and tells the time left."""
+    """Counts steps (a quantization or a task) and tells what runs now."""
 
     total: int
-    report: Callable[[StudyStep], None]
+    report: Progress
     done: int = 0
     label: str = ""
-    started: float = 0.0
 
     def begin(self, label: str) -> None:
-        self.started = self.started or time.perf_counter()
         self.label = label
-        self._tell()
+        self.move_to(self.done)
 
-    def step(self) -> None:
-        self.done += 1
-        self._tell()
-
-    def skip(self, done: int) -> None:
+    def move_to(self, done: int) -> None:
         self.done = done
-        self._tell()
-
-    def _tell(self) -> None:
-        pace = (time.perf_counter() - self.started) / self.done if self.done else math.nan
-        left = pace * (self.total - self.done)
-        self.report(StudyStep(done=self.done, total=self.total, label=self.label, seconds_left=left))
+        self.report(done, self.total, self.label)

@@ -72,16 +72,19 @@ class StoredRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyScore:
-    """One metric of one task for one run; ``value`` is None where it was NaN, which SQLite cannot hold."""
+    """One metric of one task for one run; ``value`` is None where it was NaN, which SQLite cannot hold.
 
-    task_key: str
+    Who scores leaves ``task_key`` and ``seconds`` to who stores it.
+    """
+
+    task_key: str = ""
     metric: str
     value: float | None
-    stderr: float | None
+    stderr: float | None = None
     samples: int
-    is_main: bool
+    is_main: bool = True
     is_higher_better: bool
-    seconds: float
+    seconds: float = 0.0
 
 
 _RUN_COLUMNS = tuple(one.name for one in dataclasses.fields(StoredRun))
@@ -157,20 +160,7 @@ class StudyStore:
             for operation, calls in executed.items()
             for backend, count in calls.items()
         ]
-        rows = [
-            (
-                key,
-                score.task_key,
-                score.metric,
-                score.value,
-                score.stderr,
-                score.samples,
-                int(score.is_main),
-                int(score.is_higher_better),
-                score.seconds,
-            )
-            for score in scores
-        ]
+        rows = [(key, *dataclasses.astuple(score)) for score in scores]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -183,7 +173,7 @@ class StudyStore:
         """Return all runs by key."""
         columns = ", ".join(_RUN_COLUMNS)
         found = (StoredRun(**dict(zip(_RUN_COLUMNS, row, strict=True))) for row in self._read(columns, "runs"))
-        return {run.key: _with_state(run) for run in found}
+        return {run.key: dataclasses.replace(run, state=RunState(run.state)) for run in found}
 
     def scores(self) -> dict[str, dict[str, list[StudyScore]]]:
         """Return all scores by run and task key, main metrics first."""
@@ -248,7 +238,3 @@ class StudyStore:
             self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise StudyError(f"results file {self.path} cannot be written: {error}") from None
-
-
-def _with_state(run: StoredRun) -> StoredRun:
-    return dataclasses.replace(run, state=RunState(run.state))
