@@ -92,32 +92,18 @@ _LAZY = {
     "QuantizedTensor": ("microscale.tensor", "QuantizedTensor"),
 }
 
-_JOBS = frozenset(
-    {
-        "allocate",
-        "analyze",
-        "bench",
-        "compare",
-        "evaluate",
-        "explain",
-        "generate",
-        "inspect",
-        "methods",
-        "study",
-        "tasks",
-    }
-)
-"""Jobs whose Python front is made of their options alone, see :mod:`microscale.jobs.front`."""
-
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first used, so that the command line starts at once."""
-    if name in _JOBS:
-        job = getattr(importlib.import_module(f"microscale.jobs.{name}"), name)
-        value = importlib.import_module("microscale.jobs.front").front(job)
-    elif name in _LAZY:
+    """Import what needs torch when it is first used, so that the command line starts at once.
+
+    What is neither defined here nor in :data:`_LAZY` is a job, whose front :mod:`microscale.jobs.front` makes.
+    """
+    if name in _LAZY:
         module, attribute = _LAZY[name]
         value = getattr(importlib.import_module(module), attribute)
+    elif name in __all__:
+        job = getattr(importlib.import_module(f"microscale.jobs.{name}"), name)
+        value = importlib.import_module("microscale.jobs.front").front(job)
     else:
         raise AttributeError(f"module 'microscale' has no attribute {name!r}")
     globals()[name] = value

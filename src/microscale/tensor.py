@@ -7,7 +7,7 @@ Its bytes are what a checkpoint of ours holds. Kernels make it (``quantize``) an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import cast
 
@@ -113,8 +113,7 @@ class QuantizedTensor:
             place = torch.device(device)
         except (RuntimeError, TypeError):
             raise ArgumentError(f"a device must be one of torch's, such as 'cuda', got {shown(device)}") from None
-        parts = {name: part.to(place) for name, part in self.parts.items()}
-        return QuantizedTensor(format=self.format, shape=self.shape, dtype=self.dtype, parts=parts, layout=self.layout)
+        return replace(self, parts={name: part.to(place) for name, part in self.parts.items()})
 
     @property
     def segments(self) -> tuple[QuantizedTensor, ...]:

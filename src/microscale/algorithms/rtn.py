@@ -10,7 +10,7 @@ scale-multiplier grid in AutoRound's documentation ("opt-RTN").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -132,11 +132,4 @@ class Rtn(RoundStep):
             clip = search_clip(weight, layer.format, columns)
             weight = weight if clip is None else torch.clamp(weight, -clip, clip)
         tensor = quantize(weight, layer.format, name=f"{layer.name}.weight")
-        return with_dtype(tensor, layer.dtype)
-
-
-def with_dtype(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
-    """Return the tensor as one that stands for a weight of ``dtype``."""
-    return QuantizedTensor(
-        format=tensor.format, shape=tensor.shape, dtype=dtype, parts=tensor.parts, layout=tensor.layout
-    )
+        return replace(tensor, dtype=layer.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -195,18 +195,10 @@ class StatisticsCollector:
         self.num_tokens += other.num_tokens
         self.minimum = torch.minimum(self.minimum, other.minimum.to(self.device))
         self.maximum = torch.maximum(self.maximum, other.maximum.to(self.device))
-        if self.mean_abs is not None and other.mean_abs is not None:
-            self.mean_abs.merge(other.mean_abs)
-        if self.moments is not None and other.moments is not None:
-            self.moments.merge(other.moments)
-        if self.second_moment is not None and other.second_moment is not None:
-            self.second_moment.merge(other.second_moment)
-        if self.reservoir is not None and other.reservoir is not None:
-            self.reservoir.merge(other.reservoir)
-        if self.crest is not None and other.crest is not None:
-            self.crest.merge(other.crest)
-        if self.histogram is not None and other.histogram is not None:
-            self.histogram.merge(other.histogram)
+        for name in ("mean_abs", "moments", "second_moment", "reservoir", "crest", "histogram"):
+            part: Any = getattr(self, name)
+            if part is not None:
+                part.merge(getattr(other, name))
 
     def result(self) -> InputStatistics:
         """Return what has been collected so far; more may follow.

@@ -173,36 +173,23 @@ class _Tower:
     def _fold(
         self, layer: nn.Module, group: LinearGroup, fold: FoldRecord, readers: dict[str, tuple[str, ...]]
     ) -> Fold | None:
-        weight: Any = getattr(layer.get_submodule(fold.name), "weight", None)
+        producer = layer.get_submodule(fold.name)
+        weight: Any = getattr(producer, "weight", None)
         if weight is None or not fold.holds(self.config):
             return None
+        found = Fold(kind=fold.kind, name=fold.name, readers=readers.get(fold.name, ()), signs=fold.signs)
         if fold.kind is FoldKind.NORM:
-            return Fold(
-                kind=fold.kind,
-                name=fold.name,
-                readers=readers[fold.name],
-                signs=fold.signs,
-                norm=self.record.norm,
-            )
-        width, producer = _widths(layer.get_submodule(group.linears[0]))[1], layer.get_submodule(fold.name)
-        own = tuple(f"{linear}.weight" for linear in group.linears)
-        num_rows = _widths(producer)[0]
+            return replace(found, norm=self.record.norm)
+        found = replace(found, readers=tuple(f"{linear}.weight" for linear in group.linears))
+        width, num_rows = _widths(layer.get_submodule(group.linears[0]))[1], _widths(producer)[0]
         if fold.kind is FoldKind.LINEAR:
-            rows = Rows(start=num_rows - width, heads=1, stride=width, width=width)
-            return Fold(kind=fold.kind, name=fold.name, readers=own, rows=rows, signs=fold.signs)
+            return replace(found, rows=Rows(start=num_rows - width, heads=1, stride=width, width=width))
         query_heads, heads = _num_heads(self.config)
         head_dim = width // query_heads
         rows = Rows(start=num_rows - heads * head_dim, heads=heads, stride=head_dim, width=head_dim)
         if fold.value_rows is ValueRows.PER_HEAD:
             rows = Rows(start=2 * head_dim, heads=heads, stride=3 * head_dim, width=head_dim)
-        return Fold(
-            kind=fold.kind,
-            name=fold.name,
-            readers=own,
-            rows=rows,
-            shared_by=query_heads // heads,
-            signs=fold.signs,
-        )
+        return replace(found, rows=rows, shared_by=query_heads // heads)
 
 
 def _writes(group: LinearGroup) -> bool:

@@ -22,7 +22,7 @@ from microscale.planning.executed import linear_words, summed
 from microscale.report.study import study_html
 from microscale.report.study_rows import StudyCell, StudyReportRow
 from microscale.studies.file import Study, load_study
-from microscale.studies.results import StudyRow, pareto_front, study_rows
+from microscale.studies.results import StudyRow, pareto_front, shared_values, study_rows
 from microscale.studies.run import run_study, select_runs, study_runs
 from microscale.studies.store import RunState, StudyStore
 from microscale.version import __version__
@@ -137,16 +137,10 @@ def report_rows(rows: Sequence[StudyRow]) -> list[StudyReportRow]:
     fronts = fronts_of(rows)
     found: list[StudyReportRow] = []
     for place, row in enumerate(rows):
-        cells = tuple(None if cell is None else StudyCell(**_shared(cell, StudyCell)) for cell in row.cells)
+        cells = tuple(None if cell is None else StudyCell(**shared_values(cell, StudyCell)) for cell in row.cells)
         own: dict[str, Any] = {"state": row.state.value, "cells": cells, "is_on_front": place in fronts}
-        found.append(StudyReportRow(**(_shared(row, StudyReportRow) | own)))
+        found.append(StudyReportRow(**(shared_values(row, StudyReportRow) | own)))
     return found
-
-
-def _shared(record: Any, kind: Any) -> dict[str, Any]:
-    """Return the values of a record that another kind of record has under the same names."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 
 def fronts_of(rows: Sequence[StudyRow]) -> set[int]:

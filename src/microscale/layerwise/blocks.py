@@ -174,6 +174,11 @@ def replaced_forward(
             module.__dict__.pop("forward", None)
 
 
+def giving(hidden: Tensor, *, is_tuple: bool) -> Callable[..., Any]:
+    """Return a stand-in for a decoder layer that gives these hidden states, whatever it gets."""
+    return lambda *_arguments, **_keywords: (hidden,) if is_tuple else hidden
+
+
 def to_float32(module: nn.Module) -> None:
     """Bring a module's float parameters into float32, without gradients."""
     for parameter in module.parameters():

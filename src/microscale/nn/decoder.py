@@ -79,15 +79,13 @@ class DecoderParts:
 class _Layer:
     """What of a layer is prepared for any number of rows."""
 
-    input_norm: Norm
+    parts: LayerParts
     heads: LinearCalls
     rotation: Rotation
     cache: KeyValueCache
     output: LinearCalls
-    mlp_norm: Norm
     gated: LinearCalls
     down: LinearCalls
-    window: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,13 +237,13 @@ class Decoder:
         gated = self._buffer(rows, self._layers[0].gated.rows_out)
         body: list[Call | PlanStep] = []
         for place, layer in enumerate(self._layers):
-            norm = layer.input_norm
+            norm, mlp_norm = layer.parts.input_norm, layer.parts.mlp_norm
             body.append(add_rms_norm(residual, delta if place else None, norm.weight, norm.eps, normed))
             body += layer.heads.calls(normed, heads)
             body.append(store_heads(heads, layer.cache, layer.rotation))
-            body.append(attend(heads, layer.cache, attended, scale=parts.head_dim**-0.5, window=layer.window))
+            body.append(attend(heads, layer.cache, attended, scale=parts.head_dim**-0.5, window=layer.parts.window))
             body += layer.output.calls(attended, delta)
-            body.append(add_rms_norm(residual, delta, layer.mlp_norm.weight, layer.mlp_norm.eps, normed))
+            body.append(add_rms_norm(residual, delta, mlp_norm.weight, mlp_norm.eps, normed))
             body += layer.gated.calls(normed, gated)
             body += layer.down.calls(gated, delta)
         last, norm = slice(rows - 1, rows), parts.final_norm
@@ -272,15 +270,13 @@ def _make_layers(parts: DecoderParts, positions: int, stored: Format | torch.dty
         )
         layers.append(
             _Layer(
-                input_norm=layer.input_norm,
+                parts=layer,
                 heads=LinearCalls([layer.query, layer.key, layer.value]),
                 rotation=rotation,
                 cache=cache,
                 output=LinearCalls([layer.output]),
-                mlp_norm=layer.mlp_norm,
                 gated=LinearCalls([layer.gate, layer.up], parts.gate),
                 down=LinearCalls([layer.down]),
-                window=layer.window,
             )
         )
     return layers

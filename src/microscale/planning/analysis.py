@@ -26,7 +26,7 @@ from microscale.families.batch import Batch, run_model
 from microscale.families.look_up import describe, is_inside
 from microscale.families.modules import is_transposed
 from microscale.families.structure import BlockStructure, LinearGroup
-from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
+from microscale.layerwise.blocks import BlockRunner, FoundError, giving, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn.modules import float_weight
 from microscale.nn.packed import PackedModule
@@ -274,17 +274,10 @@ def _run_ends(
             stack.enter_context(removed_after(head.register_forward_pre_hook(stop)))
         dtype = job.model.get_input_embeddings().weight.dtype
         for place, window in enumerate(windows.split(1)):
-            give = _giving(hidden[place].to(dtype), runner)
+            give = giving(hidden[place].to(dtype), is_tuple=runner.is_tuple)
             with replaced_forward(dict.fromkeys(names, give), job.model), contextlib.suppress(FoundError):
                 run_model(job.model, window.to(runner.device))
     return observers
-
-
-def _giving(hidden: Tensor, runner: BlockRunner) -> Callable[..., Any]:
-    def give(*_arguments: Any, **_keywords: Any) -> Any:
-        return (hidden,) if runner.is_tuple else hidden
-
-    return give
 
 
 def _gradient_visitor(job: _Job, names: Sequence[str]) -> Callable[..., None]:

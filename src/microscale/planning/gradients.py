@@ -24,7 +24,7 @@ from microscale.calibration.cache import ActivationStore
 from microscale.families.batch import Batch, run_model
 from microscale.families.look_up import is_inside, vision_roots
 from microscale.families.structure import BlockStructure
-from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
+from microscale.layerwise.blocks import BlockRunner, FoundError, giving, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters
 from microscale.planning.tensor_facts import TensorObserver
 
@@ -96,10 +96,7 @@ def _through_head(
 ) -> Float[Tensor, "1 tokens width"]:
     """Return the gradient of the last hidden states of one window; those of the head add up in ``grad``."""
     hidden = hidden.to(runner.device).requires_grad_()
-
-    def give(*_arguments: Any, **_keywords: Any) -> Any:
-        return (hidden,) if runner.is_tuple else hidden
-
+    give = giving(hidden, is_tuple=runner.is_tuple)
     window = window.to(runner.device)
     with replaced_forward(dict.fromkeys(names, give), model):
         logits = run_model(model, window).logits[:, :-1]

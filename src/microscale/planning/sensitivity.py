@@ -30,7 +30,7 @@ from microscale.algorithms.contract import Progress
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
 from microscale.families.batch import Batch, run_model
-from microscale.layerwise.blocks import removed_after, replaced_forward
+from microscale.layerwise.blocks import giving, removed_after, replaced_forward
 from microscale.nn.packed import PackedModule
 
 Layers = Mapping[str, Sequence[nn.Module | None]]
@@ -262,9 +262,6 @@ def _recorded(model: nn.Module, blocks: Sequence[str]) -> Generator[_BlockInputs
 
 def _skipping(blocks: Sequence[str], home: int, inputs: _BlockInputs) -> dict[str, Callable[..., Any]]:
     """Return stand-ins for the decoder layers before ``home``: the last gives what that one got."""
-
-    def give(*_arguments: Any, **_keywords: Any) -> Any:
-        hidden = inputs.hidden[blocks[home]]
-        return (hidden,) if inputs.is_tuple else hidden
-
-    return dict.fromkeys(blocks[:home], give)
+    if not home:
+        return {}
+    return dict.fromkeys(blocks[:home], giving(inputs.hidden[blocks[home]], is_tuple=inputs.is_tuple))

@@ -10,9 +10,11 @@ score is noise: no closure is given then.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from microscale.algorithms.registry import PLAIN
 from microscale.planning.executed import Executed, summed
@@ -77,6 +79,12 @@ def study_rows(study: Study, store: StudyStore) -> list[StudyRow]:
     return rows
 
 
+def shared_values(record: Any, kind: Any) -> dict[str, Any]:
+    """Return the values of a record that another kind of record has under the same names."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of the points (cost, gain) that none other beats, in order of cost.
 
@@ -118,15 +126,8 @@ def _mains(study: Study, scores: Mapping[str, Sequence[StudyScore]]) -> dict[str
 def _cell(task: str, score: StudyScore | None, base: StudyScore | None, plain: StudyScore | None) -> TaskCell | None:
     if score is None:
         return None
-    return TaskCell(
-        task=task,
-        metric=score.metric,
-        value=score.value,
-        stderr=score.stderr,
-        recovery=_recovery(score, base),
-        gap_closure=_closure(score, base, plain),
-        seconds=score.seconds,
-    )
+    found: dict[str, Any] = {"recovery": _recovery(score, base), "gap_closure": _closure(score, base, plain)}
+    return TaskCell(task=task, **shared_values(score, TaskCell), **found)
 
 
 def _recovery(score: StudyScore, base: StudyScore | None) -> float | None:
@@ -152,18 +153,10 @@ def _closure(score: StudyScore, base: StudyScore | None, plain: StudyScore | Non
 
 def _row(run: StudyRun, stored: StoredRun, cells: tuple[TaskCell | None, ...], executed: Executed) -> StudyRow:
     known = [cell for cell in cells if cell is not None]
+    labels: dict[str, Any] = {"model": run.model.label, "format": run.format, "method": run.method_label}
     return StudyRow(
-        model=run.model.label,
-        format=run.format,
-        method=run.method_label,
-        state=stored.state,
-        message=stored.message,
-        bits_per_weight=stored.bits_per_weight,
-        num_bytes=stored.num_bytes,
-        quantize_seconds=stored.quantize_seconds,
+        **(shared_values(stored, StudyRow) | labels),
         score_seconds=sum(cell.seconds for cell in known),
-        peak_bytes=stored.peak_bytes,
-        machine=stored.machine,
         recovery=_mean([cell.recovery for cell in known]) if len(known) == len(cells) else None,
         gap_closure=_mean([cell.gap_closure for cell in known if cell.gap_closure is not None]),
         cells=cells,
