@@ -120,10 +120,7 @@ def inverse_factor(moment: Float[Tensor, "cols cols"], damp: float, name: str) -
 
 
 def feed_back(
-    weight: Float[Tensor, "rows cols"],
-    grid: Grid,
-    order: Int[Tensor, "cols"],
-    factor: Float[Tensor, "cols cols"],
+    weight: Float[Tensor, "rows cols"], grid: Grid, order: Int[Tensor, "cols"], factor: Float[Tensor, "cols cols"]
 ) -> Float[Tensor, "rows cols"]:
     """Return the rounded weight; column order[i] is rounded as the i-th, after the errors of those before it."""
     rest = weight[:, order].clone()

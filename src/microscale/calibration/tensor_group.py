@@ -124,11 +124,7 @@ class FolderGroup:
             partial.replace(self.path / f"{name}.bin")
         except OSError as error:
             raise self._cannot_write(error) from error
-        self.entries[name] = {
-            "dtype": dtype_name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "digest": digest(content),
-        }
+        self.entries[name] = {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "digest": digest(content)}
 
     def finish(self, note: Any = None) -> None:
         manifest = {"version": _VERSION, "job": self.job_hash, "note": note, "tensors": self.entries}

@@ -240,11 +240,7 @@ def _target_rank(name: str, target: str) -> int | None:
 
 
 def _stored_layer(
-    name: str,
-    group: Mapping[str, Any],
-    config: Mapping[str, Any],
-    infos: Mapping[str, TensorInfo],
-    dtype: torch.dtype,
+    name: str, group: Mapping[str, Any], config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
 ) -> LayerSpec:
     file_format = group.get("format") or config.get("format")
     scheme = _scheme_of(name, file_format, group.get("weights"))

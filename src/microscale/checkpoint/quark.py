@@ -34,13 +34,7 @@ from microscale.checkpoint.quark_config import (
 )
 from microscale.checkpoint.schema import TensorInfo, online_refusal
 from microscale.errors import CheckpointError
-from microscale.formats import (
-    ActivationSpec,
-    BlockFormat,
-    Format,
-    RangeKind,
-    format_name,
-)
+from microscale.formats import ActivationSpec, BlockFormat, Format, RangeKind, format_name
 from microscale.layer_spec import LayerSpec
 from microscale.layouts import row_bytes
 from microscale.tensor import QuantizedTensor
@@ -192,14 +186,7 @@ def _stored_layer(
         )
     if scale.dtype not in (torch.uint8, torch.float8_e8m0fnu):
         raise CheckpointError(f"layer {name!r}: E8M0 scales are stored as uint8, got {scale.dtype}")
-    return LayerSpec(
-        name=name,
-        format=fmt,
-        shape=(rows, cols),
-        dtype=dtype,
-        activations=activations,
-        method="unknown",
-    )
+    return LayerSpec(name=name, format=fmt, shape=(rows, cols), dtype=dtype, activations=activations, method="unknown")
 
 
 def _check_tensors(layers: Mapping[str, LayerSpec], infos: Mapping[str, TensorInfo]) -> None:

@@ -13,16 +13,7 @@ from typing import Any, cast
 import torch
 
 from microscale.errors import CheckpointError
-from microscale.formats import (
-    BlockFormat,
-    FloatElement,
-    Format,
-    Overflow,
-    Rounding,
-    RuleKind,
-    ScaleRule,
-    parse_format,
-)
+from microscale.formats import BlockFormat, FloatElement, Format, Overflow, Rounding, RuleKind, ScaleRule, parse_format
 
 LIBRARY_VERSION = "0.13"
 BLOCK_SIZE = 32

@@ -24,13 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.errors import ShapeError, TextError
-from microscale.evaluation.perplexity import (
-    DEFAULT_BATCH,
-    LanguageModel,
-    batches,
-    perplexity_of_mean,
-    summed_loss,
-)
+from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, batches, perplexity_of_mean, summed_loss
 
 _PIECE_VALUES = 2**22
 """Logits that are turned to float64 at once: 32 MB for each of the two models."""

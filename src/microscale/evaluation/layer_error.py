@@ -58,11 +58,7 @@ class _Sums:
         relative = 0.0 if self.error == 0 else self.error / self.power if self.power else math.inf
         sqnr = math.inf if relative == 0 else -10.0 * math.log10(relative) if math.isfinite(relative) else -relative
         return LayerError(
-            name=name,
-            relative_error=relative,
-            sqnr_db=sqnr,
-            token_error=self.ratio / self.tokens,
-            tokens=self.tokens,
+            name=name, relative_error=relative, sqnr_db=sqnr, token_error=self.ratio / self.tokens, tokens=self.tokens
         )
 
 

@@ -158,11 +158,7 @@ def find_task(name: str) -> TaskRecord:
     file = name.removeprefix(TEXT_PREFIX)
     if file != name and file:
         return TaskRecord(
-            name=name,
-            about="a text, perplexity by word and byte",
-            metric="word_perplexity",
-            hub_task="",
-            files=(file,),
+            name=name, about="a text, perplexity by word and byte", metric="word_perplexity", hub_task="", files=(file,)
         )
     raise TaskError(
         f"unknown task {name!r}; possible: {', '.join(TASKS)}, parts such as blimp_causative, and {TEXT_PREFIX}FILE"

@@ -11,15 +11,7 @@ from torch import nn
 from microscale.errors import ModelError
 from microscale.families.modules import is_transposed, linear_names
 from microscale.families.records import FAMILIES, FamilyRecord, FoldRecord, TowerRecord, ValueRows
-from microscale.families.structure import (
-    BlockStructure,
-    Fold,
-    FoldKind,
-    LinearGroup,
-    ModelStructure,
-    NormReaders,
-    Rows,
-)
+from microscale.families.structure import BlockStructure, Fold, FoldKind, LinearGroup, ModelStructure, NormReaders, Rows
 
 PARTS = ("language", "vision", "all")
 """What can be asked for. ``all`` of a model with one tower is that tower."""

@@ -315,12 +315,7 @@ _QWEN2_5_VL = FamilyRecord(
             group("attention.qkv", "attn.qkv", fold=norm("norm1")),
             group("attention.out", "attn.proj", fold=value("attn.qkv")),
             group("mlp.gate_up", "mlp.gate_proj", "mlp.up_proj", fold=norm("norm2")),
-            group(
-                "mlp.down",
-                "mlp.down_proj",
-                fold=linear("mlp.up_proj"),
-                sources=("mlp.gate_proj", "mlp.up_proj"),
-            ),
+            group("mlp.down", "mlp.down_proj", fold=linear("mlp.up_proj"), sources=("mlp.gate_proj", "mlp.up_proj")),
         ),
         norm=NormKind.RMS,
         final_norm="model.visual.merger.ln_q",

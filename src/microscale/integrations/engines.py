@@ -120,11 +120,7 @@ Engine = DecoderEngine | TransformersEngine
 
 
 def make_engine(
-    model: Any,
-    *,
-    positions: int,
-    compute_dtype: torch.dtype | None = None,
-    cache_dtype: torch.dtype = torch.float32,
+    model: Any, *, positions: int, compute_dtype: torch.dtype | None = None, cache_dtype: torch.dtype = torch.float32
 ) -> Engine:
     """Choose the runtime of a model: the decoder where it computes what transformers would, else transformers.
 

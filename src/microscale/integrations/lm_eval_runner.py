@@ -60,10 +60,7 @@ class _Item:
 
 
 def run_tasks(
-    model: Any,
-    tokenizer: Any,
-    request: TaskRequest,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    model: Any, tokenizer: Any, request: TaskRequest, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[TaskScore]:
     """Score a loaded transformers model on tasks; the main metric of each task comes first.
 

@@ -64,11 +64,7 @@ def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) ->
 
 
 def _packed_outline(
-    config: Any,
-    layers: Mapping[str, LayerSpec],
-    others: dict[str, Any],
-    dtype: torch.dtype,
-    own: dict[str, Any] | None,
+    config: Any, layers: Mapping[str, LayerSpec], others: dict[str, Any], dtype: torch.dtype, own: dict[str, Any] | None
 ) -> Any:
     """Build the modules of a config, with packed ones where a checkpoint has them; ``own`` is our layout's entry."""
     packed = {name: layer for name, layer in layers.items() if layer.kind != "experts"}

@@ -35,7 +35,4 @@ def splits_of(found: TaskDocuments) -> dict[str, Any]:
         from datasets import Dataset
     except ImportError:
         raise DependencyError("datasets", extra="eval", purpose="running evaluation tasks") from None
-    return {
-        "test": Dataset.from_list(found.test),
-        "fewshot": Dataset.from_list(found.fewshot or found.test),
-    }
+    return {"test": Dataset.from_list(found.test), "fewshot": Dataset.from_list(found.fewshot or found.test)}

@@ -21,9 +21,7 @@ class MeasuringText(TextOptions):
     source: Annotated[
         Source | None,
         Option(
-            help="Text file, JSON lines or dataset name to measure on.",
-            word="calibration",
-            command_type=str | None,
+            help="Text file, JSON lines or dataset name to measure on.", word="calibration", command_type=str | None
         ),
     ] = None
     samples: Annotated[int, Option(help="Windows that are measured on.", minimum=1)] = 8

@@ -113,10 +113,7 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
 
 
 def measure_ranges(
-    model: Any,
-    calibration: Calibration,
-    observer: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    model: Any, calibration: Calibration, observer: str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> RangeReport:
     """Fill the static activation ranges of a quantized model by running the windows through it.
 

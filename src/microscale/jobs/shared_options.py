@@ -70,9 +70,7 @@ class TextOptions(Options):
     source: Annotated[
         Source | None,
         Option(
-            help="Text file, JSON lines or dataset name to calibrate on.",
-            word="calibration",
-            command_type=str | None,
+            help="Text file, JSON lines or dataset name to calibrate on.", word="calibration", command_type=str | None
         ),
     ] = None
     field: Annotated[

@@ -108,7 +108,7 @@ def linear_operator(
 
 
 linear_operator.register_fake(
-    lambda inputs, parts, names, format, rows, *_: inputs.new_empty((*inputs.shape[:-1], rows)),
+    lambda inputs, parts, names, format, rows, *_: inputs.new_empty((*inputs.shape[:-1], rows))
 )
 
 

@@ -44,13 +44,7 @@ class BlockRunner:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        windows: Batch,
-        *,
-        batch: int,
-        is_tuple: bool | None = None,
+        self, model: nn.Module, names: Sequence[str], windows: Batch, *, batch: int, is_tuple: bool | None = None
     ) -> None:
         self._model = model
         self._names = tuple(names)

@@ -43,11 +43,7 @@ def _same_parts(parts: Mapping[str, Tensor], fmt: Format, shape: tuple[int, ...]
 
 _LAYOUTS: dict[str, Layout] = {
     row_major.NAME: Layout(
-        name=row_major.NAME,
-        part_specs=row_major.part_specs,
-        refusal=_no_refusal,
-        pack=_same_parts,
-        unpack=_same_parts,
+        name=row_major.NAME, part_specs=row_major.part_specs, refusal=_no_refusal, pack=_same_parts, unpack=_same_parts
     )
 }
 

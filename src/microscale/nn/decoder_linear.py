@@ -184,11 +184,7 @@ def _packed_member(
         return [*steps, linear_group(inputs, group, out)]
 
     return _Member(
-        execution=execution,
-        num_layers=len(modules),
-        rows_out=group.rows_out,
-        num_bytes=group.num_bytes,
-        calls=calls,
+        execution=execution, num_layers=len(modules), rows_out=group.rows_out, num_bytes=group.num_bytes, calls=calls
     )
 
 

@@ -18,12 +18,7 @@ from microscale.tensor import QuantizedTensor
 class QuantizedEmbedding(PackedModule):
     """Rows of a packed table [num_embeddings, embedding_dim]; only the rows asked for are dequantized."""
 
-    def __init__(
-        self,
-        spec: LayerSpec,
-        *,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, spec: LayerSpec, *, device: torch.device | str | None = None) -> None:
         super().__init__(spec, device=device)
         self.num_embeddings, self.embedding_dim = spec.shape
         self.output_dtype = spec.dtype

@@ -35,12 +35,7 @@ class QuantizedLinear(PackedModule):
     transforms: InputTransforms | None
     low_rank: LowRank | None
 
-    def __init__(
-        self,
-        spec: LayerSpec,
-        *,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, spec: LayerSpec, *, device: torch.device | str | None = None) -> None:
         super().__init__(spec, device=device)
         self.out_features, self.in_features = spec.shape
         dtype, activations, low_rank = spec.dtype, spec.activations, spec.low_rank

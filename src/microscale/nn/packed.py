@@ -42,12 +42,7 @@ class PackedModule(nn.Module):
     where that is known; what runs may differ.
     """
 
-    def __init__(
-        self,
-        spec: LayerSpec,
-        *,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, spec: LayerSpec, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.kind = spec.kind
         self.format = spec.format
@@ -65,12 +60,7 @@ class PackedModule(nn.Module):
     def layer_spec(self, name: str) -> LayerSpec:
         """Return what the module is, under its name in a model."""
         return LayerSpec(
-            name=name,
-            format=self.format,
-            shape=self.shape,
-            dtype=self.weight_dtype,
-            method=self.method,
-            kind=self.kind,
+            name=name, format=self.format, shape=self.shape, dtype=self.weight_dtype, method=self.method, kind=self.kind
         )
 
     def set_tensor(self, tensor: QuantizedTensor) -> None:

@@ -107,10 +107,7 @@ def _solved(groups: Sequence[ChoiceGroup], limit: float) -> Allocation:
     one_each = np.zeros((len(groups), len(pairs)))
     for column, (place, _) in enumerate(pairs):
         one_each[place, column] = 1.0
-    constraints = [
-        optimize.LinearConstraint(one_each, 1, 1),
-        optimize.LinearConstraint(costs[None, :], -np.inf, bound),
-    ]
+    constraints = [optimize.LinearConstraint(one_each, 1, 1), optimize.LinearConstraint(costs[None, :], -np.inf, bound)]
     with _quiet_output():
         found = optimize.milp(
             gains,

@@ -17,15 +17,7 @@ from microscale.errors import AllocationError
 from microscale.formats import NONE
 from microscale.nn.sizes import Size, held_bytes
 from microscale.planning.allocated_layers import AllocatedLayer
-from microscale.planning.allocation import (
-    Allocation,
-    Choice,
-    ChoiceGroup,
-    allocate,
-    front,
-    largest_cost,
-    least_cost,
-)
+from microscale.planning.allocation import Allocation, Choice, ChoiceGroup, allocate, front, largest_cost, least_cost
 from microscale.planning.budget import Budget, BudgetUnit, amount_text
 from microscale.planning.candidates import Candidate
 from microscale.planning.layer_table import LayerTable

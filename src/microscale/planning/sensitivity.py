@@ -117,12 +117,7 @@ class _Sums:
 
 
 def _output_errors(
-    model: Any,
-    layers: Layers,
-    windows: Batch,
-    kind: Sensitivity,
-    seed: int,
-    progress: Progress,
+    model: Any, layers: Layers, windows: Batch, kind: Sensitivity, seed: int, progress: Progress
 ) -> dict[str, list[float]]:
     sums = {name: _Sums(len(stand_ins)) for name, stand_ins in layers.items()}
     generator = torch.Generator().manual_seed(seed)

@@ -45,11 +45,7 @@ class ComparisonRow:
 
 
 def comparison_html(
-    title: str,
-    rows: Sequence[ComparisonRow],
-    *,
-    facts: Mapping[str, str],
-    samples: Sequence[tuple[str, str]],
+    title: str, rows: Sequence[ComparisonRow], *, facts: Mapping[str, str], samples: Sequence[tuple[str, str]]
 ) -> str:
     """Return the page as text.
 

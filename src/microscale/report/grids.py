@@ -12,15 +12,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from microscale.formats import (
-    BlockFormat,
-    Element,
-    Format,
-    IntElement,
-    SegmentedFormat,
-    format_name,
-    parse_format,
-)
+from microscale.formats import BlockFormat, Element, Format, IntElement, SegmentedFormat, format_name, parse_format
 from microscale.formats.rules import number_word
 
 DEFAULT_WIDTH = 78

@@ -17,13 +17,7 @@ from microscale.kernels.cpu.fused import (
 )
 from microscale.kernels.cpu.layout import to_layout
 from microscale.kernels.cpu.linear import describe_linear, linear, linear_mixed, linear_refusal
-from microscale.kernels.cpu.quantize import (
-    dequantize,
-    dequantize_refusal,
-    fake_quantize,
-    quantize,
-    quantize_refusal,
-)
+from microscale.kernels.cpu.quantize import dequantize, dequantize_refusal, fake_quantize, quantize, quantize_refusal
 from microscale.kernels.cpu.rows16 import LAYOUT as ROWS16
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 

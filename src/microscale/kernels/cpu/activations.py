@@ -12,14 +12,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from microscale.formats import (
-    BlockFormat,
-    Format,
-    NaNPolicy,
-    PairFormat,
-    SegmentedFormat,
-    format_name,
-)
+from microscale.formats import BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat, format_name
 from microscale.kernels.cpu.descriptors import descriptor, encode_refusal
 from microscale.kernels.cpu.enums import ActRule
 from microscale.kernels.cpu.native import NATIVE

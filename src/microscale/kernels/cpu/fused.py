@@ -16,13 +16,7 @@ from torch import Tensor
 
 from microscale.errors import KernelError, ShapeError
 from microscale.formats import BlockFormat, Format, SegmentedFormat
-from microscale.kernels.checks import (
-    check_gather,
-    check_hadamard,
-    check_rms_norm,
-    check_silu_mul,
-    outside_message,
-)
+from microscale.kernels.checks import check_gather, check_hadamard, check_rms_norm, check_silu_mul, outside_message
 from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor
 from microscale.kernels.cpu.enums import DTYPES, FusedOperation

@@ -11,11 +11,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import KernelError
-from microscale.formats import (
-    BlockFormat,
-    SparseElement,
-    format_name,
-)
+from microscale.formats import BlockFormat, SparseElement, format_name
 from microscale.formats.codec import decode
 from microscale.formats.elements import E4M3
 from microscale.kernels.cpu.descriptors import descriptor

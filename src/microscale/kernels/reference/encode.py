@@ -14,16 +14,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from microscale.errors import NonFiniteError
-from microscale.formats import (
-    BlockFormat,
-    Draw,
-    Extension,
-    Format,
-    InfPolicy,
-    NaNPolicy,
-    Rounding,
-    SubScaleKind,
-)
+from microscale.formats import BlockFormat, Draw, Extension, Format, InfPolicy, NaNPolicy, Rounding, SubScaleKind
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.formats.codec import encode, encode_scale, has_largest, random_bits, round_to_int
 from microscale.kernels.reference.blocking import to_blocks
@@ -117,10 +108,7 @@ def _encode_asymmetric(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None) -
     shifted = divide(blocks, found.scales.factor) + found.zero.unsqueeze(-1)
     codes = encode(shifted, fmt.element, rounding=fmt.rounding, overflow=fmt.overflow, noise=noise)
     return EncodedBlocks(
-        codes=codes,
-        scale=found.scales.stored,
-        tensor_inv_scale=found.scales.tensor_inv,
-        zero_point=found.stored_zero,
+        codes=codes, scale=found.scales.stored, tensor_inv_scale=found.scales.tensor_inv, zero_point=found.stored_zero
     )
 
 
@@ -186,11 +174,7 @@ def _encode_extended(blocks: Tensor, fmt: BlockFormat, noise: Tensor | None, sca
     codes = torch.where(is_own, codes.scatter(-1, max_idx, largest_codes), 0 if fmt.has_zero_code else codes)
     max_idx = torch.where(is_own, max_idx, 0)
     return EncodedBlocks(
-        codes=codes,
-        scale=scales.stored,
-        tensor_inv_scale=scales.tensor_inv,
-        max_idx=max_idx.squeeze(-1),
-        delta=delta,
+        codes=codes, scale=scales.stored, tensor_inv_scale=scales.tensor_inv, max_idx=max_idx.squeeze(-1), delta=delta
     )
 
 
