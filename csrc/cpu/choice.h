@@ -15,44 +15,28 @@ Row choose_row_bf16(const Weight& w, int32_t sub, int32_t parts);
 Block choose_block_integer(const Weight& w, int32_t sub);
 Block choose_block_f32(const Weight& w);
 
+// Calls make.template operator()<BITS>() for the number of bits, one of those listed, or returns null.
+template <int... BITS, class Make>
+auto for_bits(int32_t bits, const Make& make) -> decltype(make.template operator()<4>()) {
+  decltype(make.template operator()<4>()) found = nullptr;
+  ((bits == BITS ? void(found = make.template operator()<BITS>()) : void()), ...);
+  return found;
+}
+
 // Calls make.template operator()<BITS, EXTRA, PLANES>() for the weight's values, or returns null.
 template <class Make>
 auto for_integer(const Weight& w, const Make& make) -> decltype(make.template operator()<4, Extra::none, 1>()) {
   if (w.int_planes == 0) return nullptr;
   if (w.int_planes == 2)
     return w.bits == 6 && w.extra == Extra::none ? make.template operator()<6, Extra::none, 2>() : nullptr;
-  if (w.extra == Extra::none) {
-    switch (w.bits) {
-      case 2: return make.template operator()<2, Extra::none, 1>();
-      case 3: return make.template operator()<3, Extra::none, 1>();
-      case 4: return make.template operator()<4, Extra::none, 1>();
-      case 5: return make.template operator()<5, Extra::none, 1>();
-      case 6: return make.template operator()<6, Extra::none, 1>();
-      case 8: return make.template operator()<8, Extra::none, 1>();
-      default: return nullptr;
-    }
-  }
-  if (w.extra == Extra::zero_point) {
-    switch (w.bits) {
-      case 2: return make.template operator()<2, Extra::zero_point, 1>();
-      case 3: return make.template operator()<3, Extra::zero_point, 1>();
-      case 4: return make.template operator()<4, Extra::zero_point, 1>();
-      case 8: return make.template operator()<8, Extra::zero_point, 1>();
-      default: return nullptr;
-    }
-  }
-  if (w.extra == Extra::low) {
-    switch (w.bits) {
-      case 4: return make.template operator()<4, Extra::low, 1>();
-      case 6: return make.template operator()<6, Extra::low, 1>();
-      case 8: return make.template operator()<8, Extra::low, 1>();
-      default: return nullptr;
-    }
-  }
-  switch (w.bits) {
-    case 4: return make.template operator()<4, Extra::largest, 1>();
-    case 6: return make.template operator()<6, Extra::largest, 1>();
-    default: return nullptr;
+  const auto with = [&]<Extra EXTRA>() {
+    return [&]<int BITS>() { return make.template operator()<BITS, EXTRA, 1>(); };
+  };
+  switch (w.extra) {
+    case Extra::none: return for_bits<2, 3, 4, 5, 6, 8>(w.bits, with.template operator()<Extra::none>());
+    case Extra::zero_point: return for_bits<2, 3, 4, 8>(w.bits, with.template operator()<Extra::zero_point>());
+    case Extra::low: return for_bits<4, 6, 8>(w.bits, with.template operator()<Extra::low>());
+    default: return for_bits<4, 6>(w.bits, with.template operator()<Extra::largest>());
   }
 }
 
@@ -65,15 +49,8 @@ auto for_float_extra(const Weight& w, const Make& make)
     if constexpr (EXTRA != Extra::zero_point) return make.template operator()<ElementKind::float8, 8, EXTRA>();
     return nullptr;
   }
-  switch (w.bits) {
-    case 2: return make.template operator()<ElementKind::table, 2, EXTRA>();
-    case 3: return make.template operator()<ElementKind::table, 3, EXTRA>();
-    case 4: return make.template operator()<ElementKind::table, 4, EXTRA>();
-    case 5: return make.template operator()<ElementKind::table, 5, EXTRA>();
-    case 6: return make.template operator()<ElementKind::table, 6, EXTRA>();
-    case 7: return make.template operator()<ElementKind::table, 7, EXTRA>();
-    default: return make.template operator()<ElementKind::table, 8, EXTRA>();
-  }
+  return for_bits<2, 3, 4, 5, 6, 7, 8>(
+      w.bits, [&]<int BITS>() { return make.template operator()<ElementKind::table, BITS, EXTRA>(); });
 }
 
 template <class Make>

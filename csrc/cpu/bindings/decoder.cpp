@@ -7,6 +7,17 @@
 namespace ms::bindings {
 namespace {
 
+// A kernel that takes a record.
+template <class Call>
+void def_call(nb::module_& m, const char* name, void (*DecoderKernels::*member)(const Call&, int)) {
+  const auto run = [member](int level, int threads, const Call& call) {
+    const auto kernel = kernels_at(level).decoder->*member;
+    nb::gil_scoped_release release;
+    kernel(call, threads);
+  };
+  m.def(name, run, "level"_a, "threads"_a, "call"_a);
+}
+
 void bind_attention(nb::module_& m) {
   nb::class_<KeyValueCache>(m, "KeyValueCache")
       .def(
@@ -40,22 +51,8 @@ void bind_attention(nb::module_& m) {
           },
           nb::kw_only(), "cache"_a, "queries"_a, "stride"_a, "out"_a, "rows"_a, "num_heads"_a, "first"_a, "window"_a,
           "scale"_a, "scratch"_a);
-  m.def(
-      "store_heads",
-      [](int level, int threads, const HeadsCall& call) {
-        const auto& kernel = kernels_at(level).decoder->store_heads;
-        nb::gil_scoped_release release;
-        kernel(call, threads);
-      },
-      "level"_a, "threads"_a, "call"_a);
-  m.def(
-      "attend",
-      [](int level, int threads, const AttentionCall& call) {
-        const auto& kernel = kernels_at(level).decoder->attend;
-        nb::gil_scoped_release release;
-        kernel(call, threads);
-      },
-      "level"_a, "threads"_a, "call"_a);
+  def_call(m, "store_heads", &DecoderKernels::store_heads);
+  def_call(m, "attend", &DecoderKernels::attend);
 }
 
 }  // namespace

@@ -18,20 +18,11 @@ void bind_fused(nb::module_& m) {
           out.format = at<const Format>(format), out.dtype = static_cast<Dtype>(dtype);
           out.codes = at<uint8_t>(codes), out.scale = at<void>(scale);
           out.index = at<uint8_t>(index), out.zero_point = at<void>(zero_point);
-          outside = kernel({.operation = static_cast<FusedOperation>(operation),
-                            .dtype = static_cast<Dtype>(dtype),
-                            .values = at<const void>(values),
-                            .rows = rows,
-                            .cols = cols,
-                            .source_cols = source_cols,
-                            .other = at<const void>(other),
-                            .other_dtype = static_cast<Dtype>(other_dtype),
-                            .columns = at<const int64_t>(columns),
-                            .signs = at<const float>(signs),
-                            .size = size,
-                            .eps = eps,
-                            .result = at<void>(result),
-                            .threads = threads},
+          outside = kernel({.operation = static_cast<FusedOperation>(operation), .dtype = static_cast<Dtype>(dtype),
+                            .values = at<const void>(values), .rows = rows, .cols = cols, .source_cols = source_cols,
+                            .other = at<const void>(other), .other_dtype = static_cast<Dtype>(other_dtype),
+                            .columns = at<const int64_t>(columns), .signs = at<const float>(signs), .size = size,
+                            .eps = eps, .result = at<void>(result), .threads = threads},
                            out, counts);
         }
         return nb::make_tuple(outside, counts[0], counts[1], counts[2]);

@@ -30,8 +30,8 @@ class LayerFacts:
     name: str
     shape: tuple[int, ...]
     format: str
-    activations: str | None
-    method: str | None
+    activations: str | None = None
+    method: str | None = None
     num_weights: int
     num_bytes: int
     online: str = ""
@@ -148,15 +148,7 @@ def _inspect_gguf(path: Path) -> Inspection:
 def _gguf_facts(found: GgufModel, name: str) -> LayerFacts:
     word, num_bytes = found.stored_type(name)
     shape = found.tensors[name].shape
-    return LayerFacts(
-        name=name,
-        shape=shape,
-        format=word,
-        activations=None,
-        method=None,
-        num_weights=math.prod(shape),
-        num_bytes=num_bytes,
-    )
+    return LayerFacts(name=name, shape=shape, format=word, num_weights=math.prod(shape), num_bytes=num_bytes)
 
 
 def _quantized_facts(layer: LayerSpec, num_bytes: int) -> LayerFacts:
@@ -178,12 +170,5 @@ def _online_words(layer: LayerSpec) -> str:
 
 
 def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:
-    return LayerFacts(
-        name=name,
-        shape=info.shape,
-        format=dtype_name(info.dtype),
-        activations=None,
-        method=None,
-        num_weights=math.prod(info.shape),
-        num_bytes=info.num_bytes,
-    )
+    word, num_weights = dtype_name(info.dtype), math.prod(info.shape)
+    return LayerFacts(name=name, shape=info.shape, format=word, num_weights=num_weights, num_bytes=info.num_bytes)

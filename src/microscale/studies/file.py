@@ -25,7 +25,7 @@ import json
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -70,18 +70,21 @@ FOLDER = "folder"
 class _Record(Record):
     refusal = StudyError
     needed = "a study needs models, formats and tasks"
+    main: ClassVar[str | None] = None
+    """The field that a record written as one word has alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return {cls.main: value} if cls.main is not None and isinstance(value, str) else value
 
 
 class StudyModel(_Record):
     """A model: directory or hub name, and a short name."""
 
+    main = "path"
     path: str
     name: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_word(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @property
     def label(self) -> str:
@@ -92,14 +95,10 @@ class StudyModel(_Record):
 class StudyFormat(AttentionFields, _Record):
     """Formats of weights, activations, the products of attention and the KV cache, under one name."""
 
+    main = "weights"
     weights: WeightsField
     activations: InputsField | None = None
     name: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_word(cls, value: Any) -> Any:
-        return {"weights": value} if isinstance(value, str) else value
 
     @property
     def attention_words(self) -> tuple[str, ...]:
@@ -110,15 +109,11 @@ class StudyFormat(AttentionFields, _Record):
 class StudyMethod(_Record):
     """A method under a name; with ``formats`` it is used for those only, with ``effort`` that one."""
 
+    main = "method"
     method: MethodField
     name: str = ""
     effort: str | None = None
     formats: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_word(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
 
     @property
     def label(self) -> str:

@@ -38,7 +38,7 @@ from microscale.formats.codec import PLAIN_SCALE_CODES, decode_zero_point, zero_
 from microscale.formats.rules import MSE_FLOAT_STEPS, mse_factors
 from microscale.kernels.cpu import enums
 from microscale.kernels.cpu.enums import Decoding, Rule, Statistic, Storage
-from microscale.kernels.cpu.products import ProductsStruct, products
+from microscale.kernels.cpu.products import ProductsStruct, fields, products
 
 MAX_BLOCK = 1 << 20
 NEVER = 1 << 23
@@ -55,10 +55,10 @@ class NumberStruct(ctypes.Structure):
     """``ms::Number``."""
 
     _fields_ = [
-        *((name, _I) for name in ("is_integer", "bits", "is_signed", "has_subnormals", "mantissa_bits", "bias")),
-        *((name, _I) for name in ("magnitude_bits", "max_code", "min_code", "nan_code", "overflow_code")),
-        *((name, _I) for name in ("special_base", "max_exponent", "can_anchor", "is_plain")),
-        *((name, _F) for name in ("max_value", "min_normal", "steps_first", "steps_second", "int_scale")),
+        *fields(_I, "is_integer", "bits", "is_signed", "has_subnormals", "mantissa_bits", "bias", "magnitude_bits"),
+        *fields(_I, "max_code", "min_code", "nan_code", "overflow_code", "special_base", "max_exponent"),
+        *fields(_I, "can_anchor", "is_plain"),
+        *fields(_F, "max_value", "min_normal", "steps_first", "steps_second", "int_scale"),
     ]
 
 
@@ -66,45 +66,25 @@ class FormatStruct(ctypes.Structure):
     """``ms::Format``."""
 
     _fields_ = [
-        ("element", NumberStruct),
-        ("scale", NumberStruct),
-        ("zero", NumberStruct),
+        *fields(NumberStruct, "element", "scale", "zero"),
         ("rounding", _I),
         ("noise_key", _U),
-        ("inf_saturates", _I),
-        ("storage", _I),
+        *fields(_I, "inf_saturates", "storage"),
         ("nan_scale", _U),
-        ("block_size", _I),
-        ("statistic", _I),
-        ("percentile_rank", _I),
-        ("rule", _I),
-        ("exponent_base", _I),
-        ("mantissa_limit", _I),
+        *fields(_I, "block_size", "statistic", "percentile_rank", "rule", "exponent_base", "mantissa_limit"),
         ("deviation_factor", _U * 2),
-        ("search_low", _I),
-        ("search_high", _I),
+        *fields(_I, "search_low", "search_high"),
         ("fit_factors", _F * MSE_FLOAT_STEPS),
-        ("is_power_of_two", _I),
-        ("has_exact_inverse", _I),
-        ("divisor", _F),
-        ("multiplier", _F),
-        ("has_tensor_scale", _I),
-        ("tensor_by_raw", _I),
-        ("tensor_numerator", _F),
-        ("tensor_numerator_amax", _F),
-        ("extension", _I),
-        ("index_bits", _I),
-        ("delta_shift", _I),
-        ("delta_limit", _I),
+        *fields(_I, "is_power_of_two", "has_exact_inverse"),
+        *fields(_F, "divisor", "multiplier"),
+        *fields(_I, "has_tensor_scale", "tensor_by_raw"),
+        *fields(_F, "tensor_numerator", "tensor_numerator_amax"),
+        *fields(_I, "extension", "index_bits", "delta_shift", "delta_limit"),
         ("plain_limit", _F),
-        ("zero_point", _I),
-        ("zero_is_half", _I),
+        *fields(_I, "zero_point", "zero_is_half"),
         ("zero_limit", _F),
         ("decoding", _I),
-        ("element_values", _F * 256),
-        ("scale_values", _F * 256),
-        ("scale_inverses", _F * 256),
-        ("zero_values", _F * 256),
+        *fields(_F * 256, "element_values", "scale_values", "scale_inverses", "zero_values"),
         ("products", ProductsStruct),
     ]
 

@@ -21,7 +21,7 @@ from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor
 from microscale.kernels.cpu.enums import DTYPES, FusedOperation
 from microscale.kernels.cpu.memory import new_tensor
-from microscale.kernels.cpu.quantize import address, check_counts, check_device, quantize
+from microscale.kernels.cpu.quantize import address, block_addresses, check_counts, check_device, quantize
 from microscale.layouts import matrix_shape, part_specs
 from microscale.tensor import QuantizedTensor, join_segments
 
@@ -60,11 +60,8 @@ class _Call:
             eps=self.eps,
             result=address(result),
             format=0 if fmt is None else ctypes.addressof(descriptor(fmt)),
-            codes=address(parts.get("codes")),
-            scale=address(parts.get("scale")),
-            index=address(parts.get("index")),
-            zero_point=address(parts.get("zero_point")),
             threads=native.num_threads(),
+            **block_addresses(parts),
         )
         if outside:
             assert self.columns is not None

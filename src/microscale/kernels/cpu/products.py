@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -27,15 +28,16 @@ NO_CODE = 1 << 20
 _I, _F = ctypes.c_int32, ctypes.c_float
 
 
+def fields(kind: Any, *names: str) -> list[tuple[str, Any]]:
+    """Return fields of a C struct that have one type."""
+    return [(name, kind) for name in names]
+
+
 class ProductsStruct(ctypes.Structure):
     """``ms::Products``."""
 
     _fields_ = [
-        ("element", _I),
-        ("extra", _I),
-        ("scale", _I),
-        ("zero", _I),
-        ("special_code", _I),
+        *fields(_I, "element", "extra", "scale", "zero", "special_code"),
         ("low_values", _F * 8),
         ("largest_values", _F * 256),
         ("delta_values", _F * 8),
@@ -43,11 +45,9 @@ class ProductsStruct(ctypes.Structure):
         ("int_offset", _I * 2),
         ("int_values", _I * 64 * 2),
         ("int_step", _F),
-        ("low_is_int", _I),
-        ("bf16_exact", _I),
+        *fields(_I, "low_is_int", "bf16_exact"),
         ("bf16_values", _I * 32),
-        ("act_integers", _I * 256),
-        ("act_largest", _I * 256),
+        *fields(_I * 256, "act_integers", "act_largest"),
         ("act_step", _F),
     ]
 

@@ -206,12 +206,9 @@ def _encode(
         cols=cols,
         amax=address(blocks_amax),
         tensor_amax=address(tensor_amax),
-        codes=address(parts.get("codes")),
-        scale=address(parts.get("scale")),
         tensor_inv=address(parts.get("tensor_inv_scale")),
-        index=address(parts.get("index")),
-        zero_point=address(parts.get("zero_point")),
         restored=address(restored),
+        **block_addresses(parts),
         threads=native.num_threads(),
     )
     check_counts(fmt, name, rows * cols, num_nan, num_inf)
@@ -246,6 +243,11 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def block_addresses(parts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the pointers of the parts that every block has, 0 for those that are not there."""
+    return {name: address(parts.get(name)) for name in ("codes", "scale", "index", "zero_point")}
+
+
 def _decode(
     parts: Mapping[str, Tensor], fmt: BlockFormat, rows: int, cols: int, dtype: torch.dtype, out: Tensor | None = None
 ) -> Float[Tensor, "rows cols"]:
@@ -259,12 +261,9 @@ def _decode(
         dtype=DTYPES[dtype],
         rows=rows,
         cols=cols,
-        codes=address(own["codes"]),
-        scale=address(own["scale"]),
         tensor_inv=address(own.get("tensor_inv_scale")),
-        index=address(own.get("index")),
-        zero_point=address(own.get("zero_point")),
         restored=result.data_ptr(),
+        **block_addresses(own),
         threads=native.num_threads(),
     )
     return result

@@ -140,11 +140,7 @@ def pack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]
         return segments.relayout(pack, parts, fmt, shape)
     fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
-    device = parts["codes"].device
-    packed = {
-        name: parts[name] if is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
-        for name, spec in part_specs(fmt, shape).items()
-    }
+    packed = _empty_parts(part_specs(fmt, shape), parts)
     for start, stop in _pieces(rows, cols):
         own = {name: part[start:stop] for name, part in parts.items() if not is_shared(name)}
         for name, value in _pack_rows(own, fmt, cols).items():
@@ -162,17 +158,19 @@ def unpack(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> dict[str, Tenso
         return segments.relayout(unpack, parts, fmt, shape)
     fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
-    device = parts["codes"].device
-    unpacked = {
-        name: parts[name] if is_shared(name) else torch.empty(spec.shape, dtype=spec.dtype, device=device)
-        for name, spec in row_major.part_specs(fmt, shape).items()
-    }
+    unpacked = _empty_parts(row_major.part_specs(fmt, shape), parts)
     for start, stop in _pieces(rows, cols):
         groups = slice(start // ROWS, -(-stop // ROWS))
         own = {name: part[groups] for name, part in parts.items() if not is_shared(name)}
         for name, value in _unpack_rows(own, fmt, stop - start, cols).items():
             unpacked[name][start:stop] = value
     return unpacked
+
+
+def _empty_parts(specs: Mapping[str, PartSpec], parts: Parts) -> dict[str, Tensor]:
+    """Return memory for parts, but for those that both layouts share."""
+    new = parts["codes"].new_empty
+    return {name: parts[name] if is_shared(name) else new(s.shape, dtype=s.dtype) for name, s in specs.items()}
 
 
 def accepted(fmt: Format, shape: tuple[int, ...]) -> BlockFormat:
