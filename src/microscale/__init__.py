@@ -138,7 +138,8 @@ def quantize(model: Any, format: str | Sequence[str] | Recipe | None = None, **o
     - ``output``: also write the checkpoint there, as the command does. ``layout`` (``auto``, ``compressed-tensors``,
       ``quark``, ``microscale``): activations follow the rules of that file layout; without ``output`` and ``layout``
       the formats are executed exactly as asked.
-    - ``part``: of a model that also sees, ``language``, ``vision`` or ``all``. ``nan``: ``raise`` or ``poison``.
+    - ``part``: ``language``, ``vision``, ``audio``, ``connector`` or ``all`` of a model that also sees or hears.
+      ``nan``: ``raise`` or ``poison``.
     - ``progress``: called with (done, total, what is at hand).
 
     What runs otherwise than asked, or changes nothing, is said as warnings of

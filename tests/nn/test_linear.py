@@ -12,7 +12,8 @@ from microscale.formats import parse_activation, parse_format
 from microscale.kernels import Operation, count_executions, dequantize, quantize
 from microscale.nn.activation import ActivationQuantizer, observe_activations
 from microscale.nn.linear import QuantizedLinear
-from packed_modules import inputs, packed_linear, weight
+from microscale.transforms import hadamard_transform, scale_transform
+from packed_modules import COLS, ROWS, inputs, packed_linear, weight
 from small_models import same_bits
 
 
@@ -71,3 +72,22 @@ def test_a_layer_on_meta_gives_shapes(spec: str, activations: str | None) -> Non
     layer = QuantizedLinear.from_tensor(quantize(torch.ones(48, 64), spec), activations=rounding).to("meta")
     outputs = layer(torch.empty(2, 3, 64, device="meta"))
     assert (outputs.shape, outputs.device.type) == ((2, 3, 48), "meta")
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_the_weight_is_that_of_the_layers_own_inputs(kind: str) -> None:
+    """Transforms and the low-rank side path are in it: a model may multiply by the weight itself."""
+    generator = torch.Generator().manual_seed(3)
+    factors = (torch.randn(4, COLS, generator=generator), torch.randn(ROWS, 4, generator=generator))
+    scale = torch.rand(COLS, generator=generator) + 0.5
+    layer = QuantizedLinear.from_tensor(
+        quantize(weight(dtype=torch.float32), "mxfp8"),
+        kind=kind,
+        transforms=[scale_transform(scale), hadamard_transform(COLS, 16)],
+        low_rank=factors,
+    )
+    given = inputs(torch.float32)
+    used = layer.weight.T if kind == "linear" else layer.weight
+    torch.testing.assert_close(given @ used, layer(given), rtol=1e-4, atol=1e-4)
+    packed = dequantize(layer.tensor)
+    assert not torch.allclose(given @ packed.T, layer(given), rtol=0.1, atol=0.1), "the packed numbers are others"

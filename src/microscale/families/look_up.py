@@ -9,30 +9,29 @@ from typing import Any, cast
 from torch import nn
 
 from microscale.errors import ModelError
-from microscale.families.modules import is_transposed, linear_names
+from microscale.families.modules import is_linear, is_transposed, linear_names
+from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.families.records import FAMILIES, FamilyRecord, FoldRecord, TowerRecord, ValueRows
 from microscale.families.structure import BlockStructure, Fold, FoldKind, LinearGroup, ModelStructure, NormReaders, Rows
-
-PARTS = ("language", "vision", "all")
-"""What can be asked for. ``all`` of a model with one tower is that tower."""
 
 
 def describe(model: nn.Module, part: str = "language") -> ModelStructure:
     """Return the blocks of a model and what is known about them.
 
     A family without a record, or a model whose layers are not as its record says, is described by structure: its blocks
-    are those of the largest ModuleList of equal modules, each linear is a group of its own, in the order of definition,
+    are those of the largest list of modules, each linear is a group of its own, in the order of definition,
     and there are no folds.
 
     Raises:
         ModelError: an unknown word for the part, a part that the model does not have, or no blocks in it.
     """
-    if part not in PARTS:
-        raise ModelError(f"part {part!r} of a model is unknown; possible: {', '.join(PARTS)}")
+    check_part(model, part)
     family = _family_of(model)
     record = FAMILIES.get(family)
-    if part != "language" and record is not None and record.vision is None and vision_roots(model):
-        record = None  # its record says nothing about the vision that this model has
+    towers = {"language", "vision"} if record is not None and record.vision is not None else {"language"}
+    wanted = {"language", *part_roots(model)} - {"connector"} if part == "all" else {part}
+    if not wanted <= towers:
+        record = None  # it says nothing about a part of this model
     known = None if record is None else _known_model(model, family, record, part)
     return known or _found_model(model, family, part)
 
@@ -50,31 +49,12 @@ def block_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{record.language.layers}.{index}" for index in range(len(layers)))
 
 
-def vision_roots(model: nn.Module) -> tuple[str, ...]:
-    """Return the outermost modules that make up the vision part of a model: those with its ``vision_config``."""
-    wanted = type(getattr(getattr(model, "config", None), "vision_config", None))
-    found: list[str] = []
-    for name, module in model.named_modules():
-        if wanted is type(None) or not name or is_inside(name, found):
-            continue
-        if type(getattr(module, "config", None)) is wanted:
-            found.append(name)
-    return tuple(found)
-
-
-def is_inside(name: str, roots: Sequence[str]) -> bool:
-    """Whether a module is one of others or lies in one."""
-    return any(name == root or name.startswith(f"{root}.") for root in roots)
-
-
 def _family_of(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
 def _known_model(model: nn.Module, family: str, record: FamilyRecord, part: str) -> ModelStructure | None:
     """Describe a model by its record; None where the record does not fit it."""
-    if part == "vision" and record.vision is None:
-        raise ModelError(f"a model of the family {family} has no vision part; its parts: language")
     towers = {"language": record.language, "vision": record.vision}
     chosen = [name for name in ("vision", "language") if part in (name, "all") and towers[name] is not None]
     found: list[ModelStructure] = []
@@ -225,7 +205,7 @@ def _groups_of(record: TowerRecord, linears: Sequence[str]) -> list[tuple[Linear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stack:
-    """A ModuleList of equal modules with linears in them."""
+    """A list of modules with linears in them."""
 
     name: str
     layers: tuple[nn.Module, ...]
@@ -237,22 +217,20 @@ class _Stack:
 
 def _found_model(model: nn.Module, family: str, part: str) -> ModelStructure:
     """Describe a model by its structure alone."""
-    roots = vision_roots(model)
-    if part == "vision" and not roots:
-        raise ModelError(
-            f"a model of the family {family} has no vision part that its config names; its parts: language"
-        )
-    stacks = [stack for stack in _stacks(model) if part == "all" or is_inside(stack.name, roots) == (part == "vision")]
-    if not stacks:
-        raise ModelError(f"{type(model).__name__} has no list of equal layers with linear layers in them")
-    chosen = stacks if part == "all" else [max(stacks, key=lambda stack: stack.size)]
+    roots = part_roots(model)
+    stacks = [stack for stack in _stacks(model) if is_of_part(stack.name, part, roots)]
+    chosen = stacks if part == "all" or not stacks else [max(stacks, key=lambda stack: stack.size)]
+    layers = {f"{stack.name}.{index}": layer for stack in chosen for index, layer in enumerate(stack.layers)}
+    if part == "connector":  # it has no stack: what holds its linear layers counts as a block
+        layers = {name: model.get_submodule(name) for name in roots["connector"]}
+        layers = {name: layer for name, layer in layers.items() if not is_linear(layer)}
+    elif not layers:
+        raise ModelError(f"{type(model).__name__} has no list of layers with linear layers in them")
     blocks = [
         BlockStructure(
-            name=f"{stack.name}.{index}",
-            groups=tuple(LinearGroup(role="unknown", linears=(linear,)) for linear in linear_names(layer)),
+            name=name, groups=tuple(LinearGroup(role="unknown", linears=(linear,)) for linear in linear_names(layer))
         )
-        for stack in chosen
-        for index, layer in enumerate(stack.layers)
+        for name, layer in layers.items()
     ]
     return ModelStructure(
         family=family,
@@ -267,14 +245,19 @@ def _found_model(model: nn.Module, family: str, part: str) -> ModelStructure:
 
 
 def _stacks(model: nn.Module) -> list[_Stack]:
-    """Return the outermost lists of equal modules, in the order of definition."""
+    """Return the outermost lists of modules with linear layers, in the order of definition.
+
+    The modules of a list need not be equal: hybrid models have attention in some layers and a state space in others.
+    Each of them has linear layers then, as the parts of a network in line do not.
+    """
     found: list[_Stack] = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{stack.name}.") for stack in found):
             continue
-        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1:
+        if isinstance(module, nn.ModuleList) and len(module):
             stack = _Stack(name=name, layers=tuple(module))
-            if any(linear_names(layer) for layer in stack.layers):
+            is_equal = len({type(layer) for layer in stack.layers}) == 1
+            if (any if is_equal else all)(linear_names(layer) for layer in stack.layers):
                 found.append(stack)
     return found
 

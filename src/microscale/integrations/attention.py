@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from microscale.errors import ModelError
-from microscale.families.look_up import is_inside, vision_roots
+from microscale.families.parts import is_of_part, part_roots
 from microscale.nn.attention import rounded_attention
 from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, attention_formats, set_attention_formats
 
@@ -48,16 +48,16 @@ def own_attention(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of attention that can be rounded, by name; those of a vision part are left out.
+    """Return the modules of attention that can be rounded, by name; those of other parts than language are left out.
 
     Raises:
         ModelError: there are none.
     """
-    roots = vision_roots(model)
+    roots = part_roots(model)
     found = {
         name: module
         for name, module in model.named_modules()
-        if own_attention(module) is not None and not is_inside(name, roots)
+        if own_attention(module) is not None and is_of_part(name, "language", roots)
     }
     if not found:
         raise ModelError(

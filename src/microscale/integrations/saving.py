@@ -115,7 +115,7 @@ def save_model(
     layers = stored_layers_of(model)
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
-    chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model, layout))
+    chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model, layout, layers))
     attention = attention_entry(model)
     if attention and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")

@@ -62,7 +62,9 @@ class RecipeOptions(Options):
         None
     )
     effort: Annotated[str | None, Option(help="Of method best: fast (default, no gradients), good or max.")] = None
-    part: Annotated[str | None, Option(help="Of a model that sees: language (default), vision or all.")] = None
+    part: Annotated[
+        str | None, Option(help="Of a model that sees or hears: language (default), vision, audio, connector or all.")
+    ] = None
     layout: Annotated[str | None, Option(help="auto (default), compressed-tensors, quark or microscale.")] = None
     nan: Annotated[str | None, Option(help="Non-finite weights: raise (default) or poison.")] = None
 

@@ -92,6 +92,21 @@ class QuantizedLinear(PackedModule):
         return super().num_bytes + sum(online)
 
     @property
+    def weight(self) -> Float[Tensor, "..."]:
+        """The float matrix W of y = x W.T that the layer stands for, made anew at every access.
+
+        It maps the layer's own inputs: transforms and the low-rank side path are in it, the rounding of inputs is not.
+        Of a ``conv1d`` it is [in, out], as the model keeps it. Models that multiply by a weight themselves get this.
+        """
+        weight = super().weight
+        if self.low_rank is not None:
+            weight = weight + (self.low_rank.up @ self.low_rank.down).to(weight.dtype)
+        if self.transforms is not None:
+            unit = torch.eye(self.in_features, device=weight.device)
+            weight = (weight.to(torch.float32) @ self.transforms(unit).T).to(weight.dtype)
+        return weight.T if self.kind == "conv1d" else weight
+
+    @property
     def rounding(self) -> Format | None:
         """The format that ``linear`` itself rounds the inputs to; inputs with a range of another kind come rounded."""
         spec = None if self.activations is None else self.activations.spec

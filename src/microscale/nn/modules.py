@@ -35,3 +35,14 @@ def float_weight(module: nn.Module) -> Tensor:
     """Return a layer's weight [out, in] in float32; it may share memory with the model."""
     weight = module.get_parameter("weight").detach()
     return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
+
+
+def tell_quantized(model: nn.Module) -> None:
+    """Set the mark by which models of transformers know that they are quantized, as loading a checkpoint does.
+
+    Some models (Falcon-Mamba, Jamba) then call a layer whose weight they otherwise multiply by themselves.
+    """
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "model_type"):
+            config._is_quantized = True

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from microscale.calibration.cache import ActivationStore
 from microscale.families.batch import Batch, run_model
-from microscale.families.look_up import is_inside, vision_roots
+from microscale.families.parts import is_inside, part_roots
 from microscale.families.structure import BlockStructure
 from microscale.layerwise.blocks import BlockRunner, FoundError, giving, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters
@@ -81,8 +81,8 @@ def measure_gradients(
 
 
 def _ends(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    """Return the parameters before and behind the decoder layers, without the vision part."""
-    apart = (*names, *vision_roots(model))
+    """Return the parameters before and behind the decoder layers, without other parts than language."""
+    apart = (*names, *(root for roots in part_roots(model).values() for root in roots))
     return [parameter for name, parameter in model.named_parameters() if not is_inside(name, apart)]
 
 

@@ -30,7 +30,7 @@ from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.experts import unstack_experts
 from microscale.nn.linear import QuantizedLinear
-from microscale.nn.modules import float_weight, replace_module, untie
+from microscale.nn.modules import float_weight, replace_module, tell_quantized, untie
 from microscale.nn.packed import PackedModule, Precision
 from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
@@ -124,6 +124,7 @@ def quantize_model(
     if rest:
         progress(len(rest), len(rest), "")
     untie(model, set(layers))
+    tell_quantized(model)
     size = packed_size(model.get_submodule(name) for name in layers)
     _note_requests(model, plan.layers)
     executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)

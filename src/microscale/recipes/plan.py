@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,14 @@ from microscale.algorithms.pipeline import Pipeline
 from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
 from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
-from microscale.families.look_up import is_inside, vision_roots
+from microscale.families.forward_source import (
+    expert_stacks,
+    names_read_at_start,
+    names_read_by_parents,
+    router_names,
+)
 from microscale.families.modules import is_transposed
+from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.formats import ALIASES, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import model_attention
@@ -75,11 +81,11 @@ def weight_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def default_exclusions(model: Any) -> set[str]:
-    """Return the modules that are left alone unless included: the output head, every embedding, and gates.
+    """Return the modules that are left alone unless included: the output head, every embedding, routers and gates.
 
     A gate is a linear layer with one output, such as Qwen2-MoE has before its shared expert: it is part of the routing.
     """
-    names: set[str] = {"lm_head"}
+    names: set[str] = {"lm_head", *router_names(model)}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, module in model.named_modules():
         is_gate = isinstance(module, nn.Linear) and module.out_features == 1
@@ -92,6 +98,15 @@ RENAMED_EXPERTS = {"mixtral": "block_sparse_moe.experts.0.w1"}
 """Families whose experts have other names in checkpoints than in the model, by ``model_type``."""
 
 
+JOINED_BY_SERVERS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
+"""Linear layers that servers stack into one matrix, by the names that models give them."""
+
 ATTENTION_OBSTACLE = "it has no place for the rounding of attention"
 """Why other layouts than ours cannot hold a model whose attention is rounded."""
 
@@ -100,16 +115,15 @@ def outside_of_part(model: nn.Module, part: str, names: Sequence[str]) -> set[st
     """Return the modules that do not belong to the part of a model that was asked for.
 
     Raises:
-        ModelError: the vision part of a model without one.
+        ModelError: a part that the model does not have.
     """
-    roots = vision_roots(model)
-    if part == "vision" and not roots:
-        raise ModelError(f"{type(model).__name__} has no vision part; its parts: language")
-    return {name for name in names if part != "all" and is_inside(name, roots) != (part == "vision")}
+    check_part(model, part)
+    roots = part_roots(model)
+    return {name for name in names if not is_of_part(name, part, roots)}
 
 
-def layout_obstacle(model: nn.Module, word: str | None) -> str | None:
-    """Return why a model should not be in the layout of compressed-tensors whatever its layers are, or None.
+def layout_obstacle(model: nn.Module, word: str | None, layers: Collection[str]) -> str | None:
+    """Return why a model, with these layers quantized, should not be in the layout of compressed-tensors, or None.
 
     transformers 5.23 fails to load experts that it keeps stacked beside compressed layers. Experts one by one it loads
     rightly only where all are MXFP4 with float inputs; with others it fails, or runs something else. So who names the
@@ -123,9 +137,11 @@ def layout_obstacle(model: nn.Module, word: str | None) -> str | None:
             return "transformers does not run all experts of compressed-tensors as the file says"
     if model_attention(model) is not None:
         return ATTENTION_OBSTACLE
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 3 and not name.endswith(".weight"):
+    for name in expert_stacks(model):
+        if not name.endswith(".weight"):
             return f"transformers cannot load stacked experts ({name}) beside compressed-tensors layers"
+    for name in sorted((names_read_by_parents(model) | names_read_at_start(model)) & set(layers)):
+        return f"{type(model).__name__} reads the weight of {name} itself, which that layout packs under another name"
     return None
 
 
@@ -156,7 +172,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         raise RecipeError("this leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
-    obstacle = layout_obstacle(model, recipe.layout)
+    obstacle = layout_obstacle(model, recipe.layout, chosen)
     attention = recipe.attention_formats
     if attention is not None:
         obstacle = obstacle or ATTENTION_OBSTACLE
@@ -165,10 +181,12 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     layers, layout, notes = _settle_layout(layers, recipe.layout, obstacle)
     notes.extend(_expert_notes(model))
     notes.extend(dict.fromkeys(note for layer in layers for note in layer.idle_steps))
+    notes.extend(_reading_notes(model, layers))
+    notes.extend(_joining_notes(model, layers))
     if attention is not None:
         notes.append(f"{attention}: simulated, that is rounded, then stored and computed with as floats")
     if outside:
-        notes.append(f"only the {recipe.part} part is quantized; other layers need part all, or to be included")
+        notes.append(f"only the {recipe.part} part is quantized; other layers need part all or their own")
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
 
 
@@ -229,6 +247,34 @@ def _plan_layer(
 def _expert_notes(model: nn.Module) -> list[str]:
     reasons = [reason for reason in stacked_experts(model).values() if reason is not None]
     return [f"the experts of {len(reasons)} layers stay as they are: {reasons[0]}"] if reasons else []
+
+
+def _reading_notes(model: nn.Module, layers: Sequence[PlannedLayer]) -> list[str]:
+    """Say whose inputs may stay as they are although they were to be rounded."""
+    read = names_read_by_parents(model)
+    names = [layer.name for layer in layers if layer.activations is not None and layer.name in read]
+    if not names:
+        return []
+    kind = type(model).__name__
+    reads = f"{kind} multiplies by the weights of {len(names)} layer(s) itself, e.g. {names[0]}"
+    return [f"{reads}: where it does, their inputs are not rounded"]
+
+
+def _joining_notes(model: nn.Module, layers: Sequence[PlannedLayer]) -> list[str]:
+    """Name the layers that servers run as one although their formats differ; a layer left in floats differs too."""
+    planned = {layer.name: (layer.format, layer.activations) for layer in layers}
+    differing: list[str] = []
+    for name, module in model.named_modules():
+        children = dict(module.named_children())
+        for joined in JOINED_BY_SERVERS:
+            if set(joined) <= children.keys() and len({planned.get(f"{name}.{child}") for child in joined}) > 1:
+                differing.append(f"{', '.join(joined)} of {name}")
+    if not differing:
+        return []
+    where = (
+        f"layers that vLLM and SGLang run as one differ in format in {len(differing)} module(s), e.g. {differing[0]}"
+    )
+    return [f"{where}: these servers refuse the file, or run all of them as the first; transformers and we run it"]
 
 
 def _settle_layout(

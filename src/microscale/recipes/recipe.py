@@ -17,7 +17,7 @@
         method: gptq            # for these layers alone
     layout: auto                # auto, compressed-tensors, quark, microscale
     nan: raise                  # or poison
-    part: language              # of a model that sees, too: language, vision or all
+    part: language              # of a model that sees, too: language, vision, audio, connector or all
 
 A pattern is a glob (``*``, ``?``, ``[…]``) that matches a module's full name or the end of it after a dot:
 ``down_proj`` and ``mlp.*`` both match ``model.layers.0.mlp.down_proj``. Or it is a role (:mod:`roles`):
@@ -55,7 +55,7 @@ KV_CACHE = "kv_cache"
 NORM = "norm"
 """The role of norms, which stay as they are: a rule may say so."""
 
-PartWord = Literal["language", "vision", "all"]
+PartWord = Literal["language", "vision", "audio", "connector", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
 
 
