@@ -67,7 +67,6 @@ class AutoRound(BlockStep):
 
     def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Refuse formats whose grid is not fixed by scales."""
-        del activations
         return grid_refusal(fmt)
 
     def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:

@@ -89,7 +89,6 @@ class LayerTask:
 
 def forget(note: str) -> None:
     """Tell nobody."""
-    del note
 
 
 def as_it_is(found: Tensor) -> Tensor:
@@ -182,12 +181,10 @@ class Step:
 
     def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Return why the step cannot serve a layer of these formats, or None."""
-        del fmt, activations
         return None
 
     def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Return why the step, or an option of it, changes nothing for a layer of these formats, or None."""
-        del fmt, activations
         return None
 
     def repeated(self, before: Formats, after: Formats) -> Step | None:
@@ -195,7 +192,6 @@ class Step:
 
         ``before`` and ``after`` are the layer's formats. None: it made nothing of it.
         """
-        del before, after
         return self
 
 

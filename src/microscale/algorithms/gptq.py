@@ -55,12 +55,10 @@ class Gptq(RoundStep):
 
     def refusal(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Refuse formats whose grid is not fixed by scales."""
-        del activations
         return grid_refusal(fmt)
 
     def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Say where the search finds no rows of blocks to search in."""
-        del activations
         return idle_search(fmt) if self.search else None
 
     def quantize(self, layer: LayerTask) -> QuantizedTensor:

@@ -34,7 +34,6 @@ class Permute(TransformStep):
 
     def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Say where no order of the channels is better than another."""
-        del activations
         is_dealt = isinstance(fmt, SegmentedFormat) or (
             isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock)
         )

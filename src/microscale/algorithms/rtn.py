@@ -111,7 +111,6 @@ class Rtn(RoundStep):
 
     def idleness(self, fmt: Format, activations: ActivationSpec | None) -> str | None:
         """Say where a search finds no rows of blocks to search in."""
-        del activations
         return idle_search(fmt) if self.search or self.weighted else None
 
     def quantize(self, layer: LayerTask) -> QuantizedTensor:

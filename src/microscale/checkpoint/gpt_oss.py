@@ -37,7 +37,6 @@ class GptOssLayout:
 
     def refusal(self, layer: LayerSpec) -> str | None:
         """Refuse every layer: writing is not offered."""
-        del layer
         return _REFUSAL
 
     def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
@@ -52,7 +51,6 @@ class GptOssLayout:
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
     ) -> dict[str, LayerSpec]:
         """Find the experts by their blocks; the config says nothing more about them."""
-        del config
         for name in infos:
             if name.endswith(_SCALES) and name.removesuffix(_SCALES) + _BLOCKS not in infos:
                 raise CheckpointError(f"tensor {name!r} has no {_BLOCKS} beside it; the checkpoint is incomplete")

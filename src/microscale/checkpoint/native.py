@@ -36,7 +36,6 @@ class NativeLayout:
 
     def refusal(self, layer: LayerSpec) -> str | None:
         """Hold everything."""
-        del layer
         return None
 
     def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
@@ -85,7 +84,6 @@ class NativeLayout:
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
     ) -> dict[str, LayerSpec]:
         """Read the map back and check every tensor's header against it."""
-        del dtype
         layers = read_layers(config)
         for layer in layers.values():
             for part, spec in part_specs(layer.format, layer.shape).items():

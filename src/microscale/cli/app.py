@@ -72,4 +72,3 @@ def root(
 
     Start with: `microscale quantize MODEL --format mxfp4 -o OUT`
     """
-    del version

@@ -22,7 +22,6 @@ def formats(
 
     Examples: `microscale formats`, `microscale formats mxfp4_plus`, `microscale formats e3m2/32:e8m0:rceil`
     """
-    del seed
     if name is None:
         _list_formats(as_json)
     else:

@@ -42,7 +42,6 @@ def inspect(
     from microscale.jobs.inspect import inspect as inspect_job
     from microscale.report.comparison import size_text
 
-    del seed
     found = inspect_job(options)
     if as_json:
         print_json(found)

@@ -25,6 +25,5 @@ def catch_termination() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    del frame
     signal.signal(number, signal.SIG_DFL)
     raise Terminated

@@ -15,7 +15,6 @@ def methods(options: MethodsOptions, as_json: JsonOption = False, seed: SeedOpti
     """
     from microscale.jobs.methods import methods as methods_job
 
-    del seed
     found = methods_job(options)
     if as_json:
         print_json(found)

@@ -30,13 +30,11 @@ class ValueRows(Enum):
 
 def always(config: Any) -> bool:
     """Whether a fold holds: with any config."""
-    del config
     return True
 
 
 def no_obstacle(config: Any) -> str | None:
     """Return why the residual stream cannot be rotated: nothing hinders."""
-    del config
     return None
 
 
@@ -137,7 +135,6 @@ def gated_tower(names: DecoderFamily, kind: NormKind = NormKind.RMS) -> TowerRec
 
 def has_norms_after(config: Any) -> str | None:
     """Return why Gemma 2 and 3 and OLMo 2 cannot be rotated."""
-    del config
     return "each layer norms what it adds to the residual stream, and the weights of these norms belong to channels"
 
 

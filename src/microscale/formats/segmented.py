@@ -75,7 +75,6 @@ class SegmentedFormat:
 
     def bits_per_value(self, rows: int | None = None, cols: int | None = None) -> float:
         """Bits for each element: the mean of the segments by their columns; ``cols`` is known already."""
-        del cols
         bits = sum(segment.cols * segment.format.bits_per_value(rows, segment.cols) for segment in self.segments)
         return bits / self.cols
 

@@ -40,7 +40,6 @@ class _CallbackStreamer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Pass a piece on."""
-        del stream_end
         self._on_text(text)
 
 

@@ -70,7 +70,6 @@ class EvaluatedModel(_HFLM):
         Continuations of one token whose contexts are the same share one row. A sequence longer than the model loses its
         beginning, as in lm-eval.
         """
-        del disable_tqdm
         rows: dict[tuple[int, ...], list[int]] = {}
         for place, (_, context, continuation) in enumerate(requests):
             tokens = (*context, *continuation)[-(self.max_length + 1) :][:-1]

@@ -42,7 +42,6 @@ class AbsentTensor:
 
     def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:
         """Return an empty tensor on ``meta``, whatever the device."""
-        del device
         return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
 
     def is_floating_point(self) -> bool:

@@ -34,12 +34,10 @@ class ProgressReporter:
 
     def stage(self, title: str) -> AbstractContextManager[Progress]:
         """Return a context that gives the function."""
-        del title
         return nullcontext(self._progress)
 
     def note(self, text: str) -> None:
         """Say nothing."""
-        del text
 
 
 SILENT = ProgressReporter()

@@ -16,12 +16,10 @@ Rounding = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, rounding: Rounding) -> Tensor:
-        del ctx
         return rounding(values.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        del ctx
         return gradients[0], None
 
 

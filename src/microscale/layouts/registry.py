@@ -32,12 +32,10 @@ class Layout:
 
 
 def _no_refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:
-    del fmt, shape
     return None
 
 
 def _same_parts(parts: Mapping[str, Tensor], fmt: Format, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    del fmt, shape
     return dict(parts)
 
 

@@ -94,7 +94,6 @@ ObserverFactory = Callable[[str, ActivationSpec], Observer]
 
 
 def _largest_of_all(name: str, spec: ActivationSpec) -> Observer:
-    del spec
     return MinMaxObserver(name)
 
 

@@ -127,7 +127,6 @@ def stacked_experts(model: nn.Module) -> dict[str, str | None]:
 
 def every_module(name: str) -> bool:
     """Choose all modules."""
-    del name
     return True
 
 

@@ -46,7 +46,6 @@ def _why_not(request: Request) -> str | None:
 
 
 def _wanted_layout(fmt: Format, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str | None:
-    del fmt, shape
     return ROWS16.name if device.type == "cpu" and dtype in FLOAT_DTYPES else None
 
 
