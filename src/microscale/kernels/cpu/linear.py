@@ -20,7 +20,7 @@ from microscale.errors import DtypeError, KernelError, ShapeError
 from microscale.formats import BlockFormat, Format, SegmentedFormat, VectorBlock, format_name
 from microscale.kernels.backend import Operation, Request
 from microscale.kernels.cpu import enums
-from microscale.kernels.cpu.activations import ActivationPlan, activation_refusal, plan_activations
+from microscale.kernels.cpu.activations import activation_refusal, plan_activations
 from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.native import NATIVE, UNAVAILABLE, level, num_threads
 from microscale.kernels.cpu.rows16 import NAME as ROWS16
@@ -30,26 +30,6 @@ from microscale.tensor import QuantizedTensor
 
 _TERMS = {torch.float32: 3, torch.bfloat16: 1, torch.float16: 3}
 """How many bfloat16 terms hold an activation of a dtype exactly."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Input:
-    """A range of columns of the inputs, and how it is used."""
-
-    first_column: int
-    cols: int
-    plan: ActivationPlan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Output:
-    """A range of columns of the result: the sum of ``count`` segments from ``first`` on."""
-
-    rows: int
-    first_column: int
-    first: int
-    count: int
-    bias: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,23 +97,15 @@ def prepare_linear(
     """
     _check_request([activations], dtype)
     packed = [pack_weight(weight) for weight in weights]
-    WeightGroup(weights=tuple(weights), biases=tuple(biases), combine=combine)  # checks that they belong together
-    kept_biases = [None if bias is None else _as_float32(bias) for bias in biases]
-    outputs: list[_Output] = []
+    group = WeightGroup(weights=tuple(weights), biases=tuple(biases), combine=combine)  # checks: they belong together
+    draft = _Draft(packed[0].cols, group.rows_out, dtype, combine)
+    draft.add_input(0, packed[0].cols, activations)
     column = 0
-    for place, (weight, bias) in enumerate(zip(packed, kept_biases, strict=True)):
-        outputs.append(_Output(rows=weight.rows, first_column=column, first=place, count=1, bias=bias))
+    for place, (weight, bias) in enumerate(zip(packed, biases, strict=True)):
+        draft.add_weight(weight, 0)
+        draft.add_output(weight.rows, column, place, 1, bias)
         column += 0 if combine is Combine.SILU_MUL else weight.rows
-    plan = plan_activations(activations)
-    return _make_call(
-        inputs=[_Input(first_column=0, cols=packed[0].cols, plan=plan)],
-        packed=packed,
-        weight_inputs=[0] * len(packed),
-        outputs=outputs,
-        combine=combine,
-        dtype=dtype,
-        rows_out=column or packed[0].rows,
-    )
+    return draft.call()
 
 
 def prepare_linear_mixed(
@@ -159,22 +131,14 @@ def prepare_linear_mixed(
         raise ShapeError(f"segments need one number of rows and an activation format (or None) each, got {shapes}")
     rows = packed[0].rows
     _check_bias(bias, rows)
-    kept_bias = None if bias is None else _as_float32(bias)
-    plans = [plan_activations(fmt) for fmt in activations]
-    inputs: list[_Input] = []
+    draft = _Draft(sum(cols for _, cols in shapes), rows, dtype)
     column = 0
-    for weight, plan in zip(packed, plans, strict=True):
-        inputs.append(_Input(first_column=column, cols=weight.cols, plan=plan))
+    for place, (weight, fmt) in enumerate(zip(packed, activations, strict=True)):
+        draft.add_input(column, weight.cols, fmt)
+        draft.add_weight(weight, place)
         column += weight.cols
-    return _make_call(
-        inputs=inputs,
-        packed=packed,
-        weight_inputs=list(range(len(packed))),
-        outputs=[_Output(rows=rows, first_column=0, first=0, count=len(packed), bias=kept_bias)],
-        combine=Combine.CONCATENATE,
-        dtype=dtype,
-        rows_out=rows,
-    )
+    draft.add_output(rows, 0, 0, len(packed), bias)
+    return draft.call()
 
 
 def prepare_segments(
@@ -198,39 +162,46 @@ def prepare_segments(
     return prepare_linear_mixed(weight.segments, each, bias, dtype=dtype)
 
 
-def _make_call(
-    *,
-    inputs: Sequence[_Input],
-    packed: Sequence[PackedWeight],
-    weight_inputs: Sequence[int],
-    outputs: Sequence[_Output],
-    combine: Combine,
-    dtype: torch.dtype,
-    rows_out: int,
-) -> LinearCall:
-    assert NATIVE is not None
-    cols = sum(each.cols for each in inputs)
-    handle = NATIVE.LinearCall(
-        combine=enums.Combine[combine.name], dtype=DTYPES[dtype], input_stride=cols, output_stride=rows_out
-    )
-    for each in inputs:
-        plan = each.plan
-        handle.add_input(
-            first_column=each.first_column, cols=each.cols, rule=plan.rule, terms=_TERMS[dtype], act=plan.handle
+class _Draft:
+    """A call in the making: ranges of columns that are rounded alike, the weights that take them, and the outputs."""
+
+    def __init__(self, cols: int, rows_out: int, dtype: torch.dtype, combine: Combine = Combine.CONCATENATE) -> None:
+        assert NATIVE is not None
+        self._cols, self._rows_out, self._dtype = cols, rows_out, dtype
+        self._handle = NATIVE.LinearCall(
+            combine=enums.Combine[combine.name], dtype=DTYPES[dtype], input_stride=cols, output_stride=rows_out
         )
-    for weight, place in zip(packed, weight_inputs, strict=True):
-        handle.add_segment(weight=weight.handle, input=place)
-    for output in outputs:
-        handle.add_output(
-            rows=output.rows,
-            first_column=output.first_column,
-            first=output.first,
-            count=output.count,
-            bias=0 if output.bias is None else output.bias.data_ptr(),
+        self._kept: list[Any] = []
+
+    def add_input(self, first_column: int, cols: int, activations: Format | None) -> None:
+        """Add a range of columns of the inputs, rounded to a format."""
+        plan, terms = plan_activations(activations), _TERMS[self._dtype]
+        self._handle.add_input(first_column=first_column, cols=cols, rule=plan.rule, terms=terms, act=plan.handle)
+        self._kept.append(plan)
+
+    def add_weight(self, weight: PackedWeight, place: int) -> None:
+        """Add a weight that multiplies the input at a place."""
+        self._handle.add_segment(weight=weight.handle, input=place)
+        self._kept.append(weight)
+
+    def add_output(self, rows: int, first_column: int, first: int, count: int, bias: Tensor | None) -> None:
+        """Add a range of columns of the result: the sum of ``count`` weights from ``first`` on."""
+        added = None if bias is None else _as_float32(bias)
+        address = 0 if added is None else added.data_ptr()
+        self._handle.add_output(rows=rows, first_column=first_column, first=first, count=count, bias=address)
+        self._kept.append(added)
+
+    def call(self) -> LinearCall:
+        """Return the call; it holds all whose memory it points into."""
+        num_bytes = sum(each.num_bytes for each in self._kept if isinstance(each, PackedWeight))
+        return LinearCall(
+            handle=self._handle,
+            cols=self._cols,
+            rows_out=self._rows_out,
+            dtype=self._dtype,
+            num_bytes=num_bytes,
+            kept=tuple(self._kept),
         )
-    kept = (*(each.plan for each in inputs), *packed, *(output.bias for output in outputs))
-    num_bytes = sum(weight.num_bytes for weight in packed)
-    return LinearCall(handle=handle, cols=cols, rows_out=rows_out, dtype=dtype, num_bytes=num_bytes, kept=kept)
 
 
 def linear_mixed(
