@@ -14,9 +14,10 @@ from microscale.errors import ModelError
 from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
 from microscale.kernels.straight_through import straight_through
+from microscale.nn.modules import KeptDtypes
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(KeptDtypes):
     """Fake quantization of activations in any format.
 
     ``amax`` (float32) is the state of the ranges that have one: [1] for static and EMA, [calls] for a window; NaN
@@ -71,13 +72,6 @@ class ActivationQuantizer(nn.Module):
                         " inside `with microscale.nn.observe_activations(model):`, or use @dynamic, @ema or @window"
                     )
                 return self.amax
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ActivationQuantizer:
-        before = self.amax
-        super()._apply(fn, recurse)
-        if before is not None and self.amax is not None and self.amax.dtype != before.dtype:
-            self.amax = before.to(self.amax.device)
-        return self
 
     def extra_repr(self) -> str:
         return str(self.spec)

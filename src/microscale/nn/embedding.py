@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
+from microscale.nn.modules import KeptDtypes
 from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
 
@@ -49,7 +50,7 @@ class QuantizedEmbedding(PackedModule):
         return functional.embedding(indices, cached)
 
 
-class NarrowEmbedding(nn.Module):
+class NarrowEmbedding(KeptDtypes):
     """A float table that stays in the dtype of its file, beside a model that computes in a wider one.
 
     Rows are cast when they are looked up, which is exact, so the results are those of a table cast as a whole. The
@@ -73,10 +74,7 @@ class NarrowEmbedding(nn.Module):
         self.register_buffer("weight", torch.empty(num_embeddings, embedding_dim, dtype=dtype, device=device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NarrowEmbedding:
-        before = self.weight
         super()._apply(fn, recurse)
-        if self.weight.dtype != before.dtype:
-            self.weight = before.to(self.weight.device)
         self.output_dtype = fn(torch.empty(0, dtype=self.output_dtype)).dtype
         return self
 

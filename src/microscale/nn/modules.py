@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,3 +47,16 @@ def tell_quantized(model: nn.Module) -> None:
         config: Any = getattr(module, "config", None)
         if hasattr(config, "model_type"):
             config._is_quantized = True
+
+
+class KeptDtypes(nn.Module):
+    """A module whose buffers keep their dtypes when the model is cast."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from microscale.kernels.transform import apply_transforms
+from microscale.nn.modules import KeptDtypes
 from microscale.transforms import Transform, TransformSpec
 
 
-class _Float32Module(nn.Module):
-    """A module whose float32 buffers keep their dtype when the model is cast."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
-
-
-class InputTransforms(_Float32Module):
+class InputTransforms(KeptDtypes):
     """A chain of transforms; buffer ``<i>_<part>`` holds a part of the i-th."""
 
     def __init__(self, specs: Sequence[TransformSpec], cols: int, *, device: torch.device | str | None = None) -> None:
@@ -68,7 +56,7 @@ class InputTransforms(_Float32Module):
         return " then ".join(str(spec) for spec in self.specs)
 
 
-class LowRank(_Float32Module):
+class LowRank(KeptDtypes):
     """x -> (x down^T) up^T: what quantization took from the weight, as far as a matrix of a low rank gives it back."""
 
     down: Tensor

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from microscale.formats import format_name
 from microscale.kernels import dequantize, is_at_home, to_layout
 from microscale.layer_spec import LayerSpec
 from microscale.layouts import part_specs
 from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.nn.modules import KeptDtypes
 from microscale.tensor import QuantizedTensor
 
 
@@ -31,7 +32,7 @@ PREFIX = "weight_"
 """The parts of the weight are the buffers ``weight_<part>``; those of row_major name the tensors of our files too."""
 
 
-class PackedModule(nn.Module):
+class PackedModule(KeptDtypes):
     """A module with one packed weight; its bytes are those of the checkpoint, until :meth:`set_layout` moves them.
 
     The state dict holds the parts of row_major in any layout; in another one they are made for it. A move to a device
@@ -153,12 +154,7 @@ class PackedModule(nn.Module):
             device = fn(torch.empty(0, dtype=torch.uint8, device=before)).device
             if device != before and not is_at_home(self.layout, self.format, self.weight_dtype, device):
                 self.set_layout(ROW_MAJOR)
-        kept = {PREFIX + name: self._buffers[PREFIX + name] for name in self._part_names}
         super()._apply(fn, recurse)
-        for name, before in kept.items():
-            after = self._buffers[name]
-            if before is not None and after is not None and after.dtype != before.dtype:
-                self._buffers[name] = before.to(after.device)
         self._cached_weight = None
         self._cached_tensor = None
         return self
