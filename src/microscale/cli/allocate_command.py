@@ -5,31 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
-from microscale.cli.parameters import job_command
-from microscale.cli.reporter import ConsoleReporter
+from microscale.cli.output import Column, console, print_table
+from microscale.cli.parameters import result_command
 from microscale.jobs.allocate_options import AllocateOptions
 
 if TYPE_CHECKING:
-    from microscale.jobs.allocate import Allocation
+    from microscale.jobs.allocate import AllocateResult, Allocation
     from microscale.planning.allocator import FrontPoint
     from microscale.planning.budget import Budget
 
 
-@job_command(AllocateOptions)
-def allocate(options: AllocateOptions, as_json: JsonOption = False) -> None:
+@result_command(AllocateOptions)
+def allocate(result: AllocateResult, options: AllocateOptions) -> None:
     """Measure how much each layer suffers in each format and find the optimum under a budget.
 
     Example: `microscale allocate MODEL --budget 4.5bits --calibration text.txt -o recipe.yaml`, then
     `microscale quantize MODEL --recipe recipe.yaml -o OUT`
     """
-    from microscale.jobs.allocate import allocate as allocate_job
-
-    tell_missing_kernels()
-    result = allocate_job(options, ConsoleReporter())
-    if as_json:
-        print_json(result)
-        return
     _tell(result.allocation)
     for note in result.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)

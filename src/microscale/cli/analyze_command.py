@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
-from microscale.cli.parameters import job_command
-from microscale.cli.reporter import ConsoleReporter
+from microscale.cli.output import Column, console, print_table
+from microscale.cli.parameters import result_command
 from microscale.jobs.small_options import AnalyzeOptions
 
 if TYPE_CHECKING:
     from microscale.jobs.analyze import AnalyzeResult
 
 
-@job_command(AnalyzeOptions)
-def analyze(options: AnalyzeOptions, as_json: JsonOption = False) -> None:
+@result_command(AnalyzeOptions)
+def analyze(result: AnalyzeResult, options: AnalyzeOptions) -> None:
     """Describe weights and inputs of every layer, the error of each format, and recommend formats with reasons.
 
     The layers of a local directory of safetensors files are read one at a time.
 
     Example: `microscale analyze MODEL --calibration text.txt -o report.html`
     """
-    from microscale.jobs.analyze import analyze as analyze_job
-
-    tell_missing_kernels()
-    result = analyze_job(options, ConsoleReporter())
-    if as_json:
-        print_json(result)
-        return
     _print(result)
     if options.output is None:
         for one in result.analysis.recommendations:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
-from microscale.cli.parameters import job_command
-from microscale.cli.reporter import ConsoleReporter
+from microscale.cli.output import Column, console, print_table
+from microscale.cli.parameters import result_command
 from microscale.cli.runtime import runtime_text
 from microscale.jobs.small_options import BenchOptions
 
@@ -14,23 +13,12 @@ if TYPE_CHECKING:
     from microscale.jobs.bench import BenchResult
 
 
-@job_command(BenchOptions)
-def bench(options: BenchOptions, as_json: JsonOption = False) -> None:
+@result_command(BenchOptions)
+def bench(result: BenchResult, _: BenchOptions) -> None:
     """Measure tokens per second of a prompt (prefill) and of single tokens after it (decode).
 
     Example: `microscale bench OUT --prompt-tokens 256 --new-tokens 128 --activations int8/32:fp32:amax`
     """
-    from microscale.jobs.bench import bench as bench_job
-
-    tell_missing_kernels()
-    result = bench_job(options, ConsoleReporter())
-    if as_json:
-        print_json(result)
-    else:
-        _show(result)
-
-
-def _show(result: BenchResult) -> None:
     executed, speeds, decoder = result.executed, result.speeds, result.executed.decoder
     columns = [Column(title="tokens/s"), *(Column(title=name, is_number=True) for name in ("median", "min", "max"))]
     rows = [

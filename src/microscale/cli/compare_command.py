@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from microscale.cli.output import JsonOption, console, print_json, tell_missing_kernels
-from microscale.cli.parameters import job_command
-from microscale.cli.reporter import ConsoleReporter
+from microscale.cli.output import console
+from microscale.cli.parameters import result_command
 from microscale.jobs.small_options import CompareOptions
 
 if TYPE_CHECKING:
@@ -18,19 +17,12 @@ WIDE = 100
 """Columns of a terminal that has room for three modes with their differences."""
 
 
-@job_command(CompareOptions)
-def compare(options: CompareOptions, as_json: JsonOption = False) -> None:
+@result_command(CompareOptions)
+def compare(found: CompareResult, options: CompareOptions) -> None:
     """Quantize a model to several formats and score each: weights alone, weights with activations, and everything.
 
     Example: `microscale compare MODEL --formats mxfp8,mxfp4,nvfp4 --text book.txt --tokens 17391`
     """
-    from microscale.jobs.compare import compare as compare_job
-
-    tell_missing_kernels()
-    found = compare_job(options, ConsoleReporter())
-    if as_json:
-        print_json(found)
-        return
     console.print(_table(found))
     console.print(f"computed in {found.facts['computation']}", markup=False, soft_wrap=True)
     console.print("activations are rounded by each format's own rule; `quantize` says where a file layout has another")

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
-from microscale.cli.parameters import job_command
-from microscale.cli.reporter import ConsoleReporter
+from microscale.cli.output import Column, console, print_table
+from microscale.cli.parameters import result_command
 from microscale.jobs.evaluate_options import EvaluateOptions
 
 if TYPE_CHECKING:
     from microscale.evaluation.tasks import TaskScore
-    from microscale.jobs.evaluate import TextScores
+    from microscale.jobs.evaluate import EvaluateResult, TextScores
 
 
-@job_command(EvaluateOptions)
-def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
+@result_command(EvaluateOptions)
+def evaluate(found: EvaluateResult, options: EvaluateOptions) -> None:
     """Score a model: on a text (perplexity, and how far it is from a reference), on tasks through lm-eval, or both.
 
     Example: `microscale eval OUT --text book.txt --tokens 17391 --window 1024 --reference MODEL --layers`
@@ -25,14 +24,8 @@ def evaluate(options: EvaluateOptions, as_json: JsonOption = False) -> None:
 
     Example: `microscale eval OUT --text book.txt --attention mxfp4_plus --kv-cache mxfp8`
     """
-    from microscale.jobs.evaluate import evaluate as evaluate_job
     from microscale.planning.executed import linear_words
 
-    tell_missing_kernels()
-    found = evaluate_job(options, ConsoleReporter())
-    if as_json:
-        print_json(found)
-        return
     if found.on_text is not None:
         _print_text_scores(found.on_text, found.dtype)
     for note in found.notes:

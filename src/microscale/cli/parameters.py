@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING
@@ -9,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from microscale.cli.output import command
+from microscale.cli.output import JsonOption, command, print_json, tell_missing_kernels
+from microscale.cli.reporter import ConsoleReporter
 from microscale.jobs.option import NamedOption, Options, Place, is_texts, kinds_of, options_of, record_from
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -61,5 +63,27 @@ def job_command(record: type[O]) -> Callable[[Callable[..., None]], Callable[...
         run.__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return command(run)
+
+    return decorate
+
+
+def result_command(record: type[O]) -> Callable[[Callable[[Any, O], None]], Callable[..., None]]:
+    """Make a command of a function that prints the result of the job of its name; ``--json`` prints the result as JSON.
+
+    The job gets the record of options, and bars and notes go to standard error.
+    """
+
+    def decorate(show: Callable[[Any, O], None]) -> Callable[..., None]:
+        def run(options: Any, as_json: JsonOption = False) -> None:
+            job = getattr(importlib.import_module(f"microscale.jobs.{show.__name__}"), show.__name__)
+            tell_missing_kernels()
+            result = job(options, ConsoleReporter())
+            if as_json:
+                print_json(result)
+            else:
+                show(result, options)
+
+        run.__name__, run.__doc__ = show.__name__, show.__doc__
+        return job_command(record)(run)
 
     return decorate

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 from microscale.cli.allocate_command import point_text
 from microscale.cli.inspect_command import group_names
-from microscale.cli.output import JsonOption, console, print_json, tell_missing_kernels
-from microscale.cli.parameters import job_command
-from microscale.cli.reporter import ConsoleReporter
+from microscale.cli.output import console
+from microscale.cli.parameters import result_command
 from microscale.jobs.quantize_options import QuantizeOptions
 
 if TYPE_CHECKING:
-    from microscale.jobs.quantize import Checkpoint, QuantizeResult
+    from microscale.jobs.quantize import QuantizeResult
 
 
-@job_command(QuantizeOptions)
-def quantize(options: QuantizeOptions, as_json: JsonOption = False) -> None:
+@result_command(QuantizeOptions)
+def quantize(result: QuantizeResult, _: QuantizeOptions) -> None:
     """Quantize a model and write the checkpoint.
 
     Examples: `microscale quantize MODEL -f mxfp4 -o OUT`,
@@ -24,21 +23,11 @@ def quantize(options: QuantizeOptions, as_json: JsonOption = False) -> None:
     `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`,
     `microscale quantize MODEL --method auto --bits 4.5 --calibration text.txt -o OUT`
     """
-    from microscale.jobs.quantize import quantize as quantize_job
-
-    tell_missing_kernels()
-    result = quantize_job(options, ConsoleReporter())
-    assert result.checkpoint is not None  # the command line always names an output
-    if as_json:
-        print_json(result)
-    else:
-        _tell(result, result.checkpoint)
-
-
-def _tell(result: QuantizeResult, written: Checkpoint) -> None:
     from microscale.report.comparison import size_text
 
-    report, inspection = result.report, written.inspection
+    report, written = result.report, result.checkpoint
+    assert written is not None  # the command line always names an output
+    inspection = written.inspection
     lines: list[str] = []
     if result.allocation is not None:
         solution = result.allocation.solution
