@@ -186,18 +186,29 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     return load_model(path, dtype=dtype)
 
 
-def save(model: Any, path: str | Path, *, layout: str = "auto", tokenizer: Any = None, overwrite: bool = False) -> str:
+def save(
+    model: Any,
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    check: bool = True,
+) -> str:
     """Write a quantized model to a new directory, atomically; returns the layout that was written.
 
     ``auto`` writes the layout of compressed-tensors where that expresses exactly what the model executes, else ours.
+    The files beside the weights of the model's source (processors, templates, code) are copied. ``check``: transformers
+    opens the directory before it takes its name.
 
     Raises:
         LayoutError: the layout cannot hold a layer.
-        CheckpointWriteError: the directory exists, or the disk is full; nothing half-written is left.
+        CheckpointWriteError: the directory exists, or the disk is full, or what was written cannot be loaded; nothing
+            half-written is left.
     """
     from microscale.integrations.saving import save_model
 
-    return save_model(model, path, layout=layout, tokenizer=tokenizer, overwrite=overwrite)
+    return save_model(model, path, layout=layout, tokenizer=tokenizer, overwrite=overwrite, check=check)
 
 
 def load_tokenizer(path: str | Path) -> Any:

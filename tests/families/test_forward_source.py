@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from microscale.families.forward_source import (
     expert_counts,
     expert_stacks,
-    names_read_at_start,
     names_read_by_parents,
     router_names,
 )
@@ -146,16 +145,11 @@ class Odd(nn.Module):
     def _more(self, inputs: Any) -> Any:
         return inputs @ self.direct.weight.t()
 
-    def _init_weights(self, module: Any) -> None:
-        nn.init.zeros_(module.called.weight)
-
 
 def test_all_ways_to_read_a_weight() -> None:
     model = nn.ModuleDict({"odd": Odd()})
     wanted = {"direct", "aliased", "several.0", "several.1", "indexed.0", "indexed.1"}
     assert names_read_by_parents(model) == {f"odd.{name}" for name in wanted}
-    assert names_read_at_start(Odd()) == {"called"}
-    assert names_read_at_start(nn.Linear(1, 1)) == frozenset()
 
 
 def test_the_attention_of_torch_reads_its_output_projection() -> None:

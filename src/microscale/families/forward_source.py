@@ -141,22 +141,6 @@ def _multiplies(module: nn.Module) -> bool:
     return is_linear(module) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
 
 
-def names_read_at_start(model: nn.Module) -> frozenset[str]:
-    """Return the linear layers whose weight the model's class reads when it gives parameters their first numbers.
-
-    transformers does so while it loads a checkpoint too; a layer that keeps its weight under another name fails there.
-    """
-    tree = _tree_of(inspect.getattr_static(type(model), "_init_weights", None))
-    nodes = [] if tree is None else list(ast.walk(tree))
-    read = {
-        node.value.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.value, ast.Attribute)
-    }
-    modules = model.named_modules()
-    return frozenset(name for name, module in modules if name.rpartition(".")[2] in read and _multiplies(module))
-
-
 @functools.cache
 def chooses(kind: type[nn.Module]) -> bool:
     """Whether the forward pass of a class picks places by score."""

@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import ModelError
@@ -26,11 +24,12 @@ from microscale.integrations.loading import (
     LIBRARY_ERRORS,
     build_model,
     check_local,
-    loader_of,
     read_generation_config,
     read_model_config,
 )
+from microscale.integrations.model_class import class_at
 from microscale.integrations.pending import AbsentTensor, PendingTensor
+from microscale.integrations.places import find_leftover, note_leftover, places_of
 
 
 class LayerFile:
@@ -65,6 +64,7 @@ class LayerFile:
         model = self._build(kept)
         model.config.name_or_path = model.name_or_path = str(self._reader.path)
         read_generation_config(model, self._reader.path)
+        note_leftover(model, find_leftover(self._reader, self._dropped, model))
         return model
 
     def read(self, name: str) -> nn.Module:
@@ -96,16 +96,9 @@ class LayerFile:
 
     def _owners_in(self, model: Any) -> dict[str, str | None]:
         """Return, for every tensor of the checkpoint, the decoder layer that it belongs to, or None."""
-        conversions = get_model_conversion_mapping(model)
-        renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-        places: dict[str, Any] = model.state_dict()
         owners: dict[str, str | None] = {}
-        for key in sorted(self._reader.infos, key=dot_natural_key):  # some rules hang on the order
-            place, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
-            if place not in places and key in places:
-                place, _ = rename_source_key(key, [], [], model.base_model_prefix, places)
-            if place not in places:
+        for key, place in places_of(self._reader.infos, model, model.state_dict()).items():
+            if place is None:
                 self._dropped.add(key)
                 continue
             owners[key] = next((name for name in self.names if place.startswith(f"{name}.")), None)
@@ -124,7 +117,7 @@ def outline_model(path: str | Path) -> Any | None:
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            return loader_of(path, None).from_config(read_model_config(path)).eval()
+            return class_at(path)._from_config(read_model_config(path)).eval()
     except (*LIBRARY_ERRORS, ModelError):
         return None
 

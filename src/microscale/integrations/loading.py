@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
@@ -40,7 +40,9 @@ from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
+from microscale.integrations.model_class import class_at, class_of
 from microscale.integrations.pending import PendingTensor
+from microscale.integrations.places import find_leftover, keep_all, note_leftover
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
 from microscale.nn.inference import prepare_for_inference
@@ -103,8 +105,8 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     bar_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loader = loader_of(path, options.get("config"))
-        model, info = loader.from_pretrained(path, output_loading_info=True, **options)
+        kind = class_of(options["config"]) if path is None else class_at(path)
+        model, info = kind.from_pretrained(path, output_loading_info=True, **options)
     except MicroscaleError:
         raise
     except LIBRARY_ERRORS as error:
@@ -120,23 +122,13 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
             " they would be random numbers. The checkpoint is incomplete or of another architecture"
         )
     unused = sorted(str(name) for name in info.get("unexpected_keys", ()))
-    if unused:
+    if unused and not Path(label).is_dir():  # of a directory all names are compared: see keep_all
         warnings.warn(
             f"{label} holds {len(unused)} tensor(s) that the model has no place for, e.g."
             f" {unused[0]!r}; they were left out",
             stacklevel=4,
         )
     return model.eval()
-
-
-def loader_of(path: str | Path | None, config: Any) -> Any:
-    """Return what builds a model of a config: of text, or of images and text; a config at hand gives its class."""
-    causal, visual = cast(Any, AutoModelForCausalLM), cast(Any, AutoModelForImageTextToText)
-    if path is not None:
-        config = cast(Any, AutoConfig).from_pretrained(path)
-    is_visual = type(config) not in causal._model_mapping and type(config) in visual._model_mapping
-    loader = visual if is_visual else causal
-    return loader if path is not None else loader._model_mapping[type(config)]
 
 
 def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
@@ -148,7 +140,7 @@ def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     local = check_local(path)
     if local is not None and read_json(local / "config.json").get("quantization_config"):
         raise ModelError(f"{path} is quantized already; give the original model")
-    return _from_pretrained(path, dtype=dtype or "auto")
+    return keep_all(_from_pretrained(path, dtype=dtype or "auto"), local)
 
 
 def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:
@@ -181,7 +173,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
         return _from_pretrained(path, dtype=dtype or "auto")
     reader = CheckpointReader(local) if any(local.glob("*.safetensors*")) else None
     if reader is None or reader.quantization_config is None:
-        return _from_pretrained(path, dtype=dtype or "auto")
+        return keep_all(_from_pretrained(path, dtype=dtype or "auto"), local)
     layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
     source = _file_source(reader, layout, layers)
     own = source.config.quantization_config if isinstance(layout, NativeLayout) else None
@@ -216,6 +208,7 @@ class _Source:
     layers: dict[str, LayerSpec]
     load_layer: Callable[[LayerSpec], QuantizedTensor]
     others: dict[str, PendingTensor]
+    reader: CheckpointReader | None = None
 
 
 def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str, LayerSpec]) -> _Source:
@@ -237,6 +230,7 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
         layers=layers,
         load_layer=lambda layer: layout.unpack(layer, reader.load),
         others=others,
+        reader=reader,
     )
 
 
@@ -326,6 +320,10 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
         del config.quantization_config
     model = _from_pretrained(None, label=source.path, config=config, state_dict=state, dtype=dtype)
     state.clear()  # else the parts that were read would stand in memory beside those that are laid out anew
+    model.config.name_or_path = model.name_or_path = str(source.path)
+    if source.reader is not None:
+        names = source.others.keys() & source.reader.infos.keys()
+        note_leftover(model, find_leftover(source.reader, names, model))
     prepare_for_inference(model)
     return model
 

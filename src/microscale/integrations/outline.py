@@ -21,11 +21,11 @@ from microscale.integrations.loading import (
     LIBRARY_ERRORS,
     check_local,
     is_gguf,
-    loader_of,
     read_generation_config,
     read_model_config,
     settle_tying,
 )
+from microscale.integrations.model_class import class_of
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import read_attention
 
@@ -76,7 +76,7 @@ def _packed_outline(
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            model = loader_of(None, config)._from_config(config, dtype=dtype).eval()
+            model = class_of(config)._from_config(config, dtype=dtype).eval()
             if packed:
                 MicroscaleQuantizer(described).put_modules(model)
         apply_attention(model, read_attention(described.others.get("attention")))

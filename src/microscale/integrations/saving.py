@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,16 @@ from microscale.errors import (
     CheckpointWriteError,
     LayoutError,
     ModelError,
+    QuantizationNote,
     check_kind,
     check_path,
     shown,
 )
 from microscale.families.modules import is_transposed
+from microscale.integrations.beside import copy_beside, source_directory
+from microscale.integrations.checking import UnreadableError, check_readable
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
+from microscale.integrations.places import leftover_of
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import attention_entry
 from microscale.nn.experts import Experts
@@ -92,12 +98,18 @@ def save_model(
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: str = "5GB",
+    check: bool = True,
 ) -> str:
     """Write a quantized model atomically as a Hugging Face directory; returns the name of the layout written.
 
+    All files that lie beside the weights of the model's source are copied (processors, templates, code), and tensors
+    that the model had no place for. ``check``: transformers opens the directory before it takes its name; what it
+    cannot load in the layout of another tool is written in ours where the layout is ``auto``, with a note.
+
     Raises:
         LayoutError: the layout cannot hold a layer.
-        CheckpointWriteError: the target exists, or writing failed; nothing half-written is left.
+        CheckpointWriteError: the target exists, or writing failed, or what was written cannot be loaded; nothing
+            half-written is left.
     """
     check_kind(model, nn.Module, "the model", "a torch module", error=ModelError)
     check_path(target, "the directory to write", "a path")
@@ -119,23 +131,58 @@ def save_model(
     attention = attention_entry(model)
     if attention and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
-    quantization = {**chosen.config(list(layers.values()), unquantized_linears(model)), **attention}
-    note = describe_layers(list(layers.values()), chosen.name, __version__, model.dtype)
+    writing = _Writing(model=model, layers=layers, tokenizer=tokenizer, max_shard_size=max_shard_size, check=check)
+    with row_major_weights(model):
+        try:
+            write_directory(target, lambda place: writing.fill(place, chosen), overwrite=overwrite)
+        except UnreadableError as error:
+            if layout != "auto" or isinstance(chosen, NativeLayout):
+                raise
+            warnings.warn(f"written in layout microscale: {error}", QuantizationNote, stacklevel=2)
+            chosen = NativeLayout()
+            write_directory(target, lambda place: writing.fill(place, chosen), overwrite=overwrite)
+    return chosen.name
 
-    def fill(directory: Path) -> None:
-        _save_pretrained(model, directory, _packed_state(model, chosen, layers), max_shard_size)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Writing:
+    """A model that is written, in a layout that is tried."""
+
+    model: Any
+    layers: Mapping[str, LayerSpec]
+    tokenizer: Any
+    max_shard_size: str
+    check: bool
+
+    def fill(self, directory: Path, layout: FileLayout) -> None:
+        """Write everything into a directory."""
+        model, layers = self.model, list(self.layers.values())
+        leftover = leftover_of(model)
+        state = _packed_state(model, layout, self.layers)
+        if leftover is not None:
+            state.update(leftover.load())
+        _save_pretrained(model, directory, state, self.max_shard_size)
+        source = source_directory(model)
+        is_copied = source is not None and _is_of(self.tokenizer, source)
+        if self.tokenizer is not None and not is_copied:
+            self.tokenizer.save_pretrained(directory)
+        if source is not None:
+            copy_beside(source, directory)
+        unquantized = [*unquantized_linears(model), *(leftover.linears if leftover is not None else ())]
         config = read_json(directory / "config.json")
-        config["quantization_config"] = quantization
-        config["microscale"] = note
-        if not isinstance(chosen, NativeLayout):
+        config["quantization_config"] = {**layout.config(layers, unquantized), **attention_entry(model)}
+        config["microscale"] = describe_layers(layers, layout.name, __version__, model.dtype)
+        if not isinstance(layout, NativeLayout):
             config["dtype"] = "bfloat16"
         write_json(directory / "config.json", config)
+        if self.check:
+            check_readable(directory, layout.name, () if leftover is None else leftover.names)
 
-    with row_major_weights(model):
-        write_directory(target, fill, overwrite=overwrite)
-    return chosen.name
+
+def _is_of(tokenizer: Any, source: Path) -> bool:
+    """Whether a tokenizer is the one whose files lie in a directory."""
+    place = Path(str(getattr(tokenizer, "name_or_path", "") or "."))
+    return place.is_dir() and place.resolve() == source.resolve() and (source / "tokenizer_config.json").exists()
 
 
 def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, LayerSpec]) -> dict[str, Tensor]:

@@ -149,7 +149,9 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
         apply_attention(model, attention)
     mark_quantized(model)
     freeze(model)
-    checkpoint = None if options.output is None else _write(model, report, options.output, options, tokenizer)
+    checkpoint = None
+    if options.output is not None:
+        checkpoint = _write(model, report, options.output, recipe.layout, options, tokenizer)
     if store is not None:
         store.clear()
     return QuantizeResult(
@@ -226,15 +228,17 @@ def _measured_ranges(
 
 
 def _write(
-    model: Any, report: QuantizationReport, output: Path, options: QuantizeOptions, tokenizer: Any
+    model: Any, report: QuantizationReport, output: Path, word: str | None, options: QuantizeOptions, tokenizer: Any
 ) -> Checkpoint:
+    """Write what was quantized; ``word`` is the layout that was asked for."""
     layout = save_model(
         model,
         output,
-        layout=report.plan.layout or "auto",
+        layout=report.plan.layout if word not in (None, "auto") and report.plan.layout else "auto",
         tokenizer=tokenizer,
         overwrite=options.overwrite,
         max_shard_size=options.max_shard_size,
+        check=options.check,
     )
     return Checkpoint(output=output, layout=layout, inspection=inspect_checkpoint(output))
 

@@ -89,4 +89,5 @@ class QuantizeOptions(Options):
     ] = None
     overwrite: Annotated[bool, Option(help="Replace the output directory.")] = False
     max_shard_size: Annotated[str, Option(help="Largest file, e.g. 5GB.")] = "5GB"
+    check: Annotated[bool, Option(help="Open what was written with transformers before it takes its name.")] = True
     tokenizer: Tokenizer = None

@@ -99,6 +99,8 @@ class QuantizedLinear(PackedModule):
         Of a ``conv1d`` it is [in, out], as the model keeps it. Models that multiply by a weight themselves get this.
         """
         weight = super().weight
+        if weight.is_meta:
+            return weight.T if self.kind == "conv1d" else weight
         if self.low_rank is not None:
             weight = weight + (self.low_rank.up @ self.low_rank.down).to(weight.dtype)
         if self.transforms is not None:

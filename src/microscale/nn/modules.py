@@ -29,7 +29,10 @@ def untie(model: Any, quantized: set[str]) -> None:
             kept[str(target)] = str(source)
     if len(kept) != len(tied):
         model.all_tied_weights_keys = kept
-        model.config.tie_word_embeddings = False
+        ends = [getattr(model, name)() for name in ("get_input_embeddings", "get_output_embeddings")]
+        names = {name for name, module in model.named_modules() if any(module is end for end in ends)}
+        if names & quantized:  # others than head and embedding may be tied: layers that several blocks share
+            model.config.tie_word_embeddings = False
 
 
 def float_weight(module: nn.Module) -> Tensor:

@@ -115,7 +115,9 @@ class PackedModule(KeptDtypes):
 
     @property
     def weight(self) -> Float[Tensor, "..."]:
-        """The dequantized weight, made anew at every access."""
+        """The dequantized weight, made anew at every access; on ``meta`` as empty as the parts."""
+        if self.tensor.device.type == "meta":
+            return torch.empty(self.shape, dtype=self.weight_dtype, device="meta")
         return dequantize(self.tensor)
 
     def float_weight(self, dtype: torch.dtype) -> Float[Tensor, "..."] | None:

@@ -16,7 +16,6 @@ from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
 from microscale.families.forward_source import (
     expert_stacks,
-    names_read_at_start,
     names_read_by_parents,
     router_names,
 )
@@ -140,7 +139,7 @@ def layout_obstacle(model: nn.Module, word: str | None, layers: Collection[str])
     for name in expert_stacks(model):
         if not name.endswith(".weight"):
             return f"transformers cannot load stacked experts ({name}) beside compressed-tensors layers"
-    for name in sorted((names_read_by_parents(model) | names_read_at_start(model)) & set(layers)):
+    for name in sorted(names_read_by_parents(model) & set(layers)):
         return f"{type(model).__name__} reads the weight of {name} itself, which that layout packs under another name"
     return None
 
