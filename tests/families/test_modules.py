@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,25 @@ class Scaled(nn.Linear):
         return super().forward(input) * 2
 
 
+class Rewritten(nn.Linear):
+    """The same product in other words, as Falcon has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias: Any = self.bias
+        product = input @ self.weight.T
+        return product if bias is None else product + bias
+
+
+class Router(nn.Linear):
+    """A layer that is built in a way of its own."""
+
+    def __init__(self, config: dict[str, int]) -> None:
+        super().__init__(config["width"], config["experts"])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).topk(1).values
+
+
 class Misnamed(nn.Module):
     """A module with the name of GPT-2's layer, but without its width."""
 
@@ -36,6 +57,8 @@ Misnamed.__name__ = "Conv1D"
         (Tagged(2, 3), True, False),
         (Conv1D(3, 2), True, True),
         (Scaled(2, 3), False, False),
+        (Rewritten(2, 3), True, False),
+        (Router({"width": 2, "experts": 3}), False, False),
         (Misnamed(), False, False),
         (nn.Conv1d(2, 3, 1), False, False),
         (nn.Embedding(2, 3), False, False),

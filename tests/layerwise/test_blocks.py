@@ -13,6 +13,7 @@ import microscale
 from microscale.errors import ModelError
 from microscale.families.batch import Batch
 from microscale.layerwise.blocks import BlockRunner, float32_model, removed_after, replaced_forward, to_float32
+from microscale.layerwise.returned import Returned
 from small_models import save_random_model
 
 TOKENS = torch.randint(0, 256, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -36,7 +37,7 @@ def test_layers_give_what_they_give_in_the_model(family: str, batch: int, tmp_pa
         rows = slice(batch * place, batch * (place + 1))
         torch.testing.assert_close(hidden, wanted[0][rows], rtol=0, atol=1e-6)
         with torch.no_grad():
-            after = runner.run(0, hidden)
+            after = runner.run(0, hidden, batch=place)
         torch.testing.assert_close(after, wanted[1][rows], rtol=1e-4, atol=1e-5)
 
 
@@ -48,7 +49,7 @@ def test_inputs_are_float32_whatever_the_model_is(tmp_path: Path) -> None:
     assert hidden.dtype == torch.float32 and torch.equal(hidden, model.model.embed_tokens(TOKENS).float())
     to_float32(model.get_submodule(names[1]))
     with torch.no_grad():
-        assert runner.run(1, hidden).dtype == torch.float32
+        assert runner.run(1, hidden, batch=0).dtype == torch.float32
 
 
 def test_layers_without_weights_can_be_recorded(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_layers_without_weights_can_be_recorded(tmp_path: Path) -> None:
     whole = BlockRunner(model, names, Batch(token_ids=TOKENS), batch=3)
     wanted = next(whole.embedded())
     model.model.layers.to("meta")
-    runner = BlockRunner(model, names, Batch(token_ids=TOKENS), batch=3, is_tuple=whole.is_tuple)
+    runner = BlockRunner(model, names, Batch(token_ids=TOKENS), batch=3, returned=whole.returned)
     assert torch.equal(next(runner.embedded()), wanted) and str(runner.device) == "cpu"
 
 
@@ -80,7 +81,57 @@ def test_models_that_are_not_run_layer_by_layer() -> None:
     with pytest.raises(ModelError, match=r"layers\.1 is not run by the model"):
         BlockRunner(Skipping(), names[::-1], batch, batch=3)
     with pytest.raises(ModelError, match=r"layers\.0 does not get its hidden states first; this model is not known"):
-        BlockRunner(Skipping("words"), names, batch, batch=3, is_tuple=False)
+        BlockRunner(Skipping("words"), names, batch, batch=3, returned=Returned())
+
+
+class Layered(nn.Module):
+    """Two layers; what happens between them, and what they are given besides, is a case of the test."""
+
+    def __init__(self, between: str) -> None:
+        super().__init__()
+        self.between = between
+        self.embed = nn.Embedding(256, 4)
+        self.layers = nn.ModuleList([Layer(), Layer()])
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        del use_cache
+        start = self.embed(input_ids)
+        hidden, carried, _ = self.layers[0](start, extra=start if self.between == "text" else None)
+        if self.between in ("halved", "bent"):
+            hidden = hidden / 2 if self.between == "halved" else hidden.tanh()
+        extra = {"text": start, "carried": carried}.get(self.between)
+        return self.layers[1](hidden, extra=extra)[0]
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, hidden: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor, None]:
+        mixed = self.mix(hidden)
+        return (mixed if extra is None else mixed + 3 * extra), mixed, None
+
+
+@pytest.mark.parametrize("between", ["nothing", "text", "halved"])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_what_happens_between_layers_and_what_hangs_on_the_text(between: str, batch: int) -> None:
+    """Zamba2 shows later layers the embeddings again, RWKV halves hidden states on their way."""
+    torch.manual_seed(0)
+    model, tokens = Layered(between), Batch(token_ids=TOKENS)
+    runner = BlockRunner(model, ["layers.0", "layers.1"], tokens, batch=batch)
+    with torch.no_grad():
+        found = [
+            runner.run(1, runner.run(0, hidden, batch=place), batch=place)
+            for place, hidden in enumerate(runner.embedded())
+        ]
+        torch.testing.assert_close(torch.cat(found), model(TOKENS, use_cache=False))
+
+
+def test_layers_that_hand_on_more_than_hidden_states_are_refused() -> None:
+    for between, said in (("carried", "gets more than hidden states"), ("bent", "gets other hidden states")):
+        with pytest.raises(ModelError, match=rf"layers\.1 {said}.*use a method without calibration text"):
+            BlockRunner(Layered(between), ["layers.0", "layers.1"], Batch(token_ids=TOKENS), batch=1)
 
 
 def test_a_replaced_forward_ends_with_the_block() -> None:

@@ -27,7 +27,7 @@ class Layers:
     def embedded(self) -> Iterator[Tensor]:
         return iter([torch.full((2, 3, 4), 1.0), torch.full((1, 3, 4), -1.0)])
 
-    def run(self, index: int, hidden: Tensor) -> Tensor:
+    def run(self, index: int, hidden: Tensor, *, batch: int) -> Tensor:
         return hidden * self.factors[index]
 
 

@@ -37,6 +37,23 @@ def test_a_weight_is_out_by_in_whatever_holds_it() -> None:
 TIES = {"lm_head.weight": "embed.weight", "decoder.weight": "encoder.weight"}
 
 
+class Tied(nn.Module):
+    """A model with a head that is tied to its embedding, and a pair inside that is tied too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.encoder = nn.Embedding(4, 2), nn.Linear(2, 4)
+        self.lm_head, self.decoder = nn.Linear(2, 4), nn.Linear(2, 4)
+        self.all_tied_weights_keys = dict(TIES)
+        self.config = SimpleNamespace(tie_word_embeddings=True)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+
 @pytest.mark.parametrize(
     ("quantized", "left", "is_tied"),
     [
@@ -45,10 +62,12 @@ TIES = {"lm_head.weight": "embed.weight", "decoder.weight": "encoder.weight"}
         ({"embed"}, {"decoder.weight"}, False),
         ({"lm_head", "layers.0"}, {"decoder.weight"}, False),
         ({"lm_head", "encoder"}, set(), False),
+        ({"encoder"}, {"lm_head.weight"}, True),
     ],
 )
 def test_a_pair_is_untied_where_either_side_is_packed(quantized: set[str], left: set[str], is_tied: bool) -> None:
-    model = SimpleNamespace(all_tied_weights_keys=dict(TIES), config=SimpleNamespace(tie_word_embeddings=True))
+    """The head stays tied where the pair that is packed lies elsewhere."""
+    model = Tied()
     untie(model, quantized)
     assert set(model.all_tied_weights_keys) == left
     assert model.config.tie_word_embeddings is is_tied

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from torch import nn
 
 
@@ -11,8 +14,30 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module computes x @ W.T + b and nothing else: nn.Linear, Conv1D, or a subclass with that forward."""
-    return is_transposed(module) or type(module).forward is nn.Linear.forward
+    """Whether a module computes x @ W.T + b and nothing else: nn.Linear, Conv1D, or a subclass that does the same."""
+    return is_transposed(module) or computes_linear(type(module))
+
+
+@functools.cache
+def computes_linear(kind: type[nn.Module]) -> bool:
+    """Whether a class of modules computes what nn.Linear does: its forward, or (Falcon) one with the same numbers.
+
+    A forward of its own is tried on a small layer. A class that cannot be built as nn.Linear computes something else.
+    """
+    if not issubclass(kind, nn.Linear):
+        return False
+    if kind.forward is nn.Linear.forward:
+        return True
+    inputs = torch.linspace(-1.0, 1.0, 12).reshape(1, 3, 4)
+    try:
+        with torch.no_grad():
+            layers = [kind(4, 2, bias=has_bias) for has_bias in (False, True)]
+            for layer in layers:
+                for parameter in layer.parameters():
+                    parameter.copy_(torch.linspace(0.5, -2.0, parameter.numel()).reshape(parameter.shape))
+            return all(torch.allclose(layer(inputs), nn.Linear.forward(layer, inputs), rtol=1e-5) for layer in layers)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return False
 
 
 def linear_names(module: nn.Module) -> list[str]:

@@ -128,6 +128,8 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
             f" {unused[0]!r}; they were left out",
             stacklevel=4,
         )
+    if hasattr(model.config, "rescale_every"):
+        model.config.rescale_every = 0  # RWKV halves weights against hidden states, which packed weights cannot follow
     return model.eval()
 
 

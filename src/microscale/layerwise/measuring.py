@@ -35,10 +35,10 @@ def measure_inputs(
             collectors[name] = collector
             hook = _feeding(collector, name, waiting)
             stack.enter_context(removed_after(module.register_forward_pre_hook(hook)))
-        for batch in hidden:
+        for batch, states in enumerate(hidden):
             waiting.update(linears)
             with contextlib.suppress(FoundError), torch.no_grad():
-                runner.run(index, batch)
+                runner.run(index, states, batch=batch)
     return {name: collector.result() for name, collector in collectors.items()}
 
 

@@ -88,7 +88,7 @@ class LayerStream:
         if self._flow is Flow.QUANTIZED:
             return ()
         for batch, hidden in enumerate(self._batches(layer_idx, self._exact_first)):
-            self._store.put(layer_idx + 1, self._exact_first + batch, self._run(layer_idx, hidden))
+            self._store.put(layer_idx + 1, self._exact_first + batch, self._run(layer_idx, batch, hidden))
         return self._batches(layer_idx + 1, self._exact_first)
 
     def advance(self, layer_idx: int) -> None:
@@ -98,7 +98,7 @@ class LayerStream:
             self._store.drop(following)
         elif self._flow is not Flow.EXACT:
             for batch, hidden in enumerate(self.inputs(layer_idx)):
-                self._store.put(following, batch, self._run(layer_idx, hidden))
+                self._store.put(following, batch, self._run(layer_idx, batch, hidden))
 
     def finish(self, layer_idx: int) -> None:
         """Declare a layer done: a job that is started again goes on behind it."""
@@ -109,5 +109,5 @@ class LayerStream:
         return StoredBatches(self._store, layer_idx, first, self.runner.num_batches, self.runner.device)
 
     @torch.no_grad()
-    def _run(self, layer_idx: int, hidden: Tensor) -> Tensor:
-        return self.runner.run(layer_idx, hidden).contiguous()  # as it comes back from disk
+    def _run(self, layer_idx: int, batch: int, hidden: Tensor) -> Tensor:
+        return self.runner.run(layer_idx, hidden, batch=batch).contiguous()  # as it comes back from disk

@@ -115,7 +115,9 @@ class PackedModule(KeptDtypes):
 
     @property
     def weight(self) -> Float[Tensor, "..."]:
-        """The dequantized weight, made anew at every access; on ``meta`` as empty as the parts."""
+        """The dequantized weight, made anew at every access unless it is kept; on ``meta`` as empty as the parts."""
+        if self._cached_weight is not None:
+            return self._cached_weight
         if self.tensor.device.type == "meta":
             return torch.empty(self.shape, dtype=self.weight_dtype, device="meta")
         return dequantize(self.tensor)
@@ -126,9 +128,9 @@ class PackedModule(KeptDtypes):
             self._cached_weight = dequantize(self.tensor, dtype)
         return self._cached_weight
 
-    def cache_weight(self) -> None:
-        """Dequantize once and keep the result, until :meth:`drop_cached_weight`."""
-        self._cached_weight = dequantize(self.tensor, self.weight_dtype)
+    def cache_weight(self, dtype: torch.dtype | None = None) -> None:
+        """Dequantize once, to a float dtype (None: the one the weight had), until :meth:`drop_cached_weight`."""
+        self._cached_weight = dequantize(self.tensor, dtype or self.weight_dtype)
 
     def drop_cached_weight(self) -> None:
         """Forget the float weight."""

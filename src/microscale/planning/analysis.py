@@ -27,7 +27,7 @@ from microscale.families.look_up import describe
 from microscale.families.modules import is_transposed
 from microscale.families.parts import is_inside
 from microscale.families.structure import BlockStructure, LinearGroup
-from microscale.layerwise.blocks import BlockRunner, FoundError, giving, removed_after, replaced_forward
+from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn.modules import float_weight
 from microscale.nn.packed import PackedModule
@@ -165,7 +165,7 @@ def _run_block(
             part, observers[name] = _observed(module, name, f"{block.name}.{name}")
             stack.enter_context(part)
         for place, batch in enumerate(hidden):
-            hidden[place] = runner.run(index, batch)
+            hidden[place] = runner.run(index, batch, batch=place)
     return observers
 
 
@@ -275,7 +275,7 @@ def _run_ends(
             stack.enter_context(removed_after(head.register_forward_pre_hook(stop)))
         dtype = job.model.get_input_embeddings().weight.dtype
         for place, window in enumerate(windows.split(1)):
-            give = giving(hidden[place].to(dtype), is_tuple=runner.is_tuple)
+            give = runner.returned.stand_in(hidden[place].to(dtype))
             with replaced_forward(dict.fromkeys(names, give), job.model), contextlib.suppress(FoundError):
                 run_model(job.model, window.to(runner.device))
     return observers

@@ -24,7 +24,7 @@ from microscale.calibration.cache import ActivationStore
 from microscale.families.batch import Batch, run_model
 from microscale.families.parts import is_inside, part_roots
 from microscale.families.structure import BlockStructure
-from microscale.layerwise.blocks import BlockRunner, FoundError, giving, removed_after, replaced_forward
+from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters
 from microscale.planning.tensor_facts import TensorObserver
 
@@ -96,7 +96,7 @@ def _through_head(
 ) -> Float[Tensor, "1 tokens width"]:
     """Return the gradient of the last hidden states of one window; those of the head add up in ``grad``."""
     hidden = hidden.to(runner.device).requires_grad_()
-    give = giving(hidden, is_tuple=runner.is_tuple)
+    give = runner.returned.stand_in(hidden)
     window = window.to(runner.device)
     with replaced_forward(dict.fromkeys(names, give), model):
         logits = run_model(model, window).logits[:, :-1]
@@ -125,7 +125,7 @@ def _through_block(
         for place, gradient in enumerate(flowing):
             inputs = _stored(store, index, place).to(runner.device).requires_grad_()
             with torch.enable_grad():
-                runner.run(index, inputs).backward(gradient)
+                runner.run(index, inputs, batch=place).backward(gradient)
             assert inputs.grad is not None
             flowing[place] = inputs.grad
     return observers

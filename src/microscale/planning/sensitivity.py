@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -30,7 +30,8 @@ from microscale.algorithms.contract import Progress
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
 from microscale.families.batch import Batch, run_model
-from microscale.layerwise.blocks import giving, removed_after, replaced_forward
+from microscale.layerwise.blocks import removed_after, replaced_forward
+from microscale.layerwise.returned import Returned
 from microscale.nn.packed import PackedModule
 
 Layers = Mapping[str, Sequence[nn.Module | None]]
@@ -230,10 +231,10 @@ def _divergences(
 
 @dataclass(slots=True)
 class _BlockInputs:
-    """What every decoder layer got in one pass, and whether they return tuples."""
+    """What every decoder layer got in one pass, and what they return."""
 
     hidden: dict[str, Tensor]
-    is_tuple: bool = False
+    returned: Returned = field(default_factory=Returned)
 
 
 @contextlib.contextmanager
@@ -244,7 +245,7 @@ def _recorded(model: nn.Module, blocks: Sequence[str]) -> Generator[_BlockInputs
     def hook_for(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: object) -> None:
             found.hidden[name] = arguments[0] if arguments else keywords["hidden_states"]
-            found.is_tuple = isinstance(output, tuple)
+            found.returned = Returned.of(output)
 
         return hook
 
@@ -259,4 +260,4 @@ def _skipping(blocks: Sequence[str], home: int, inputs: _BlockInputs) -> dict[st
     """Return stand-ins for the decoder layers before ``home``: the last gives what that one got."""
     if not home:
         return {}
-    return dict.fromkeys(blocks[:home], giving(inputs.hidden[blocks[home]], is_tuple=inputs.is_tuple))
+    return dict.fromkeys(blocks[:home], inputs.returned.stand_in(inputs.hidden[blocks[home]]))

@@ -32,6 +32,7 @@ from microscale.families.batch import Batch, run_model
 from microscale.families.structure import LinearGroup, ModelStructure
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.layerwise.loader import LayerLoader
+from microscale.layerwise.returned import Returned
 from microscale.layerwise.stream import Flow, LayerStream
 from microscale.nn.linear import QuantizedLinear
 from microscale.recipes.calibration import Calibration
@@ -122,7 +123,7 @@ class Quantizer:
         if not pipelines:
             return
         blocks = self._structure.blocks
-        runner = self._runner(is_tuple=None)
+        runner = self._runner(None)
         stream = LayerStream(runner, ActivationStore(None, ""), Flow.EXACT, len(blocks))
         stream.start()
         for index, structure in enumerate(blocks):
@@ -202,24 +203,21 @@ class Quantizer:
     def _open_stream(self, first: int) -> LayerStream:
         settings, blocks = self._settings, self._structure.blocks
         has_learning = any(pipeline.of_kind(BlockStep) for pipeline in self._book.distinct)
-        is_tuple: bool | None = None
-        if first:
-            is_tuple = bool(self._store.facts()["is_tuple"])
-        else:
+        if not first:
             self._load(blocks[0].name)
-        runner = self._runner(is_tuple)
+        runner = self._runner(Returned.from_facts(self._store.facts()) if first else None)
         flow = Flow.EXACT
         if settings.is_sequential:
             flow = Flow.TARGETS if has_learning else Flow.QUANTIZED
         stream = LayerStream(runner, self._store, flow, len(blocks))
         if not first:
-            self._store.put_facts({"is_tuple": runner.is_tuple})
+            self._store.put_facts(runner.returned.facts)
             stream.start()
         return stream
 
-    def _runner(self, is_tuple: bool | None) -> BlockRunner:
+    def _runner(self, returned: Returned | None) -> BlockRunner:
         settings, names = self._settings, [block.name for block in self._structure.blocks]
-        return BlockRunner(self._model, names, settings.samples, batch=settings.batch, is_tuple=is_tuple)
+        return BlockRunner(self._model, names, settings.samples, batch=settings.batch, returned=returned)
 
     def _load(self, name: str) -> None:
         """See that a layer's weights are at hand, in float32."""
@@ -268,7 +266,7 @@ class Quantizer:
             for name in self._book.chosen(block.structure, group):
                 module = self.rounded(dataclasses.replace(self._book.task(name), inputs=inputs))
                 if block.runner is not None:
-                    module.cache_weight()
+                    module.cache_weight(torch.float32)
                 replace(name, module)
                 self._book.drop(name)
 

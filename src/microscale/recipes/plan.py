@@ -19,7 +19,7 @@ from microscale.families.forward_source import (
     names_read_by_parents,
     router_names,
 )
-from microscale.families.modules import is_transposed
+from microscale.families.modules import is_linear, is_transposed
 from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.formats import ALIASES, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
@@ -65,7 +65,7 @@ def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if is_transposed(module):
             found[name] = ("conv1d", module)
-        elif type(module).forward is nn.Linear.forward:
+        elif is_linear(module):
             found[name] = ("linear", module)
         elif type(module).forward is nn.Embedding.forward:
             found[name] = ("embedding", module)

@@ -158,7 +158,7 @@ class Preparer:
 
         def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
             with replaced_forward(stand_ins, self._model):
-                return runner.run(block.index, block.hidden[batch])
+                return runner.run(block.index, block.hidden[batch], batch=batch)
 
         problem = BlockProblem(
             groups=groups,
