@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from microscale.formats import parse_activation
 from microscale.kernels import quantize
+from microscale.layouts import find_layout
 from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
 
@@ -27,6 +28,19 @@ def packed_linear(spec: str, *, bias: bool = True, activations: str | None = Non
 
 def packed_embedding(spec: str) -> QuantizedEmbedding:
     return QuantizedEmbedding.from_tensor(quantize(weight(), spec))
+
+
+def lay_out(model: nn.Module, layout: str) -> list[str]:
+    """Lay out the linear layers that the layout takes, by hand: a later move keeps it; the names of those changed."""
+    changed: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, QuantizedLinear) or module.layout == layout:
+            continue
+        if find_layout(layout).refusal(module.format, module.shape) is None:
+            module.set_layout(layout)
+            module.inference_dtype = None
+            changed.append(name)
+    return changed
 
 
 def inputs(dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -20,7 +20,7 @@ import json, sys, threading, time
 import torch
 import microscale
 from microscale.integrations.loading import load_model
-from microscale.nn.inference import lay_out
+from microscale.nn.linear import QuantizedLinear
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -36,7 +36,9 @@ def measure(path, dtype):
     sampler.start()
     model = load_model(path, dtype=dtype)
     loaded = max(peak[0], resident())
-    lay_out(model, "rows16")
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.set_layout("rows16")
     done.set()
     sampler.join()
     return loaded - before, max(peak[0], resident()) - before

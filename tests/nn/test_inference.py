@@ -17,9 +17,10 @@ from microscale.kernels import dispatch, preferred_layout, quantize
 from microscale.kernels.backend import Backend, Operation, Request
 from microscale.kernels.reference import BACKEND as REFERENCE
 from microscale.nn.embedding import QuantizedEmbedding
-from microscale.nn.inference import cached_weights, lay_out, prepare_for_inference, row_major_weights
+from microscale.nn.inference import cached_weights, prepare_for_inference, row_major_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
+from packed_modules import lay_out
 from small_models import logits, read_tensors, same_bits, same_tensors, save_random_model
 
 
@@ -150,7 +151,7 @@ def test_the_tensor_record_follows_its_buffers() -> None:
     assert layer.tensor is not record and same_bits(layer.tensor.parts["scale"], record.parts["scale"] + 1)
 
 
-def test_lay_out_takes_what_the_layout_holds() -> None:
+def test_linear_layers_change_their_layout_and_back() -> None:
     model = small_stack()
     expected = model(torch.tensor([[3, 1]]))
     assert lay_out(model, "rows16") == ["1", "4"]
@@ -163,7 +164,7 @@ def test_lay_out_takes_what_the_layout_holds() -> None:
     assert layouts(model) == ["row_major", "rows16", "row_major", "rows16"]
     assert lay_out(model, "row_major") == ["1", "4"]
     with pytest.raises(LayoutError):
-        lay_out(model, "swizzled")
+        packed_linear().set_layout("swizzled")
 
 
 def test_row_major_weights_come_back_after_an_error() -> None:

@@ -8,32 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from microscale.layouts import find_layout
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.nn.gradients import GradientWatch, ModelWatch
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
-
-
-def lay_out(model: nn.Module, layout: str) -> list[str]:
-    """Lay the packed linear layers of a model out anew, one after the other; returns the names of those that were.
-
-    Memory never holds more than one layer twice. Layers of a format that the layout refuses, and embeddings, whose
-    rows are looked up one by one, stay as they are. A later move does not choose another layout.
-
-    Raises:
-        LayoutError: there is no such layout.
-    """
-    target = find_layout(layout)
-    changed: list[str] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, QuantizedLinear) or module.layout == layout:
-            continue
-        if target.refusal(module.format, module.shape) is None:
-            module.set_layout(layout)
-            module.inference_dtype = None
-            changed.append(name)
-    return changed
 
 
 def prepare_for_inference(model: nn.Module) -> list[str]:
