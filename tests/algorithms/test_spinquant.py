@@ -17,7 +17,7 @@ from method_tasks import COLS, check_orthogonal, rotation_problem
 from microscale.algorithms.contract import RotationStep
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rotation import start_rotation
-from microscale.algorithms.spinquant import SpinQuant, cayley_step, token_loss
+from microscale.algorithms.spinquant import SpinQuant, cayley_step, mean_keeping_step, token_loss
 from microscale.errors import CalibrationError, RecipeError
 from microscale.formats import parse_format
 from small_models import same_bits
@@ -92,7 +92,7 @@ def test_the_vector_of_ones_can_be_kept() -> None:
     turn = torch.eye(8, dtype=torch.float64)
     slope = start_rotation(8, 2)
     ones = torch.ones(8, dtype=torch.float64)
-    kept, free = (cayley_step(turn, slope, 0.5, keeps_mean=keeps) for keeps in (True, False))
+    kept, free = (step(turn, slope, 0.5) for step in (mean_keeping_step, cayley_step))
     torch.testing.assert_close(kept @ ones, ones, rtol=0, atol=1e-12)
     assert float((free @ ones - ones).abs().max()) > 1e-3 and not torch.equal(kept, turn)
 

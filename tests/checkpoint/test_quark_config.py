@@ -10,6 +10,7 @@ import torch
 from format_specs import block_format
 from microscale.checkpoint.quark_config import (
     LayerEntries,
+    TensorUse,
     check_scope,
     mode_of,
     read_tensor_entry,
@@ -59,21 +60,22 @@ def test_words_of_rules(spec: str, mode: str | None) -> None:
 
 
 @pytest.mark.parametrize("mode", ["even", "floor", "ceil"])
-@pytest.mark.parametrize("is_weight", [True, False])
+@pytest.mark.parametrize("use", TensorUse)
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8"])
-def test_an_entry_comes_back(name: str, is_weight: bool, mode: str) -> None:
+def test_an_entry_comes_back(name: str, use: TensorUse, mode: str) -> None:
     fmt = block_format(f"{name}:{mode}")
-    entry = tensor_entry(fmt, is_weight=is_weight)
-    assert entry["is_dynamic"] is not is_weight and entry["scale_calculation_mode"] == mode
-    assert read_tensor_entry("l", entry, is_weight=is_weight)[1] == fmt
-    with pytest.raises(CheckpointError, match="are not read"):  # static is not dynamic
-        read_tensor_entry("l", entry, is_weight=not is_weight)
+    entry = tensor_entry(fmt, use)
+    assert entry["is_dynamic"] is (use is TensorUse.ACTIVATIONS) and entry["scale_calculation_mode"] == mode
+    assert read_tensor_entry("l", entry, use)[1] == fmt
+    (other,) = set(TensorUse) - {use}
+    with pytest.raises(CheckpointError, match=f"the {other.value} .* are not read"):  # static is not dynamic
+        read_tensor_entry("l", entry, other)
 
 
 def test_a_rule_without_a_word_is_null() -> None:
-    entry = tensor_entry(block_format("mxfp4:rceil:nearest_away"), is_weight=True)
+    entry = tensor_entry(block_format("mxfp4:rceil:nearest_away"), TensorUse.WEIGHTS)
     assert entry["scale_calculation_mode"] is None and entry["round_method"] is None
-    assert read_tensor_entry("l", [entry], is_weight=True)[1] == block_format("mxfp4:even")  # Quark's own rule
+    assert read_tensor_entry("l", [entry], TensorUse.WEIGHTS)[1] == block_format("mxfp4:even")  # Quark's own rule
 
 
 CONFIG: dict[str, Any] = {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from microscale.errors import TaskError
-from microscale.evaluation.task_rows import ROW_CHECKS, index_cell, text_cell
+from microscale.evaluation.task_rows import ROW_CHECKS, index_cell, optional_text_cell, text_cell
 from task_data import CHOICES, ROWS
 
+Reader = Callable[[dict[str, Any], str, str], str]
 HELLASWAG = ROWS["hellaswag"][0]
 WINOGRANDE = ROWS["winogrande"][0]
 
@@ -25,25 +27,32 @@ def test_a_good_row_is_checked_and_not_changed(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "key", "is_needed", "found"),
+    ("row", "read", "found"),
     [
-        ({"a": "x"}, "a", True, "x"),
-        ({"a": " x "}, "a", True, " x "),
-        ({"a": ""}, "a", False, ""),
-        ({}, "a", False, ""),
+        ({"a": "x"}, text_cell, "x"),
+        ({"a": " x "}, text_cell, " x "),
+        ({"a": " x "}, optional_text_cell, " x "),
+        ({"a": " "}, optional_text_cell, " "),
+        ({"a": ""}, optional_text_cell, ""),
+        ({}, optional_text_cell, ""),
     ],
 )
-def test_texts(row: dict[str, Any], key: str, is_needed: bool, found: str) -> None:
-    assert text_cell(row, key, "f", is_needed=is_needed) == found
+def test_texts(row: dict[str, Any], read: Reader, found: str) -> None:
+    assert read(row, "a", "f") == found
 
 
 @pytest.mark.parametrize(
-    ("row", "is_needed", "got"),
-    [({}, True, "None"), ({"a": " \n"}, True, r"' \n'"), ({"a": 3}, False, "3"), ({"a": None}, False, "None")],
+    ("row", "read", "got"),
+    [
+        ({}, text_cell, "None"),
+        ({"a": " \n"}, text_cell, r"' \n'"),
+        ({"a": 3}, optional_text_cell, "3"),
+        ({"a": None}, optional_text_cell, "None"),
+    ],
 )
-def test_what_is_no_text(row: dict[str, Any], is_needed: bool, got: str) -> None:
+def test_what_is_no_text(row: dict[str, Any], read: Reader, got: str) -> None:
     with pytest.raises(TaskError) as caught:
-        text_cell(row, "a", "f, line 2", is_needed=is_needed)
+        read(row, "a", "f, line 2")
     assert str(caught.value) == f"f, line 2: 'a' must be a text that is not empty, got {got}"
 
 

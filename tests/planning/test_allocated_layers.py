@@ -8,7 +8,7 @@ import pytest
 
 from measured_models import FORMATS
 from microscale.errors import AllocationError
-from microscale.planning.allocated_layers import allocated_layers, parse_fixed
+from microscale.planning.allocated_layers import Grouping, allocated_layers, parse_fixed
 from microscale.planning.candidates import parse_candidates
 
 
@@ -63,7 +63,7 @@ def test_layers_roles_and_candidates(model: Any) -> None:
 
 
 def test_fused_layers_read_the_same_input(model: Any) -> None:
-    layers, _ = allocated_layers(model, FORMATS, is_fused=True)
+    layers, _ = allocated_layers(model, FORMATS, grouping=Grouping.FUSED)
     fused = {layer.name: layer.fused for layer in layers}
     stem = "model.layers.1"
     together = tuple(f"{stem}.self_attn.{letter}_proj" for letter in "qkv")

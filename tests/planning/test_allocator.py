@@ -13,7 +13,7 @@ from microscale.algorithms.contract import GroupTask, ModelProblem
 from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
 from microscale.formats import format_name
-from microscale.planning.allocated_layers import AllocatedLayer, allocated_layers, parse_fixed
+from microscale.planning.allocated_layers import AllocatedLayer, Grouping, allocated_layers, parse_fixed
 from microscale.planning.allocator import allocation_recipe, check_budget, check_reachable, choice_groups, solve
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import parse_candidates
@@ -53,19 +53,19 @@ def test_bytes_are_those_of_the_whole_model(model: Any) -> None:
 
 
 def test_fused_layers_get_one_format(model: Any) -> None:
-    _, table = table_of(model, is_fused=True)
+    _, table = table_of(model, grouping=Grouping.FUSED)
     for amount in (4.4, 4.7, 5.3):
         chosen = solve(table, Budget(amount=amount, unit=BudgetUnit.BITS), points=2).chosen
         for layer in ("model.layers.0", "model.layers.1"):
             assert len({chosen[f"{layer}.self_attn.{name}_proj"] for name in "qkv"}) == 1
             assert len({chosen[f"{layer}.mlp.{name}_proj"] for name in ("gate", "up")}) == 1
-    layers, _ = allocated_layers(model, FORMATS, fixed=[parse_fixed("q_proj=mxfp8")], is_fused=True)
+    layers, _ = allocated_layers(model, FORMATS, fixed=[parse_fixed("q_proj=mxfp8")], grouping=Grouping.FUSED)
     assert next(layer for layer in layers if layer.name.endswith("q_proj")).candidates == (3,)
 
 
 def test_layers_fixed_apart_cannot_be_fused(model: Any) -> None:
     fixed = [parse_fixed("q_proj=mxfp4"), parse_fixed("k_proj=nvfp4")]
-    _, table = table_of(model, is_fused=True, fixed=fixed)
+    _, table = table_of(model, grouping=Grouping.FUSED, fixed=fixed)
     with pytest.raises(AllocationError, match="fixed to different formats"):
         solve(table, Budget(amount=6, unit=BudgetUnit.BITS))
 

@@ -8,7 +8,7 @@ from fake_studies import LABELS, Fake, stop_at
 from microscale.errors import FormatError, StudyError
 from microscale.studies.file import Study, StudyTask
 from microscale.studies.results import study_rows
-from microscale.studies.run import run_study, select_runs, study_runs
+from microscale.studies.run import FailedRuns, run_study, select_runs, study_runs
 from microscale.studies.store import RunState, StudyStore
 
 
@@ -72,7 +72,7 @@ def test_a_failure_stops_no_other_run(error: Exception, study: Study, store: Stu
     run_study(study, store, same)
     assert same.log == []
     retried = Fake()
-    run_study(study, store, retried, retry=True)
+    run_study(study, store, retried, failed=FailedRuns.RETRY)
     assert retried.log == ["a mxfp8 rtn: prepare", "a mxfp8 rtn: book", "a mxfp8 rtn: piqa"]
     assert all(run.state is RunState.DONE and not run.message for run in store.runs().values())
 

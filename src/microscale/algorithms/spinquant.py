@@ -59,13 +59,14 @@ class SpinQuant(RotationStep):
         assert model is not None
         current = problem.admissible(start_rotation(problem.size, self.seed).to(model.windows.token_ids.device))
         leaf = current.to(torch.float32, copy=True).requires_grad_()
+        turned = mean_keeping_step if problem.keeps_mean else cayley_step
         judges = tuple(model.windows[: JUDGES * self.batch].split(self.batch))
 
         def update(step: int, steps: int) -> None:
             nonlocal current
             assert leaf.grad is not None
             rate = self.lr * line(step, steps)
-            current = cayley_step(current, leaf.grad, rate, keeps_mean=problem.keeps_mean)
+            current = turned(current, leaf.grad, rate)
             leaf.data.copy_(current)
 
         @torch.no_grad()
@@ -117,14 +118,28 @@ def _stand_in(problem: RotationProblem, layer: LayerTask, rotation: Tensor, bias
 
 
 def cayley_step(
-    rotation: Float[Tensor, "size size"], gradient: Float[Tensor, "size size"], rate: float, *, keeps_mean: bool = False
+    rotation: Float[Tensor, "size size"], gradient: Float[Tensor, "size size"], rate: float
 ) -> Float[Tensor, "size size"]:
-    """Return the rotation after a step; with ``keeps_mean`` the vector of ones is turned as before."""
+    """Return the rotation after a step."""
+    return _turned(rotation, _skew(rotation, gradient), rate)
+
+
+def mean_keeping_step(
+    rotation: Float[Tensor, "size size"], gradient: Float[Tensor, "size size"], rate: float
+) -> Float[Tensor, "size size"]:
+    """Return the rotation after a step that turns the vector of ones as before."""
+    skew = _skew(rotation, gradient)
+    skew = skew - skew.mean(0, keepdim=True)
+    return _turned(rotation, skew - skew.mean(1, keepdim=True), rate)
+
+
+def _skew(rotation: Tensor, gradient: Tensor) -> Tensor:
     wide, slope = rotation.to(torch.float64), gradient.to(torch.float64)
-    skew = slope @ wide.T - wide @ slope.T
-    if keeps_mean:
-        skew = skew - skew.mean(0, keepdim=True)
-        skew = skew - skew.mean(1, keepdim=True)
+    return slope @ wide.T - wide @ slope.T
+
+
+def _turned(rotation: Tensor, skew: Tensor, rate: float) -> Tensor:
+    wide = rotation.to(torch.float64)
     step = min(rate, 1.0 / (float(torch.linalg.matrix_norm(skew, 1)) + 1e-8))
     unit = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
     turned = torch.linalg.solve(unit + 0.5 * step * skew, (unit - 0.5 * step * skew) @ wide)

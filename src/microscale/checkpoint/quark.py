@@ -26,6 +26,7 @@ from microscale.checkpoint.quark_config import (
     LIBRARY_VERSION,
     RULES,
     LayerEntries,
+    TensorUse,
     check_scope,
     mode_of,
     read_tensor_entry,
@@ -151,9 +152,11 @@ class QuarkLayout:
 
 def _layer_entry(layer: LayerSpec) -> dict[str, Any]:
     return {
-        "input_tensors": None if layer.activations is None else tensor_entry(layer.activations.format, is_weight=False),
+        "input_tensors": None
+        if layer.activations is None
+        else tensor_entry(layer.activations.format, TensorUse.ACTIVATIONS),
         "output_tensors": None,
-        "weight": tensor_entry(layer.format, is_weight=True),
+        "weight": tensor_entry(layer.format, TensorUse.WEIGHTS),
         "bias": None,
         "target_device": None,
     }
@@ -165,9 +168,11 @@ def _stored_layer(
     for key in ("output_tensors", "bias"):
         if entry.get(key) is not None:
             raise CheckpointError(f"layer {name!r}: quantized {key} of quark are not read, got {entry[key]!r}")
-    scheme, fmt = read_tensor_entry(name, entry.get("weight"), is_weight=True)
+    scheme, fmt = read_tensor_entry(name, entry.get("weight"), TensorUse.WEIGHTS)
     inputs = entry.get("input_tensors")
-    activations = None if inputs is None else ActivationSpec(format=read_tensor_entry(name, inputs, is_weight=False)[1])
+    activations = (
+        None if inputs is None else ActivationSpec(format=read_tensor_entry(name, inputs, TensorUse.ACTIVATIONS)[1])
+    )
     info = infos.get(f"{name}.weight")
     if info is None or len(info.shape) != 2 or info.dtype != scheme.stored:
         found = "no tensor" if info is None else f"{info.dtype} {list(info.shape)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from fnmatch import fnmatch
 from typing import Any, cast
 
@@ -28,6 +29,13 @@ class Scheme:
     word: str
     base: BlockFormat
     stored: torch.dtype
+
+
+class TensorUse(Enum):
+    """What a tensor entry describes: weights, which are static, or activations, which are dynamic."""
+
+    WEIGHTS = "weights"
+    ACTIVATIONS = "activations"
 
 
 def _scheme(word: str, spec: str, stored: torch.dtype) -> Scheme:
@@ -66,13 +74,13 @@ def mode_of(fmt: BlockFormat) -> str | None:
     return next((word for word, known in RULES.items() if known == rule), None)
 
 
-def tensor_entry(fmt: Format, *, is_weight: bool) -> dict[str, Any]:
-    """Return Quark's entry for weights or for dynamic activations; null where it has no word for a rule or rounding."""
+def tensor_entry(fmt: Format, use: TensorUse) -> dict[str, Any]:
+    """Return Quark's entry for a tensor; null where it has no word for a rule or rounding."""
     scheme = weight_scheme(fmt)
     assert scheme is not None and isinstance(fmt, BlockFormat)
     entry: dict[str, Any] = {
         "dtype": scheme.word,
-        "is_dynamic": not is_weight,
+        "is_dynamic": use is TensorUse.ACTIVATIONS,
         "qscheme": "per_group",
         "ch_axis": -1,
         "group_size": BLOCK_SIZE,
@@ -87,7 +95,7 @@ def tensor_entry(fmt: Format, *, is_weight: bool) -> dict[str, Any]:
         "observer_cls": "PerBlockMXObserver",
         "is_scale_quant": False,
     }
-    if is_weight and scheme.word == "fp8_e4m3":
+    if use is TensorUse.WEIGHTS and scheme.word == "fp8_e4m3":
         entry |= {
             "qscheme": "per_block",
             "group_size": None,
@@ -175,18 +183,18 @@ def check_scope(config: Mapping[str, Any]) -> None:
             raise CheckpointError(f"quark config: {key} asks for {meaning}, which microscale does not read")
 
 
-def read_tensor_entry(name: str, entry: Any, *, is_weight: bool) -> tuple[Scheme, BlockFormat]:
+def read_tensor_entry(name: str, entry: Any, use: TensorUse) -> tuple[Scheme, BlockFormat]:
     """Return the scheme of a weight or of activations, with the rule that the file records."""
-    role = "weights" if is_weight else "activations"
+    role = use.value
     if isinstance(entry, list) and len(cast("list[Any]", entry)) == 1:
         entry = cast("list[Any]", entry)[0]
     found = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
     scheme = next((scheme for scheme in SCHEMES if scheme.word == found.get("dtype")), None)
-    if scheme is None or not _is_mx(found, is_weight):
+    if scheme is None or not _is_mx(found, use):
         words = ", ".join(scheme.word for scheme in SCHEMES)
         raise CheckpointError(
             f"layer {name!r}: the {role} {entry!r} of quark are not read; microscale reads {words} with E8M0 scales for"
-            f" groups of {BLOCK_SIZE} ({'static' if is_weight else 'dynamic'})"
+            f" groups of {BLOCK_SIZE} ({'static' if use is TensorUse.WEIGHTS else 'dynamic'})"
         )
     mode, rounding = found.get("scale_calculation_mode"), found.get("round_method")
     rule = RULES.get("even" if mode is None else str(mode))
@@ -198,7 +206,8 @@ def read_tensor_entry(name: str, entry: Any, *, is_weight: bool) -> tuple[Scheme
     return scheme, replace(scheme.base, rule=rule)
 
 
-def _is_mx(entry: Mapping[str, Any], is_weight: bool) -> bool:
+def _is_mx(entry: Mapping[str, Any], use: TensorUse) -> bool:
+    is_weight = use is TensorUse.WEIGHTS
     if bool(entry.get("is_dynamic")) is is_weight:
         return False
     if entry.get("qscheme") == "per_block" and entry.get("dtype") == "fp8_e4m3" and is_weight:

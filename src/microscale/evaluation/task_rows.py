@@ -15,12 +15,18 @@ from microscale.errors import TaskError
 Row = dict[str, Any]
 
 
-def text_cell(row: Row, key: str, where: str, *, is_needed: bool = True) -> str:
-    """Return a text of a row; one that is not needed may be absent or empty."""
-    value = row.get(key, None if is_needed else "")
-    if not isinstance(value, str) or (is_needed and not value.strip()):
+def text_cell(row: Row, key: str, where: str) -> str:
+    """Return a text of a row that must be there."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{where}: {key!r} must be a text that is not empty, got {value!r:.60}")
     return value
+
+
+def optional_text_cell(row: Row, key: str, where: str) -> str:
+    """Return a text of a row that may be absent or empty."""
+    value = row.get(key, "")
+    return value if isinstance(value, str) else text_cell(row, key, where)
 
 
 def index_cell(value: Any, count: int, what: str, where: str, *, first: int = 0) -> int:
@@ -45,7 +51,7 @@ def hellaswag_row(row: Row, where: str) -> Row:
     endings = row.get("endings")
     if not isinstance(endings, list) or len(endings) != 4 or not all(isinstance(e, str) and e.strip() for e in endings):
         raise TaskError(f"{where}: 'endings' must be 4 texts, got {endings!r:.60}")
-    context = f"{text_cell(row, 'ctx_a', where)} {text_cell(row, 'ctx_b', where, is_needed=False).capitalize()}"
+    context = f"{text_cell(row, 'ctx_a', where)} {optional_text_cell(row, 'ctx_b', where).capitalize()}"
     query = _without_brackets(f"{text_cell(row, 'activity_label', where)}: {context}")
     choices = [_without_brackets(ending) for ending in endings]
     return {"query": query, "choices": choices, "label": index_cell(row.get("label"), 4, "'label'", where)}
@@ -59,8 +65,9 @@ def _without_brackets(text: str) -> str:
 
 def piqa_row(row: Row, where: str) -> Row:
     """Check a row of PIQA."""
-    found = {key: text_cell(row, key, where, is_needed=key != "goal") for key in ("goal", "sol1", "sol2")}
-    return {**found, "label": index_cell(row.get("label"), 2, "'label'", where)}
+    goal = optional_text_cell(row, "goal", where)
+    found = {key: text_cell(row, key, where) for key in ("sol1", "sol2")}
+    return {"goal": goal, **found, "label": index_cell(row.get("label"), 2, "'label'", where)}
 
 
 def _choices(row: Row, question_key: str, where: str) -> Row:
@@ -98,7 +105,7 @@ def boolq_row(row: Row, where: str) -> Row:
     if isinstance(label, bool):
         label = int(label)
     question = text_cell(row, "question", where).strip().removesuffix("?")
-    passage = text_cell(row, "passage", where, is_needed=False)
+    passage = optional_text_cell(row, "passage", where)
     return {"passage": passage, "question": question, "label": index_cell(label, 2, "'label'", where)}
 
 
@@ -106,7 +113,7 @@ def siqa_row(row: Row, where: str) -> Row:
     """Check a row of Social IQa; its label counts from 1."""
     found = {key: text_cell(row, key, where) for key in ("question", "answerA", "answerB", "answerC")}
     label = index_cell(row.get("label"), 3, "'label'", where, first=1)
-    return {"context": text_cell(row, "context", where, is_needed=False), **found, "label": str(label + 1)}
+    return {"context": optional_text_cell(row, "context", where), **found, "label": str(label + 1)}
 
 
 def gsm8k_row(row: Row, where: str) -> Row:

@@ -22,7 +22,7 @@ from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Progress, Reporter
 from microscale.jobs.shared_options import TextOptions
 from microscale.nn.experts import unstack_experts
-from microscale.planning.allocated_layers import AllocatedLayer, allocated_layers, parse_fixed
+from microscale.planning.allocated_layers import AllocatedLayer, Grouping, allocated_layers, parse_fixed
 from microscale.planning.allocator import Solution, allocation_recipe, check_budget, check_reachable, solve
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import Candidate, parse_candidates
@@ -50,7 +50,7 @@ class AllocationProblem:
     method: str = "rtn"
     effort: str = "fast"
     sensitivity: Sensitivity = Sensitivity.FISHER
-    is_fused: bool = False
+    grouping: Grouping = Grouping.SINGLE
     latency_tokens: int = 1
     points: int = 25
 
@@ -149,7 +149,7 @@ def allocate(options: AllocateOptions, reporter: Reporter = SILENT) -> AllocateR
         method=options.method,
         effort=options.effort,
         sensitivity=parse_sensitivity(options.sensitivity),
-        is_fused=options.fuse,
+        grouping=Grouping.FUSED if options.fuse else Grouping.SINGLE,
         latency_tokens=options.latency_tokens,
         points=options.points,
     )
@@ -266,7 +266,7 @@ def _checked_layers(model: Any, problem: AllocationProblem) -> tuple[tuple[Alloc
         fixed=problem.fixed,
         include=problem.include,
         exclude=problem.exclude,
-        is_fused=problem.is_fused,
+        grouping=problem.grouping,
     )
     check_budget(model, layers, every, problem.budget)
     names = [layer.name for layer in layers]

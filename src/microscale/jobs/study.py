@@ -23,7 +23,7 @@ from microscale.report.study import study_html
 from microscale.report.study_rows import StudyCell, StudyReportRow
 from microscale.studies.file import Study, load_study
 from microscale.studies.results import StudyRow, pareto_front, shared_values, study_rows
-from microscale.studies.run import run_study, select_runs, study_runs
+from microscale.studies.run import FailedRuns, run_study, select_runs, study_runs
 from microscale.studies.store import RunState, StudyStore
 from microscale.version import __version__
 
@@ -79,8 +79,9 @@ def study(options: StudyOptions, reporter: Reporter = SILENT) -> StudyResult:
 def _run(plan: Study, store: StudyStore, options: StudyOptions, reporter: Reporter) -> None:
     check_study(plan, options.device)
     with reporter.stage("study") as advance:
+        failed = FailedRuns.RETRY if options.retry_failed else FailedRuns.LEAVE
         executor = QuantizeAndScore(plan, device=options.device)
-        run_study(plan, store, executor, only=options.only, retry=options.retry_failed, progress=advance)
+        run_study(plan, store, executor, only=options.only, failed=failed, progress=advance)
 
 
 def check_study(plan: Study, device: str) -> None:

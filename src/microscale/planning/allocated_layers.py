@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from microscale.errors import AllocationError
@@ -16,6 +17,13 @@ from microscale.planning.candidates import Candidate, parse_candidate
 from microscale.recipes.plan import make_plan, quantizable_modules
 from microscale.recipes.recipe import KV_CACHE, NORM, make_recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
+
+
+class Grouping(Enum):
+    """Which layers must get one format: each is free (SINGLE), or those that read one input go together (FUSED)."""
+
+    SINGLE = "single"
+    FUSED = "fused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,7 @@ def allocated_layers(
     fixed: Sequence[tuple[str, Candidate]] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    is_fused: bool = False,
+    grouping: Grouping = Grouping.SINGLE,
 ) -> tuple[tuple[AllocatedLayer, ...], tuple[Candidate, ...]]:
     """Return the layers that a budget is spread over, and all candidates, those fixed by hand at the end.
 
@@ -90,7 +98,7 @@ def allocated_layers(
     for layer in make_plan(model, recipe).layers:
         role = roles[layer.name]
         own = [every.index(candidate) for pattern, candidate in fixed if is_meant(pattern, layer.name, role)]
-        fused = tuple(groups.get(layer.name, (layer.name,))) if is_fused else (layer.name,)
+        fused = tuple(groups.get(layer.name, (layer.name,))) if grouping is Grouping.FUSED else (layer.name,)
         found.append(
             AllocatedLayer(
                 name=layer.name,

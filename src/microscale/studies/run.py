@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -138,16 +139,23 @@ def _matches(run: StudyRun, glob: str) -> bool:
     return fnmatch.fnmatchcase(run.label, f"*{glob}*")
 
 
+class FailedRuns(Enum):
+    """What becomes of runs that failed before."""
+
+    LEAVE = "leave"
+    RETRY = "retry"
+
+
 def run_study(
     study: Study,
     store: StudyStore,
     executor: StudyExecutor,
     *,
     only: Sequence[str] = (),
-    retry: bool = False,
+    failed: FailedRuns = FailedRuns.LEAVE,
     progress: Progress = lambda done, total, label: None,
 ) -> None:
-    """Work off what is not finished; with ``retry`` also what failed before.
+    """Work off what is not finished; ``failed`` says what becomes of runs that failed before.
 
     Raises:
         StudyError: another process works on the results, or they cannot be written.
@@ -156,18 +164,18 @@ def run_study(
     with store.working():
         for run in runs:
             store.add(run.key, model=run.model.label, format=run.format, method=run.method_label)
-        todo = [(run, missing) for run in runs if (missing := _missing(study, store, run, retry=retry))]
+        todo = [(run, missing) for run in runs if (missing := _missing(study, store, run, failed))]
         for run in runs:
-            if not _missing(study, store, run, retry=True) and store.runs()[run.key].state is RunState.WAITING:
+            if not _missing(study, store, run, FailedRuns.RETRY) and store.runs()[run.key].state is RunState.WAITING:
                 store.update(run.key, RunState.DONE)  # interrupted after its last score
         counter = _Counter(total=sum(1 + len(missing) for _, missing in todo), report=progress)
         for run, missing in todo:
             _run_one(run, missing, store, executor, counter)
 
 
-def _missing(study: Study, store: StudyStore, run: StudyRun, *, retry: bool) -> list[StudyTask]:
+def _missing(study: Study, store: StudyStore, run: StudyRun, failed: FailedRuns) -> list[StudyTask]:
     """Return the tasks of a run that have no score yet."""
-    if store.runs()[run.key].state is RunState.FAILED and not retry:
+    if store.runs()[run.key].state is RunState.FAILED and failed is FailedRuns.LEAVE:
         return []
     scored = store.scores().get(run.key, {})
     return [task for task in study.tasks if task.key not in scored]
