@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from microscale.recipes.recipe import Rule
+from microscale.recipes.recipe import RecipeRule
 
 
-def make_rule(**words: str | None) -> Rule:
+def make_rule(**words: str | None) -> RecipeRule:
     """Read a rule; pydantic makes records of its words."""
-    return Rule.model_validate(words)
+    return RecipeRule.model_validate(words)

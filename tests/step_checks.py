@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from method_tasks import (
+from method_problems import (
     COLS,
     block_problem,
-    group_task,
+    group_problem,
     input_rows,
-    layer_task,
+    layer_problem,
     model_problem,
     random,
     tensors_of,
@@ -25,14 +25,14 @@ from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
     FormatStep,
-    LayerTask,
+    LayerProblem,
     ModelStep,
     RoundStep,
     SideStep,
     Step,
     TransformStep,
 )
-from microscale.algorithms.distill import divergence
+from microscale.algorithms.distill import mean_divergence
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rtn import Rtn
@@ -55,7 +55,7 @@ def same(one: object, other: object) -> bool:
     return len(first) == len(second) and all(same_bits(a, b) for a, b in zip(first, second, strict=True))
 
 
-def output_error(layer: LayerTask, rounded: Tensor) -> float:
+def output_error(layer: LayerProblem, rounded: Tensor) -> float:
     """Return the squared error of the outputs on the calibration inputs: trace(E S E^T)."""
     error = (rounded - layer.target).to(torch.float64)
     moment = layer.second_moment
@@ -64,7 +64,7 @@ def output_error(layer: LayerTask, rounded: Tensor) -> float:
 
 
 def check_rounding(text: str, fmt: str) -> None:
-    rounding, layer = step(text), layer_task(fmt)
+    rounding, layer = step(text), layer_problem(fmt)
     assert isinstance(rounding, RoundStep)
     before = [tensor.clone() for tensor in tensors_of(layer)]
     found = rounding.quantize(layer)
@@ -87,15 +87,15 @@ def check_rounding_of_odd_inputs(text: str) -> None:
     """Zero rows, one token, no token, a width that no block divides, a transformed and clipped weight."""
     rounding = step(text)
     assert isinstance(rounding, RoundStep)
-    one_token = layer_task(inputs=input_rows(1))
-    unseen = dataclasses.replace(one_token, inputs=layer_task(inputs=input_rows(0)).inputs)
+    one_token = layer_problem(inputs=input_rows(1))
+    unseen = dataclasses.replace(one_token, inputs=layer_problem(inputs=input_rows(0)).inputs)
     unmeasured = dataclasses.replace(one_token, inputs=None)
-    dead = layer_task(inputs=input_rows() * torch.cat([torch.zeros(32), torch.ones(COLS - 32)]))
-    ragged = layer_task(cols=40, inputs=input_rows(cols=40))
-    zeros = layer_task()
+    dead = layer_problem(inputs=input_rows() * torch.cat([torch.zeros(32), torch.ones(COLS - 32)]))
+    ragged = layer_problem(cols=40, inputs=input_rows(cols=40))
+    zeros = layer_problem()
     zeros = dataclasses.replace(zeros, weight=zeros.weight * (torch.arange(48) % 2).unsqueeze(1))
-    scaled = layer_task().with_transforms([scale_transform(random(COLS).abs() + 0.5)])
-    clipped = dataclasses.replace(layer_task(), clip=torch.full((48, COLS), 0.15))
+    scaled = layer_problem().with_transforms([scale_transform(random(COLS).abs() + 0.5)])
+    clipped = dataclasses.replace(layer_problem(), clip=torch.full((48, COLS), 0.15))
     for layer in (one_token, unseen, unmeasured, dead, ragged, zeros, scaled, clipped):
         found = dequantize(rounding.quantize(layer), torch.float32)
         assert found.shape == layer.weight.shape and bool(torch.isfinite(found).all())
@@ -109,8 +109,8 @@ def check_rounding_of_odd_inputs(text: str) -> None:
 def check_fold(text: str, activations: str | None) -> None:
     fold = step(text)
     assert isinstance(fold, FoldStep)
-    layers = [layer_task("mxfp4", activations, seed=i, name=f"layers.0.{i}") for i in range(2)]
-    group = group_task(*layers)
+    layers = [layer_problem("mxfp4", activations, seed=i, name=f"layers.0.{i}") for i in range(2)]
+    group = group_problem(*layers)
     before = [tensor.clone() for tensor in tensors_of(group)]
     scale = fold.input_scale(group)
     assert scale.shape == (COLS,) and bool(torch.isfinite(scale).all()) and float(scale.min()) > 0
@@ -127,14 +127,14 @@ def check_fold_of_odd_inputs(text: str) -> None:
     fold = step(text)
     assert isinstance(fold, FoldStep)
     dead = input_rows() * torch.cat([torch.zeros(32), torch.ones(COLS - 32)])
-    idle = layer_task()
+    idle = layer_problem()
     idle = dataclasses.replace(idle, weight=idle.weight * (torch.arange(COLS) > 5))
     for group in (
-        group_task(layer_task(inputs=input_rows(1))),
-        group_task(layer_task(inputs=dead)),
-        group_task(layer_task(inputs=torch.zeros(4, COLS))),
-        group_task(layer_task(cols=40, inputs=input_rows(cols=40))),
-        group_task(idle),
+        group_problem(layer_problem(inputs=input_rows(1))),
+        group_problem(layer_problem(inputs=dead)),
+        group_problem(layer_problem(inputs=torch.zeros(4, COLS))),
+        group_problem(layer_problem(cols=40, inputs=input_rows(cols=40))),
+        group_problem(idle),
     ):
         scale = fold.input_scale(group)
         assert bool(torch.isfinite(scale).all()) and float(scale.min()) > 0
@@ -143,7 +143,7 @@ def check_fold_of_odd_inputs(text: str) -> None:
 def check_transform(text: str) -> None:
     finding = step(text)
     assert isinstance(finding, TransformStep)
-    group = group_task()
+    group = group_problem()
     before = [tensor.clone() for tensor in tensors_of(group)]
     chain = finding.transforms(group)
     assert chain and same(chain, finding.transforms(group))
@@ -162,7 +162,7 @@ def check_transform_of_odd_widths(text: str) -> None:
     finding = step(text)
     assert isinstance(finding, TransformStep)
     for cols in (40, 33, 7, 1):
-        group = group_task(layer_task(cols=cols, inputs=input_rows(cols=cols)))
+        group = group_problem(layer_problem(cols=cols, inputs=input_rows(cols=cols)))
         for transform in finding.transforms(group):
             assert transform.cols == cols
 
@@ -191,8 +191,8 @@ def check_learning_where_an_expert_saw_no_token(text: str) -> None:
     learning = step(text)
     assert isinstance(learning, BlockStep)
     problem = block_problem()
-    empty = layer_task(inputs=input_rows(0), name="layers.0.expert")
-    unseen = group_task(empty, role="moe.experts.gate_up")
+    empty = layer_problem(inputs=input_rows(0), name="layers.0.expert")
+    unseen = group_problem(empty, role="moe.experts.gate_up")
     problem = dataclasses.replace(
         problem, groups=(*problem.groups, unseen), biases={**problem.biases, "layers.0.expert": None}
     )
@@ -217,20 +217,20 @@ def model_error(problem: object, groups: object) -> float:
     from microscale.algorithms.block_error import rounded_stand_ins
 
     with torch.no_grad():
-        return float(divergence(problem, rounded_stand_ins(groups, problem.biases), problem.windows))  # type: ignore[attr-defined,arg-type]
+        return float(mean_divergence(problem, rounded_stand_ins(groups, problem.biases), problem.windows))  # type: ignore[attr-defined,arg-type]
 
 
 def check_side_path(text: str) -> None:
     side = step(text)
     assert isinstance(side, SideStep)
-    layer = layer_task()
+    layer = layer_problem()
     tensor = Rtn().quantize(layer)
     down, up = side.side(layer, tensor)
     assert down.shape[1] == COLS and up.shape[0] == 48 and down.shape[0] == up.shape[1]
     assert same((down, up), side.side(layer, tensor))
     rounded = dequantize(tensor, torch.float32)
     assert output_error(layer, rounded + up @ down) < 0.7 * output_error(layer, rounded)
-    for odd in (layer_task(inputs=input_rows(0)), layer_task(inputs=input_rows(1)), layer_task(rows=3)):
+    for odd in (layer_problem(inputs=input_rows(0)), layer_problem(inputs=input_rows(1)), layer_problem(rows=3)):
         down, up = side.side(odd, Rtn().quantize(odd))
         assert bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())
 
@@ -238,7 +238,7 @@ def check_side_path(text: str) -> None:
 def check_formats(text: str, fmt: str) -> None:
     changing = step(text)
     assert isinstance(changing, FormatStep)
-    layer = layer_task(fmt, "mxfp4")
+    layer = layer_problem(fmt, "mxfp4")
     if changing.refusal(layer.format, layer.activations) is not None:
         with pytest.raises(FormatError):
             changing.adapt(layer.format, layer.activations)

@@ -286,6 +286,75 @@ def test_files_are_short() -> None:
     assert set(LONG_FILES) - too_long == set(), "short by now: take them out of LONG_FILES"
 
 
+SWITCHES = {
+    "overwrite": "what the user allows",
+    "check": "what the user leaves out",
+    "retry": "what the user asks for",
+    "signed": "a fact of an element, under the name that its record has",
+    "symmetric": "a fact of an element, under the name that its record has",
+    "add_special_tokens": "a signature of lm_eval",
+    "disable_tqdm": "a signature of lm_eval",
+}
+"""Parameters that may be True or False though their names do not say a fact, each with its reason."""
+
+
+def public_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield the public functions and methods of the package, and what makes public classes."""
+    for path in source_files():
+        waiting: list[ast.AST] = [ast.parse((PACKAGE_DIR / path).read_text("utf-8"))]
+        while waiting:
+            for node in ast.iter_child_nodes(waiting.pop()):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    waiting.append(node)
+                if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+                    yield path.as_posix(), node
+
+
+def test_a_boolean_says_a_fact_or_is_a_switch_of_the_user() -> None:
+    """What chooses among ways to work is a named value: a call then says which."""
+    found: set[str] = set()
+    wrong: list[str] = []
+    for path, function in public_functions():
+        for argument in (*function.args.args, *function.args.kwonlyargs):
+            words = "" if argument.annotation is None else ast.unparse(argument.annotation)
+            if "bool" in words.split(" | ") and not argument.arg.startswith(("is_", "has_", "keeps_")):
+                found.add(argument.arg)
+                if argument.arg not in SWITCHES:
+                    wrong.append(f"{path}: {function.name}({argument.arg})")
+    assert not wrong, "name a value (an Enum, a word), or say a fact: is_, has_, keeps_"
+    assert set(SWITCHES) - found == set(), "gone: take it out of SWITCHES"
+
+
+CONTRACTS = ("kernels/ops.py", "kernels/decoder_ops.py", "kernels/plan.py", "kernels/layout.py", "kernels/reference/")
+"""Operations, and their implementations in the folders of backends, have one name by intention."""
+
+COMMANDS = ("__init__.py", "cli/", "jobs/", *CONTRACTS)
+"""So do a job, its command and its function in Python."""
+
+SAME_NAMES = {"part_specs": "the parts of a layout, said by each layout"}
+"""Other names that stand in more than one module, each with its reason: the list may only shrink."""
+
+
+def test_a_name_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in source_files():
+        tree = ast.parse((PACKAGE_DIR / path).read_text("utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.as_posix())
+    backends = tuple(f"kernels/{folder}/" for folder in BACKEND_FOLDERS)
+    several = {
+        name
+        for name, paths in places.items()
+        if len([path for path in paths if not path.startswith((*CONTRACTS, *backends))]) > 1
+        or (len(paths) > 1 and not any(path.startswith(CONTRACTS) for path in paths))
+    }
+    several = {name for name in several if sum(not path.startswith(COMMANDS) for path in places[name]) > 1}
+    wrong = {name: places[name] for name in sorted(several - set(SAME_NAMES))}
+    assert not wrong, "two meanings get two names, one meaning stands once"
+    assert set(SAME_NAMES) - several == set(), "gone: take it out of SAME_NAMES"
+
+
 def test_the_plan_in_the_documentation_has_the_same_rows() -> None:
     documented: dict[str, int] = {}
     for row, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", PLAN.read_text("utf-8"), flags=re.MULTILINE):

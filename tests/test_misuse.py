@@ -34,7 +34,7 @@ from microscale.formats.grammar import parse_scale_rule
 from microscale.jobs.front import signature_of
 from microscale.jobs.quantize_options import QuantizeOptions
 from microscale.kernels.grid import make_grid
-from microscale.recipes.recipe import Recipe, Rule, load_recipe, make_recipe, parse_rule
+from microscale.recipes.recipe import Recipe, RecipeRule, load_recipe, make_recipe, parse_rule
 from microscale.studies.file import StudyModel, StudyTask
 from microscale.tensor import QuantizedTensor, join_cols, join_rows
 
@@ -362,8 +362,8 @@ def test_a_recipe_needs_its_format_and_a_rule_its_pattern() -> None:
         make_recipe()
     with pytest.raises(RecipeError, match=r"rules\.0\.match: is missing.*a rule what it matches"):
         make_recipe(format="mxfp4", rules=[{"weights": "mxfp4"}])
-    assert set(Rule.model_fields) == {"match", "weights", "activations", "method"}
-    made = Recipe(format=cast(Any, "mxfp4"), rules=(Rule(match="x", weights=cast(Any, "mxfp8")),))
+    assert set(RecipeRule.model_fields) == {"match", "weights", "activations", "method"}
+    made = Recipe(format=cast(Any, "mxfp4"), rules=(RecipeRule(match="x", weights=cast(Any, "mxfp8")),))
     assert pickle.loads(pickle.dumps(made)) == made == Recipe.model_validate(made.model_dump())
     assert made.model_copy(update={"layout": "quark"}).layout == "quark"
 
@@ -373,8 +373,8 @@ def test_a_recipe_needs_its_format_and_a_rule_its_pattern() -> None:
     [
         (Recipe, {"format": 3}, RecipeError),
         (Recipe, {"format": "mxfp4", "rules": [{"match": 1}]}, RecipeError),
-        (Rule, {"match": 3}, RecipeError),
-        (Rule, {"mach": "x"}, RecipeError),
+        (RecipeRule, {"match": 3}, RecipeError),
+        (RecipeRule, {"mach": "x"}, RecipeError),
         (StudyModel, {}, StudyError),
         (StudyTask, {}, StudyError),
         (StudyTask, {"task": 3}, StudyError),

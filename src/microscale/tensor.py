@@ -38,7 +38,7 @@ from microscale.formats.segmented import RECORDS
 from microscale.layouts import find_layout, matrix_shape, slicing
 from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.layouts.row_major import own_lengths
-from microscale.layouts.segments import join_parts, shapes, split_parts
+from microscale.layouts.segments import name_parts, shapes, split_parts
 from microscale.layouts.slicing import Axis
 
 
@@ -211,7 +211,7 @@ class QuantizedTensor:
 def join_segments(tensors: Sequence[QuantizedTensor], fmt: SegmentedFormat) -> QuantizedTensor:
     """Return the tensor of which these are the segments, in order; nothing is copied."""
     first = tensors[0]
-    parts = join_parts([dict(tensor.parts) for tensor in tensors])
+    parts = name_parts([dict(tensor.parts) for tensor in tensors])
     shape = (*first.shape[:-1], fmt.cols)
     return QuantizedTensor(format=fmt, shape=shape, dtype=first.dtype, parts=parts, layout=first.layout)
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from method_tasks import COLS, block_problem, layer_task, random
+from method_problems import COLS, block_problem, layer_problem, random
 from microscale.algorithms.autoround import AutoRound
-from microscale.algorithms.contract import GroupTask
+from microscale.algorithms.contract import GroupProblem
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rtn import Rtn
 from microscale.errors import RecipeError
@@ -34,7 +34,7 @@ def test_without_a_step_it_is_round_to_nearest(fmt: str) -> None:
 def test_the_step_rtn_makes_the_tuned_codes(fmt: str) -> None:
     """By definition: the grid of the clipped weight, and the number nearest to weight + offset."""
     problem = block_problem(fmt, None)
-    learned: tuple[GroupTask, ...] = AutoRound(steps=30).learn(problem)
+    learned: tuple[GroupProblem, ...] = AutoRound(steps=30).learn(problem)
     changed = 0
     for group in learned:
         for layer in group.layers:
@@ -49,7 +49,7 @@ def test_the_step_rtn_makes_the_tuned_codes(fmt: str) -> None:
 
 
 def test_a_later_transform_forgets_the_tuned_rounding() -> None:
-    layer = dataclasses.replace(layer_task(), offset=torch.ones(48, COLS))
+    layer = dataclasses.replace(layer_problem(), offset=torch.ones(48, COLS))
     assert layer.with_transforms([]).offset is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from method_tasks import COLS, group_task, input_rows, layer_task
+from method_problems import COLS, group_problem, input_rows, layer_problem
 from microscale.algorithms.awq import Awq
 from microscale.algorithms.objective import group_error
 from microscale.calibration.statistics import Wanted
@@ -15,7 +15,7 @@ from microscale.errors import RecipeError
 @pytest.mark.parametrize("steps", [1, 5, 20])
 def test_the_scale_is_a_power_of_the_mean_magnitudes(steps: int) -> None:
     """s = mean|x|^alpha, over the root of its largest times its least, with alpha = i / steps."""
-    group = group_task()
+    group = group_problem()
     assert group.inputs is not None
     magnitude = group.inputs.require("mean_abs").double()
     found = Awq(steps=steps).input_scale(group).double()
@@ -26,7 +26,7 @@ def test_the_scale_is_a_power_of_the_mean_magnitudes(steps: int) -> None:
 
 
 def test_it_is_the_best_of_the_grid() -> None:
-    group = group_task()
+    group = group_problem()
     assert group.inputs is not None
     magnitude = group.inputs.require("mean_abs")
     grid = [magnitude.pow(i / 4) for i in range(5)]
@@ -36,20 +36,20 @@ def test_it_is_the_best_of_the_grid() -> None:
 
 
 def test_a_finer_grid_that_holds_the_other_is_no_worse() -> None:
-    group = group_task(layer_task(activations=None, rows=8))
+    group = group_problem(layer_problem(activations=None, rows=8))
     errors = [group_error(group, Awq(steps=steps).input_scale(group)) for steps in (1, 2, 4, 8)]
     assert errors == sorted(errors, reverse=True)
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(4, COLS), torch.ones(4, COLS)])
 def test_where_all_channels_are_alike_nothing_is_scaled(inputs: torch.Tensor) -> None:
-    assert torch.equal(Awq().input_scale(group_task(layer_task(inputs=inputs))), torch.ones(COLS))
+    assert torch.equal(Awq().input_scale(group_problem(layer_problem(inputs=inputs))), torch.ones(COLS))
 
 
 def test_a_channel_without_input_does_not_break_the_others() -> None:
     inputs = input_rows()
     inputs[:, 7] = 0.0
-    scale = Awq().input_scale(group_task(layer_task(inputs=inputs)))
+    scale = Awq().input_scale(group_problem(layer_problem(inputs=inputs)))
     assert bool(torch.isfinite(scale).all()) and float(scale.amin()) >= 1e-4 and float(scale.amax()) <= 1e4
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from method_tasks import block_problem, random
+from method_problems import block_problem, random
 from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.block_error import block_error
 from microscale.algorithms.flatquant import FlatQuant

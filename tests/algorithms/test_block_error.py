@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from method_tasks import block_problem, group_task, layer_task, random, silent
+from method_problems import block_problem, group_problem, layer_problem, random, silent
 from microscale.algorithms.block_error import JUDGES, block_error, rounded_stand_ins
 from microscale.algorithms.contract import BlockProblem, LayerFunction
 from microscale.kernels import dequantize, fake_quantize, quantize
@@ -69,17 +69,17 @@ def test_it_asks_for_no_gradient() -> None:
 
 @pytest.mark.parametrize("activations", [None, "mxfp8"])
 def test_a_layer_is_what_its_rounded_parts_compute(activations: str | None) -> None:
-    layer, bias, x = layer_task("mxfp4", activations), random(48, seed=4), random(3, 64, seed=5)
-    found = rounded_stand_ins([group_task(layer)], {layer.name: bias})[layer.name](x)
+    layer, bias, x = layer_problem("mxfp4", activations), random(48, seed=4), random(3, 64, seed=5)
+    found = rounded_stand_ins([group_problem(layer)], {layer.name: bias})[layer.name](x)
     inputs = x if activations is None else fake_quantize(x, "mxfp8")
     assert torch.equal(found, functional.linear(inputs, fake_quantize(layer.weight, "mxfp4"), bias))
 
 
 def test_transforms_and_clips_are_those_of_the_layer() -> None:
-    turned = layer_task("mxfp4", None).with_transforms([hadamard_transform(64, 32)])
+    turned = layer_problem("mxfp4", None).with_transforms([hadamard_transform(64, 32)])
     layer = dataclasses.replace(turned, clip=torch.full((48, 64), 0.1))
     x = random(3, 64, seed=5)
-    found = rounded_stand_ins([group_task(layer)], {layer.name: None})[layer.name](x)
+    found = rounded_stand_ins([group_problem(layer)], {layer.name: None})[layer.name](x)
     sylvester = torch.from_numpy(scipy.linalg.hadamard(32)).to(torch.float32) / 32**0.5
     rotation = torch.block_diag(sylvester, sylvester)
     weight = dequantize(quantize((layer.weight @ rotation).clamp(-0.1, 0.1), "mxfp4"))

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from method_tasks import (
-    group_task,
-    layer_task,
+from method_problems import (
+    group_problem,
+    layer_problem,
 )
 from microscale.algorithms.contract import (
     BlockStep,
@@ -153,7 +153,7 @@ def test_a_step_says_where_it_changes_nothing(word: str, spec: str, reason: str)
     chain = parse_method(word)
     (note,) = chain.idleness(fmt, None)
     assert note.startswith(f"step {chain.steps[0].name} changes nothing for ") and reason in note
-    group = group_task(dataclasses.replace(layer_task(), format=fmt))
+    group = group_problem(dataclasses.replace(layer_problem(), format=fmt))
     plain = parse_method("gptq" if word.startswith("gptq") else "rtn")
     changed = dataclasses.replace(group.layers[0], format=chain.adapt(fmt, None)[0])
     for step in chain.of_kind(TransformStep):

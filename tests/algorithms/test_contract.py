@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from method_tasks import COLS, group_task, input_rows, layer_task, random
+from method_problems import COLS, group_problem, input_rows, layer_problem, random
 from microscale.algorithms.contract import SegmentStep, Step, TransformStep, as_it_is, clipped, forget, option_word
 from microscale.algorithms.registry import STEPS
 from microscale.formats import parse_format
@@ -28,7 +28,7 @@ CHAIN = (
 
 @pytest.mark.parametrize("length", range(len(CHAIN) + 1))
 def test_the_target_is_the_weight_of_the_transformed_inputs(length: int) -> None:
-    layer = layer_task(activations=None).with_transforms(CHAIN[:length])
+    layer = layer_problem(activations=None).with_transforms(CHAIN[:length])
     x = random(5, COLS, seed=3)
     expected = x @ layer.weight.T
     torch.testing.assert_close(apply_transforms(x, layer.transforms) @ layer.target.T, expected, rtol=1e-3, atol=1e-4)
@@ -37,7 +37,7 @@ def test_the_target_is_the_weight_of_the_transformed_inputs(length: int) -> None
 @pytest.mark.parametrize("length", range(len(CHAIN) + 1))
 def test_the_second_moment_is_that_of_the_transformed_inputs(length: int) -> None:
     rows = input_rows(96)
-    layer = layer_task(inputs=rows).with_transforms(CHAIN[:length])
+    layer = layer_problem(inputs=rows).with_transforms(CHAIN[:length])
     turned = apply_transforms(rows, layer.transforms).double()
     moment = layer.second_moment
     assert moment is not None
@@ -46,32 +46,32 @@ def test_the_second_moment_is_that_of_the_transformed_inputs(length: int) -> Non
 
 
 def test_a_moment_that_was_not_measured() -> None:
-    layer = layer_task()
+    layer = layer_problem()
     assert layer.inputs is not None
     for inputs in (None, dataclasses.replace(layer.inputs, second_moment=None)):
         assert dataclasses.replace(layer, inputs=inputs).second_moment is None
-    assert layer_task(inputs=input_rows(0)).second_moment is None, "nor is one of no token"
+    assert layer_problem(inputs=input_rows(0)).second_moment is None, "nor is one of no token"
 
 
 def test_more_transforms_forget_clip_and_offset() -> None:
-    plain = layer_task()
+    plain = layer_problem()
     layer = dataclasses.replace(plain, clip=torch.ones(48, COLS), offset=torch.ones(48, COLS), transforms=CHAIN[:1])
     turned = layer.with_transforms(CHAIN[1:3])
     assert turned.transforms == CHAIN[:3] and turned.clip is None and turned.offset is None
-    assert layer.clip is not None and layer.transforms == CHAIN[:1], "the task itself stays"
+    assert layer.clip is not None and layer.transforms == CHAIN[:1], "the problem itself stays"
 
 
 def test_a_clip_bounds_each_number() -> None:
     clip = torch.tensor([[1.0, 2.0, 0.0, torch.inf]])
-    layer = dataclasses.replace(layer_task(), weight=torch.zeros(1, 4), clip=clip)
+    layer = dataclasses.replace(layer_problem(), weight=torch.zeros(1, 4), clip=clip)
     target = torch.tensor([[3.0, -3.0, 5.0, -7.0]])
     assert clipped(target, layer).tolist() == [[1.0, -2.0, 0.0, -7.0]]
-    assert clipped(target, layer_task()) is target
+    assert clipped(target, layer_problem()) is target
 
 
 def test_a_group_sees_what_its_layers_see() -> None:
-    layers = [layer_task(seed=i, name=f"{i}").with_transforms(CHAIN[:2]) for i in range(2)]
-    group = group_task(*layers)
+    layers = [layer_problem(seed=i, name=f"{i}").with_transforms(CHAIN[:2]) for i in range(2)]
+    group = group_problem(*layers)
     assert group.inputs is not None and group.inputs.sample is not None
     assert group.cols == COLS and torch.equal(group.sample, apply_transforms(group.inputs.sample, CHAIN[:2]))
     scale = random(COLS)

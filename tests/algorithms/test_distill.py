@@ -1,4 +1,4 @@
-"""Distillation: the divergence it brings down, held-out windows that decide, rates by the number of tokens."""
+"""Distillation: the mean_divergence it brings down, held-out windows that decide, rates by the number of tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 import scipy.stats
 import torch
 
-from method_tasks import model_problem
-from microscale.algorithms.contract import GroupTask, LayerFunction, ModelProblem, ModelStep
-from microscale.algorithms.distill import ENOUGH_TOKENS, TRANSFORMS, Distill, divergence, held_out_divergence
+from method_problems import model_problem
+from microscale.algorithms.contract import GroupProblem, LayerFunction, ModelProblem, ModelStep
+from microscale.algorithms.distill import ENOUGH_TOKENS, TRANSFORMS, Distill, held_out_divergence, mean_divergence
 from microscale.algorithms.pipeline import parse_method
 from microscale.errors import CalibrationError, RecipeError
 from microscale.families.batch import Batch
 
 
-def learned_from(problem: ModelProblem, options: str) -> GroupTask:
+def learned_from(problem: ModelProblem, options: str) -> GroupProblem:
     step = parse_method(f"distill:{options}").steps[0]
     assert isinstance(step, ModelStep)
     with torch.enable_grad():
@@ -63,14 +63,14 @@ def test_the_divergence_is_that_of_scipy() -> None:
     exact, other = (problem.logits(each, problem.windows) for each in ({}, wrong(problem)))
     p, q = (torch.softmax(each.double(), -1).numpy() for each in (exact, other))
     expected = float(np.mean(scipy.stats.entropy(p, q, axis=-1)))
-    assert float(divergence(problem, wrong(problem), problem.windows)) == pytest.approx(expected, rel=1e-4)
-    assert float(divergence(problem, {}, problem.windows)) == 0.0
+    assert float(mean_divergence(problem, wrong(problem), problem.windows)) == pytest.approx(expected, rel=1e-4)
+    assert float(mean_divergence(problem, {}, problem.windows)) == 0.0
 
 
 def test_held_out_windows_count_alike() -> None:
     problem = model_problem()
     found = held_out_divergence(problem, wrong(problem), problem.windows)
-    assert found == pytest.approx(float(divergence(problem, wrong(problem), problem.windows)), rel=1e-5)
+    assert found == pytest.approx(float(mean_divergence(problem, wrong(problem), problem.windows)), rel=1e-5)
     assert held_out_divergence(problem, wrong(problem), problem.windows[:0]) == 0.0
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from method_tasks import block_problem, check_orthogonal, random
+from method_problems import block_problem, check_orthogonal, random
 from microscale.algorithms.flatquant import FlatQuant, kronecker_sizes
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from method_tasks import COLS, input_rows, layer_task, statistics
+from method_problems import COLS, input_rows, layer_problem, statistics
 from microscale.algorithms.gptq import Gptq, inverse_factor
 from microscale.algorithms.rtn import Rtn
 from microscale.calibration.statistics import InputStatistics, StatisticsCollector, Wanted
@@ -28,7 +28,7 @@ def with_moment(moment: Tensor) -> InputStatistics:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_it_is_round_to_nearest_where_columns_do_not_depend_on_each_other(fmt: str, order: bool) -> None:
     moment = torch.diag(torch.rand(COLS, generator=torch.Generator().manual_seed(0)) + 0.1)
-    layer = dataclasses.replace(layer_task(fmt), inputs=with_moment(moment))
+    layer = dataclasses.replace(layer_problem(fmt), inputs=with_moment(moment))
     found, expected = Gptq(order=order).quantize(layer), Rtn().quantize(layer)
     assert all(same_bits(part, expected.parts[name]) for name, part in found.parts.items())
 
@@ -53,7 +53,7 @@ def algorithm_1(weight: Tensor, moment: Tensor, damp: float, order: Tensor, grid
 @pytest.mark.parametrize("order", [True, False])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_it_is_algorithm_1(fmt: str, order: bool) -> None:
-    layer = layer_task(fmt, cols=160, rows=16, inputs=input_rows(400, 160))
+    layer = layer_problem(fmt, cols=160, rows=16, inputs=input_rows(400, 160))
     moment = layer.second_moment
     assert moment is not None
     visited = torch.argsort(moment.diagonal(), descending=True, stable=True) if order else torch.arange(160)
@@ -66,16 +66,16 @@ def test_it_is_algorithm_1(fmt: str, order: bool) -> None:
 
 
 def test_a_singular_second_moment_is_mended_or_named() -> None:
-    rank_one = layer_task(inputs=input_rows(1))
+    rank_one = layer_problem(inputs=input_rows(1))
     assert bool(torch.isfinite(dequantize(Gptq().quantize(rank_one), torch.float32)).all())
-    zero = dataclasses.replace(layer_task(), inputs=with_moment(torch.zeros(COLS, COLS)))
+    zero = dataclasses.replace(layer_problem(), inputs=with_moment(torch.zeros(COLS, COLS)))
     assert torch.equal(dequantize(Gptq().quantize(zero)), dequantize(Rtn().quantize(zero)))
     with pytest.raises(CalibrationError, match=r"layers\.0\.up.*singular"):
-        Gptq().quantize(dataclasses.replace(layer_task(), inputs=with_moment(-torch.ones(COLS, COLS))))
+        Gptq().quantize(dataclasses.replace(layer_problem(), inputs=with_moment(-torch.ones(COLS, COLS))))
     broken = torch.eye(COLS)
     broken[3, 3] = torch.nan
     with pytest.raises(CalibrationError, match=r"layers\.0\.up.*not finite"):
-        Gptq().quantize(dataclasses.replace(layer_task(), inputs=with_moment(broken)))
+        Gptq().quantize(dataclasses.replace(layer_problem(), inputs=with_moment(broken)))
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from method_tasks import group_task, input_rows, layer_task, random
+from method_problems import group_problem, input_rows, layer_problem, random
 from microscale.algorithms.hadamard import ROLES, Hadamard, fitting_size
 from microscale.errors import RecipeError
 from microscale.kernels.transform import apply_transforms
@@ -31,13 +31,13 @@ def test_it_is_the_largest_power_of_two_that_divides_the_width(cols: int, power:
 
 @pytest.mark.parametrize(("cols", "size", "words"), [(64, 16, "hadamard(16)"), (40, 32, "hadamard(8)"), (33, 32, None)])
 def test_the_transform_of_a_width(cols: int, size: int, words: str | None) -> None:
-    found = Hadamard(size=size).transforms(group_task(layer_task(cols=cols, inputs=input_rows(cols=cols))))
+    found = Hadamard(size=size).transforms(group_problem(layer_problem(cols=cols, inputs=input_rows(cols=cols))))
     assert [str(transform.spec) for transform in found] == ([] if words is None else [words])
 
 
 @pytest.mark.parametrize("signs", [False, True])
 def test_it_turns_by_the_matrix_of_sylvester(signs: bool) -> None:
-    chain = Hadamard(size=16, signs=signs).transforms(group_task())
+    chain = Hadamard(size=16, signs=signs).transforms(group_problem())
     x = random(3, 64, seed=2)
     flipped = x * chain[0].parts["scale"] if signs else x
     matrix = torch.from_numpy(scipy.linalg.hadamard(16)).to(torch.float32) / 4
@@ -46,7 +46,7 @@ def test_it_turns_by_the_matrix_of_sylvester(signs: bool) -> None:
 
 
 def signs_of(name: str, **options: Any) -> torch.Tensor:
-    scale, rotation = Hadamard(signs=True, **options).transforms(group_task(layer_task(name=name)))
+    scale, rotation = Hadamard(signs=True, **options).transforms(group_problem(layer_problem(name=name)))
     assert str(rotation.spec) == "hadamard(32)"
     return scale.parts["scale"]
 
@@ -71,7 +71,7 @@ def test_signs_belong_to_a_name_and_a_seed() -> None:
     ],
 )
 def test_roles_choose_groups(roles: str, role: str, is_turned: bool) -> None:
-    assert bool(Hadamard(roles=roles).transforms(group_task(role=role))) is is_turned
+    assert bool(Hadamard(roles=roles).transforms(group_problem(role=role))) is is_turned
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from method_tasks import COLS, block_problem, group_task, input_rows, layer_task, random
-from microscale.algorithms.contract import BlockStep, LayerTask
+from method_problems import COLS, block_problem, group_problem, input_rows, layer_problem, random
+from microscale.algorithms.contract import BlockStep, LayerProblem
 from microscale.algorithms.learned import LearnedClip, LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.pipeline import parse_method
 from microscale.errors import CalibrationError
@@ -69,7 +69,7 @@ class Doubled(LearnedTransform):
 @pytest.mark.parametrize(("fmt", "has_clip"), [("mxfp4", True), ("mxfp4", False), ("e2m1/16x16:e8m0", True)])
 def test_the_result_is_the_group_with_transform_and_clip(fmt: str, has_clip: bool) -> None:
     before = hadamard_transform(COLS, 16)
-    group = group_task(layer_task(fmt).with_transforms([before]))
+    group = group_problem(layer_problem(fmt).with_transforms([before]))
     learner = Doubled(group, has_clip=has_clip)
     (layer,) = learner.result().layers
     assert [str(transform.spec) for transform in layer.transforms] == ["hadamard(16)", "scale"], "behind what is there"
@@ -81,7 +81,7 @@ def test_the_result_is_the_group_with_transform_and_clip(fmt: str, has_clip: boo
 @pytest.mark.parametrize("has_clip", [False, True])
 def test_what_stands_in_computes_with_rounded_parts(has_clip: bool) -> None:
     """A power of two changes no rounding: doubled and halved is the plain layer, but for what the clip takes."""
-    group = group_task(layer_task("mxfp4", None))
+    group = group_problem(layer_problem("mxfp4", None))
     name, x = group.layers[0].name, random(3, COLS, seed=4)
     found = Doubled(group, has_clip=has_clip).stand_ins({name: None})[name](x)
     weight = group.layers[0].weight
@@ -92,9 +92,9 @@ def test_what_stands_in_computes_with_rounded_parts(has_clip: bool) -> None:
 
 
 def test_groups_that_saw_no_token() -> None:
-    group = group_task()
+    group = group_problem()
     assert is_seen(group) and not is_seen(dataclasses.replace(group, inputs=None))
-    assert not is_seen(group_task(layer_task(inputs=input_rows(0))))
+    assert not is_seen(group_problem(layer_problem(inputs=input_rows(0))))
 
 
 def test_a_group_without_a_learner_stays() -> None:
@@ -108,7 +108,7 @@ def test_what_was_worse_is_not_kept() -> None:
     """A transform that undoes nothing (W is not halved in turn) makes the outputs wrong: the start is the best."""
 
     class Wrong(Doubled):
-        def layers(self) -> tuple[LayerTask, ...]:
+        def layers(self) -> tuple[LayerProblem, ...]:
             return tuple(dataclasses.replace(layer, weight=layer.weight * 3) for layer in self.group.layers)
 
     problem = block_problem()

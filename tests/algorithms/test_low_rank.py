@@ -9,8 +9,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from method_tasks import COLS, input_rows, layer_task
-from microscale.algorithms.contract import LayerTask
+from method_problems import COLS, input_rows, layer_problem
+from microscale.algorithms.contract import LayerProblem
 from microscale.algorithms.low_rank import LowRankStep
 from microscale.algorithms.rtn import Rtn
 from microscale.calibration.statistics import Wanted
@@ -18,7 +18,7 @@ from microscale.errors import RecipeError
 from microscale.kernels import dequantize
 
 
-def parts(layer: LayerTask, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def parts(layer: LayerProblem, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the error of rounding, and what the path gives back of it."""
     tensor = Rtn().quantize(layer)
     down, up = LowRankStep(rank=rank).side(layer, tensor)
@@ -29,7 +29,7 @@ def parts(layer: LayerTask, rank: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("rank", [1, 5, 16])
 def test_without_inputs_it_is_the_best_of_its_rank(rank: int) -> None:
     """Eckart and Young: what is left are the singular values behind the first."""
-    error, path = parts(dataclasses.replace(layer_task(), inputs=None), rank)
+    error, path = parts(dataclasses.replace(layer_problem(), inputs=None), rank)
     left = np.linalg.svd(error, compute_uv=False)[rank:]
     assert np.linalg.norm(error - path) == pytest.approx(float(np.linalg.norm(left)), rel=1e-4)
     assert np.linalg.matrix_rank(path, tol=1e-6) == rank
@@ -37,7 +37,7 @@ def test_without_inputs_it_is_the_best_of_its_rank(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [1, 8])
 def test_with_inputs_it_is_the_best_for_the_outputs(rank: int) -> None:
-    layer = layer_task()
+    layer = layer_problem()
     moment = layer.second_moment
     assert moment is not None
     wide = moment.double().numpy()
@@ -50,7 +50,7 @@ def test_with_inputs_it_is_the_best_for_the_outputs(rank: int) -> None:
 
 @pytest.mark.parametrize(("rows", "rank", "kept"), [(48, 999, 48), (3, 16, 3), (1, 1, 1)])
 def test_the_full_rank_gives_all_back(rows: int, rank: int, kept: int) -> None:
-    layer = layer_task(rows=rows)
+    layer = layer_problem(rows=rows)
     down, up = LowRankStep(rank=rank).side(layer, Rtn().quantize(layer))
     assert down.shape == (kept, COLS) and up.shape == (rows, kept)
     assert down.dtype == up.dtype == torch.float32
@@ -59,14 +59,14 @@ def test_the_full_rank_gives_all_back(rows: int, rank: int, kept: int) -> None:
 
 
 def test_inputs_of_zeros_break_nothing() -> None:
-    layer = layer_task(inputs=torch.zeros(4, COLS))
+    layer = layer_problem(inputs=torch.zeros(4, COLS))
     down, up = LowRankStep(rank=4).side(layer, Rtn().quantize(layer))
     assert bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())
 
 
 def test_a_weight_that_rounding_keeps_needs_no_path() -> None:
     weight = torch.tensor([0.5, -6.0, 3.0, 0.0]).repeat(48, COLS // 4)
-    layer = dataclasses.replace(layer_task(inputs=input_rows()), weight=weight)
+    layer = dataclasses.replace(layer_problem(inputs=input_rows()), weight=weight)
     error, path = parts(layer, 4)
     assert not error.any() and not path.any()
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from method_tasks import group_task, input_rows, layer_task
+from method_problems import group_problem, input_rows, layer_problem
 from microscale.algorithms.macro_block import MacroBlock
 from microscale.algorithms.objective import group_error
 from microscale.calibration.statistics import Wanted
@@ -17,7 +17,9 @@ from microscale.errors import RecipeError
 def test_macro_block_factors() -> None:
     """One factor for each run of 128 channels, from the 16 of the paper's search, and better than none."""
     inputs = input_rows(cols=320)
-    group = group_task(layer_task(cols=320, inputs=inputs), layer_task(cols=320, inputs=inputs, seed=1, name="other"))
+    group = group_problem(
+        layer_problem(cols=320, inputs=inputs), layer_problem(cols=320, inputs=inputs, seed=1, name="other")
+    )
     scale = MacroBlock().input_scale(group)
     for run in scale.split(128):
         assert len(run.unique()) == 1 and float(run[0] * 16) % 1 == 0 and 1 <= float(run[0]) < 2
@@ -28,7 +30,7 @@ def test_macro_block_factors() -> None:
 def test_every_run_takes_the_best_of_its_own_errors(cols: int, size: int) -> None:
     """Seen alone, with zeros in the place of all other weights, no factor serves a run better."""
     inputs = input_rows(40, cols)
-    group = group_task(layer_task(rows=8, cols=cols, inputs=inputs))
+    group = group_problem(layer_problem(rows=8, cols=cols, inputs=inputs))
     scale = MacroBlock(size=size, candidates=4).input_scale(group)
     assert scale.shape == (cols,)
     for start in range(0, cols, size):
@@ -40,9 +42,9 @@ def test_every_run_takes_the_best_of_its_own_errors(cols: int, size: int) -> Non
 
 
 def test_without_anything_to_gain_all_are_one() -> None:
-    group = group_task(layer_task(inputs=torch.zeros(4, 64)))
+    group = group_problem(layer_problem(inputs=torch.zeros(4, 64)))
     assert torch.equal(MacroBlock().input_scale(group), torch.ones(64))
-    assert torch.equal(MacroBlock(candidates=1).input_scale(group_task()), torch.ones(64))
+    assert torch.equal(MacroBlock(candidates=1).input_scale(group_problem()), torch.ones(64))
 
 
 @pytest.mark.parametrize(("size", "candidates"), [(0, 16), (128, 0), (-1, 16)])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from method_tasks import block_problem, group_task, input_rows, layer_task, model_problem, random, statistics
+from method_problems import block_problem, group_problem, input_rows, layer_problem, model_problem, random, statistics
 from microscale.algorithms.block_error import block_error
-from microscale.algorithms.contract import BlockStep, GroupTask, LayerTask, ModelProblem, ModelStep
-from microscale.algorithms.distill import ENOUGH_TOKENS, divergence
+from microscale.algorithms.contract import BlockStep, GroupProblem, LayerProblem, ModelProblem, ModelStep
+from microscale.algorithms.distill import ENOUGH_TOKENS, mean_divergence
 from microscale.algorithms.micromix import (
     MicroMix,
     granule,
@@ -35,18 +35,18 @@ def block_format(spec: str) -> BlockFormat:
     return found
 
 
-def cut(method: str, group: GroupTask) -> GroupTask:
+def cut(method: str, group: GroupProblem) -> GroupProblem:
     step = parse_method(method).steps[0]
     assert isinstance(step, MicroMix)
     assert step.refusal(group.layers[0].format, group.layers[0].activations) is None
     return step.segmented(group)
 
 
-def widths(layer: LayerTask) -> list[int]:
+def widths(layer: LayerProblem) -> list[int]:
     return [segment.cols for segment in layer.format.segments] if isinstance(layer.format, SegmentedFormat) else []
 
 
-def rounded(layer: LayerTask, method: str = "rtn") -> QuantizedLinear:
+def rounded(layer: LayerProblem, method: str = "rtn") -> QuantizedLinear:
     tensor = parse_method(method).rounding.quantize(layer)
     return QuantizedLinear.from_tensor(tensor, activations=layer.activations, transforms=layer.transforms)
 
@@ -118,7 +118,7 @@ def test_channels_are_sorted_and_segments_rise() -> None:
         input_rows(cols=256)
         * torch.linspace(0.1, 3, 256)[torch.randperm(256, generator=torch.Generator().manual_seed(3))]
     )
-    group = group_task(*(layer_task(cols=256, seed=i, inputs=inputs, name=f"l{i}") for i in range(2)))
+    group = group_problem(*(layer_problem(cols=256, seed=i, inputs=inputs, name=f"l{i}") for i in range(2)))
     result = cut("micromix:bits=5.5", group)
     first, second = result.layers
     assert first.format == second.format
@@ -131,10 +131,10 @@ def test_channels_are_sorted_and_segments_rise() -> None:
 
 def test_the_permutation_leaves_the_function_as_it_was() -> None:
     inputs = input_rows(cols=256)
-    task = cut("micromix:bits=5.5", group_task(layer_task(cols=256, inputs=inputs))).layers[0]
-    assert torch.equal(task.weight, layer_task(cols=256, inputs=inputs).weight)
-    moved = functional.linear(apply_transforms(inputs, task.transforms), task.target)
-    torch.testing.assert_close(moved, functional.linear(inputs, task.weight), rtol=1e-5, atol=1e-5)
+    problem = cut("micromix:bits=5.5", group_problem(layer_problem(cols=256, inputs=inputs))).layers[0]
+    assert torch.equal(problem.weight, layer_problem(cols=256, inputs=inputs).weight)
+    moved = functional.linear(apply_transforms(inputs, problem.transforms), problem.target)
+    torch.testing.assert_close(moved, functional.linear(inputs, problem.weight), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", ["same", "base"])
@@ -142,19 +142,21 @@ def test_the_permutation_leaves_the_function_as_it_was() -> None:
 def test_a_layer_is_the_sum_of_its_segments(weights: str, method: str) -> None:
     """The oracle quantizes each segment's weights and inputs by the reference kernels and multiplies densely."""
     inputs = input_rows(cols=256)
-    task = cut(f"micromix:bits=5.5,weights={weights}", group_task(layer_task(cols=256, inputs=inputs))).layers[0]
-    layer = rounded(task, method)
-    order = task.transforms[0].parts["order"].long()
-    assert isinstance(task.format, SegmentedFormat)
-    assert task.activations is not None and isinstance(task.activations.format, SegmentedFormat)
+    problem = cut(f"micromix:bits=5.5,weights={weights}", group_problem(layer_problem(cols=256, inputs=inputs))).layers[
+        0
+    ]
+    layer = rounded(problem, method)
+    order = problem.transforms[0].parts["order"].long()
+    assert isinstance(problem.format, SegmentedFormat)
+    assert problem.activations is not None and isinstance(problem.activations.format, SegmentedFormat)
     total = torch.zeros(len(inputs), 48)
-    pairs = zip(task.format.places(), task.activations.format.places(), strict=True)
+    pairs = zip(problem.format.places(), problem.activations.format.places(), strict=True)
     for (fmt, at), (act, own) in pairs:
         assert at == own
         assert fmt == (block_format("mxfp4") if weights == "base" else act)
         x = reference.fake_quantize(inputs[:, order[at]], act)
         if method == "rtn":
-            total += x @ reference.fake_quantize(task.weight[:, order[at]], fmt).T
+            total += x @ reference.fake_quantize(problem.weight[:, order[at]], fmt).T
         else:
             total += x @ dequantize(layer.tensor)[:, at].T
     torch.testing.assert_close(layer(inputs), total, rtol=1e-4, atol=1e-3)
@@ -163,8 +165,8 @@ def test_a_layer_is_the_sum_of_its_segments(weights: str, method: str) -> None:
 
 @pytest.mark.parametrize("bits", [4.3, 4.75, 5.0, 5.5, 6.5, 8.5])
 def test_a_budget_is_met_and_used(bits: float) -> None:
-    group = group_task(
-        *(layer_task(rows=512, cols=512, seed=i, inputs=input_rows(cols=512), name=f"l{i}") for i in (0, 1))
+    group = group_problem(
+        *(layer_problem(rows=512, cols=512, seed=i, inputs=input_rows(cols=512), name=f"l{i}") for i in (0, 1))
     )
     layers = cut(f"micromix:bits={bits}", group).layers
     stored = sum(8 * rounded(layer).num_bytes for layer in layers) / (2 * 512 * 512)
@@ -174,7 +176,7 @@ def test_a_budget_is_met_and_used(bits: float) -> None:
 
 
 def test_an_order_that_is_folded_costs_nothing() -> None:
-    group = group_task(layer_task(rows=64, cols=512, inputs=input_rows(cols=512)))
+    group = group_problem(layer_problem(rows=64, cols=512, inputs=input_rows(cols=512)))
     folded = dataclasses.replace(group, is_order_folded=True)
     online, free = (cut("micromix:bits=5.0", each).layers[0] for each in (group, folded))
     assert rounded(online).num_bytes * 8 <= 5.0 * 64 * 512 and rounded(free).tensor.num_bytes * 8 <= 5.0 * 64 * 512
@@ -185,24 +187,24 @@ def test_an_order_that_is_folded_costs_nothing() -> None:
 
 
 def test_a_budget_of_the_narrowest_format_needs_no_order() -> None:
-    group = group_task(layer_task(cols=256))
+    group = group_problem(layer_problem(cols=256))
     assert cut("micromix:bits=4.25", group).layers[0] is group.layers[0]
 
 
 def test_the_scale_moves_the_thresholds() -> None:
-    group = group_task(layer_task(cols=512, inputs=input_rows(cols=512)))
+    group = group_problem(layer_problem(cols=512, inputs=input_rows(cols=512)))
     first = [widths(cut(f"micromix:scale={scale}", group).layers[0])[0] for scale in (1, 2, 4, 8)]
     assert first == sorted(first) and len(set(first)) > 1
 
 
 def test_inputs_of_eight_bits_stay_whole() -> None:
-    group = group_task(layer_task(activations="mxfp8", cols=256))
+    group = group_problem(layer_problem(activations="mxfp8", cols=256))
     layer = cut("micromix:bits=6.0", group).layers[0]
     assert layer.activations == parse_activation("mxfp8") and len(widths(layer)) > 1
 
 
 def test_two_and_four_bit_channels_with_eight_bit_outliers() -> None:
-    group = group_task(layer_task("int2/32:fp16:asym", None, cols=256))
+    group = group_problem(layer_problem("int2/32:fp16:asym", None, cols=256))
     layer = cut("micromix:wider=(int4/32:fp16:asym,mxfp8),bits=5.0", group).layers[0]
     assert isinstance(layer.format, SegmentedFormat)
     assert [segment.format.element.bits for segment in layer.format.segments] == [2, 4, 8]
@@ -211,10 +213,10 @@ def test_two_and_four_bit_channels_with_eight_bit_outliers() -> None:
 
 def test_smoothing_before_is_seen() -> None:
     """Segments follow the inputs as the layer sees them, after a scale that stays online."""
-    task = layer_task(cols=256)
+    problem = layer_problem(cols=256)
     scale = 1 / statistics(input_rows(cols=256)).amax
-    smooth = dataclasses.replace(task, transforms=(scale_transform(scale),))
-    plain, other = (cut("micromix:bits=6.0", group_task(each)).layers[0] for each in (task, smooth))
+    smooth = dataclasses.replace(problem, transforms=(scale_transform(scale),))
+    plain, other = (cut("micromix:bits=6.0", group_problem(each)).layers[0] for each in (problem, smooth))
     order = other.transforms[1].parts["order"].long()
     means = (input_rows(cols=256) * scale).abs().mean(0)[order]
     assert torch.allclose(means, means.sort().values, rtol=1e-4)
@@ -300,11 +302,11 @@ def test_distillation_learns_the_rounding_of_segments(activations: str | None) -
     assert torch.equal(learned[0].weight, group.layers[0].weight), "the order is undone exactly"
     after = learned[12]
     assert after.format == group.layers[0].format and after.transforms == group.layers[0].transforms
-    errors = [float(divergence(problem, {task.name: rounded(task)}, problem.windows)) for task in (learned[0], after)]
+    errors = [float(mean_divergence(problem, {one.name: rounded(one)}, problem.windows)) for one in (learned[0], after)]
     assert errors[1] < 0.85 * errors[0]
 
 
-def distilled(problem: ModelProblem, epochs: int) -> LayerTask:
+def distilled(problem: ModelProblem, epochs: int) -> LayerProblem:
     rate = 0.003 * ENOUGH_TOKENS / problem.windows.token_ids.numel()  # few tokens take less of it
     step = parse_method(f"micromix+distill:transform=none,lr={rate:g},epochs={epochs}").steps[1]
     assert isinstance(step, ModelStep)
@@ -326,7 +328,7 @@ def test_rounding_is_tuned_in_segments() -> None:
 
 def test_a_token_of_nothing_but_zeros() -> None:
     assert torch.equal(relative_magnitudes(torch.zeros(2, 32)), torch.zeros(64))
-    group = group_task(layer_task(cols=64, inputs=torch.zeros(8, 64)))
+    group = group_problem(layer_problem(cols=64, inputs=torch.zeros(8, 64)))
     assert cut("micromix", group).layers[0] is group.layers[0]
     assert not bool(torch.isnan(relative_magnitudes(random(4, 32))).any())
 
@@ -338,23 +340,23 @@ def test_what_was_cut_can_be_cut_again(options: str, formats: tuple[str, str | N
     fmt, activations = formats
     step = parse_method(f"micromix:bits={bits}{options}").steps[0]
     assert isinstance(step, MicroMix)
-    task = layer_task(fmt, activations, cols=256, inputs=input_rows(cols=256))
-    if step.refusal(task.format, task.activations) is not None:
+    problem = layer_problem(fmt, activations, cols=256, inputs=input_rows(cols=256))
+    if step.refusal(problem.format, problem.activations) is not None:
         pytest.skip("refused for these formats")
-    before = task.format
+    before = problem.format
     assert isinstance(before, BlockFormat)
-    done = step.segmented(group_task(task)).layers[0]
-    again = step.repeated((before, task.activations), (done.format, done.activations))
-    assert (again is None) == (done is task or done.format == before)
+    done = step.segmented(group_problem(problem)).layers[0]
+    again = step.repeated((before, problem.activations), (done.format, done.activations))
+    assert (again is None) == (done is problem or done.format == before)
     if again is not None:
         assert parse_method(make_pipeline([again]).text).steps[0] == again
-        other = again.segmented(group_task(task)).layers[0]
+        other = again.segmented(group_problem(problem)).layers[0]
         assert (other.format, other.activations) == (done.format, done.activations)
         assert torch.equal(other.transforms[0].parts["order"], done.transforms[0].parts["order"])
 
 
 def test_counts_by_hand() -> None:
-    group = group_task(layer_task(cols=128))
+    group = group_problem(layer_problem(cols=128))
     assert widths(cut("micromix:counts=(64,0,64)", group).layers[0]) == [64, 64]
     assert cut("micromix:counts=(128,0,0)", group).layers[0] is group.layers[0]
     for words in ("(64,32,64)", "(80,16,32)"):

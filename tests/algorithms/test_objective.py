@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from method_tasks import COLS, group_task, input_rows, layer_task, random
-from microscale.algorithms.contract import FoldStep, GroupTask
+from method_problems import COLS, group_problem, input_rows, layer_problem, random
+from microscale.algorithms.contract import FoldStep, GroupProblem
 from microscale.algorithms.objective import group_error, rounded_inputs
 from microscale.algorithms.pipeline import parse_method
 from microscale.formats import parse_activation
@@ -17,13 +17,13 @@ from microscale.kernels import fake_quantize
 from microscale.transforms import scale_transform
 
 
-def by_hand(inputs: Tensor, activations: str | None = None, count: int = 1) -> GroupTask:
+def by_hand(inputs: Tensor, activations: str | None = None, count: int = 1) -> GroupProblem:
     """Return layers of one row, (6, 0.7, 0, ...): the block scale of MXFP4 is 1, and 0.7 becomes 0.5."""
     weight = torch.zeros(1, 32)
     weight[0, :2] = torch.tensor([6.0, 0.7])
     rows = torch.nn.functional.pad(inputs, (0, 32 - inputs.shape[1]))
-    layers = [layer_task("mxfp4", activations, rows=1, cols=32, inputs=rows, name=f"{i}") for i in range(count)]
-    return group_task(*(dataclasses.replace(layer, weight=weight) for layer in layers))
+    layers = [layer_problem("mxfp4", activations, rows=1, cols=32, inputs=rows, name=f"{i}") for i in range(count)]
+    return group_problem(*(dataclasses.replace(layer, weight=weight) for layer in layers))
 
 
 def scaled(*factors: float) -> Tensor:
@@ -90,7 +90,9 @@ def test_searches_judge_the_scale_that_will_be_folded(method: str) -> None:
 
     step = parse_method(method).steps[0]
     assert isinstance(step, FoldStep)
-    group = dataclasses.replace(group_task(layer_task(inputs=input_rows() * torch.linspace(1, 30, COLS))), share=share)
+    group = dataclasses.replace(
+        group_problem(layer_problem(inputs=input_rows() * torch.linspace(1, 30, COLS))), share=share
+    )
     found = step.input_scale(group)
     torch.testing.assert_close(found, share(found))
     alone = step.input_scale(dataclasses.replace(group, share=lambda scale: scale))

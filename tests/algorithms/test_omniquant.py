@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from method_tasks import block_problem, group_task, input_rows, layer_task, random
+from method_problems import block_problem, group_problem, input_rows, layer_problem, random
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.omniquant import OmniQuant, start_scale
 from microscale.algorithms.rtn import block_amax
@@ -41,13 +41,15 @@ def test_a_clip_is_a_share_of_the_largest_of_its_block() -> None:
 
 
 def test_it_starts_from_the_best_exponent_or_from_none() -> None:
-    group = group_task()
+    group = group_problem()
     ones = torch.ones(64)
     found = SmoothQuant(search=True).input_scale(group)
     assert group_error(group, found) < group_error(group, ones) and torch.equal(start_scale(group), found)
-    dead = group_task(layer_task(inputs=torch.zeros(4, 64)))
+    dead = group_problem(layer_problem(inputs=torch.zeros(4, 64)))
     assert torch.equal(start_scale(dead), ones), "no error can be made smaller"
-    assert group_error(group, start_scale(group_task(layer_task(inputs=input_rows())))) <= group_error(group, ones)
+    assert group_error(group, start_scale(group_problem(layer_problem(inputs=input_rows())))) <= group_error(
+        group, ones
+    )
 
 
 def test_without_a_step_the_scale_is_the_start() -> None:

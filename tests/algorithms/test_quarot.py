@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from method_tasks import check_orthogonal, rotation_problem
+from method_problems import check_orthogonal, rotation_problem
 from microscale.algorithms.quarot import QuaRot
 from microscale.algorithms.rotation import start_rotation
 from small_models import same_bits

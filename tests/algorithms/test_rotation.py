@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from method_tasks import check_orthogonal
+from method_problems import check_orthogonal
 from microscale.algorithms.rotation import start_rotation
 from small_models import same_bits
 

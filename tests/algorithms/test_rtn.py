@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from microscale.algorithms.contract import LayerTask
+from microscale.algorithms.contract import LayerProblem
 from microscale.algorithms.pipeline import parse_method
 from microscale.errors import DtypeError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, Format, parse_format
@@ -19,7 +19,7 @@ def weight(rows: int = 24, cols: int = 96) -> torch.Tensor:
 
 
 def rtn(values: torch.Tensor, fmt: Format, name: str = "layer") -> QuantizedTensor:
-    layer = LayerTask(name=name, weight=values, format=fmt, activations=None, dtype=values.dtype)
+    layer = LayerProblem(name=name, weight=values, format=fmt, activations=None, dtype=values.dtype)
     return parse_method("rtn").rounding.quantize(layer)
 
 

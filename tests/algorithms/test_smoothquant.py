@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from method_tasks import COLS, group_task, input_rows, layer_task, random
-from microscale.algorithms.contract import FoldStep, GroupTask
+from method_problems import COLS, group_problem, input_rows, layer_problem, random
+from microscale.algorithms.contract import FoldStep, GroupProblem
 from microscale.algorithms.objective import group_error
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.smoothquant import SEARCHED_ALPHAS, SmoothQuant, smoothing_scale
@@ -19,7 +19,7 @@ from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 
 
-def smoothing(options: str, group: GroupTask) -> Tensor:
+def smoothing(options: str, group: GroupProblem) -> Tensor:
     step = parse_method(f"smoothquant{options}").steps[0]
     assert isinstance(step, FoldStep)
     return step.input_scale(group)
@@ -30,14 +30,14 @@ def test_smoothing_that_gains_too_little_is_left_out() -> None:
     outliers = torch.ones(COLS)
     outliers[3::32] = 40.0
     rows = random(192, COLS, seed=3)
-    layer = layer_task(inputs=rows * outliers)
-    easy = group_task(dataclasses.replace(layer, weight=layer.weight / outliers))
+    layer = layer_problem(inputs=rows * outliers)
+    easy = group_problem(dataclasses.replace(layer, weight=layer.weight / outliers))
     none = torch.ones(COLS)
     gain = group_error(easy, none) / group_error(easy, smoothing("", easy))
     assert gain > 3
     assert torch.equal(smoothing(f":gain={0.99 * gain}", easy), smoothing("", easy))
     assert torch.equal(smoothing(f":gain={1.01 * gain}", easy), none)
-    flat = group_task(layer_task(inputs=rows))
+    flat = group_problem(layer_problem(inputs=rows))
     assert torch.equal(smoothing(":gain=3", flat), none) and not torch.equal(smoothing("", flat), none)
     with pytest.raises(RecipeError, match="gain is 0 or more"):
         parse_method("smoothquant:gain=-1")
@@ -45,7 +45,7 @@ def test_smoothing_that_gains_too_little_is_left_out() -> None:
 
 def test_the_scales_of_smoothing_are_near_one() -> None:
     """A common power of two is taken out: nothing changes but what a folded norm looks like."""
-    group = group_task(layer_task(inputs=input_rows() * 300))
+    group = group_problem(layer_problem(inputs=input_rows() * 300))
     scale = smoothing("", group)
     assert abs(float(scale.log2().mean())) <= 0.5 + 1e-6
     inputs, weights = group.inputs, group.layers[0].weight.abs().amax(0)
@@ -86,15 +86,15 @@ def test_it_is_equation_4_but_for_a_power_of_two(seed: int, alpha: float) -> Non
 
 
 def test_weights_of_all_layers_of_a_group_count() -> None:
-    layers = [layer_task(rows=4, seed=i, name=f"layers.{i}") for i in range(2)]
-    group = group_task(*layers)
+    layers = [layer_problem(rows=4, seed=i, name=f"layers.{i}") for i in range(2)]
+    group = group_problem(*layers)
     assert group.inputs is not None
     largest = torch.cat([layer.weight for layer in layers]).abs().amax(0)
     assert torch.equal(SmoothQuant().input_scale(group), smoothing_scale(group.inputs.amax, largest, 0.5))
 
 
 def test_the_search_is_over_the_exponents_of_the_paper() -> None:
-    group = group_task()
+    group = group_problem()
     errors = [group_error(group, SmoothQuant(alpha=alpha).input_scale(group)) for alpha in SEARCHED_ALPHAS]
     assert len(errors) == 11
     assert group_error(group, SmoothQuant(search=True).input_scale(group)) == min(errors)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from method_tasks import COLS, check_orthogonal, rotation_problem
+from method_problems import COLS, check_orthogonal, rotation_problem
 from microscale.algorithms.contract import RotationStep
 from microscale.algorithms.pipeline import parse_method
 from microscale.algorithms.rotation import start_rotation

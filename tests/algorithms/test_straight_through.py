@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from method_tasks import layer_task, random
+from method_problems import layer_problem, random
 from microscale.algorithms.straight_through import (
     StandIn,
     clipped_rounding,
-    straight_through,
+    rounded_straight_through,
     straight_through_inputs,
     tuned_rounding,
 )
@@ -48,7 +48,7 @@ def test_a_clipped_rounding_passes_gradients() -> None:
 @pytest.mark.parametrize("values", [row(0.7, -1.2, 0.0), torch.zeros(2, 32), row(torch.nan)])
 def test_a_gradient_passes_as_if_nothing_was_rounded(values: Tensor) -> None:
     leaf = values.clone().requires_grad_()
-    rounded = straight_through(leaf, FMT)
+    rounded = rounded_straight_through(leaf, FMT)
     assert same_bits(rounded.detach(), fake_quantize(values, FMT))
     slopes = torch.arange(float(values.numel())).reshape(values.shape)
     (rounded * slopes).nan_to_num().sum().backward()
@@ -58,7 +58,14 @@ def test_a_gradient_passes_as_if_nothing_was_rounded(values: Tensor) -> None:
 
 def test_values_by_hand() -> None:
     """Steps of a half up to 2, of one up to 4; the middle of two goes to the even code."""
-    assert straight_through(row(0.7, 0.75, 0.25, -1.2, 2.5), FMT)[0, :6].tolist() == [0.5, 1.0, 0.0, -1.0, 2.0, 6.0]
+    assert rounded_straight_through(row(0.7, 0.75, 0.25, -1.2, 2.5), FMT)[0, :6].tolist() == [
+        0.5,
+        1.0,
+        0.0,
+        -1.0,
+        2.0,
+        6.0,
+    ]
 
 
 def test_inputs_that_are_not_rounded_stay() -> None:
@@ -101,7 +108,7 @@ def test_the_gradient_of_a_clip_under_an_offset() -> None:
 @pytest.mark.parametrize("activations", [None, "mxfp8"])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_a_stand_in_computes_what_the_layer_would(activations: str | None, has_bias: bool) -> None:
-    layer = layer_task("mxfp4", activations)
+    layer = layer_problem("mxfp4", activations)
     bias = random(48, seed=5) if has_bias else None
     x = random(3, 64, seed=6)
     found = StandIn(layer=layer, bias=bias, operands=lambda inputs: (inputs, layer.weight))(x)
@@ -110,7 +117,7 @@ def test_a_stand_in_computes_what_the_layer_would(activations: str | None, has_b
 
 
 def test_a_stand_in_starts_behind_the_transforms_that_are_there() -> None:
-    layer = layer_task("mxfp4", None).with_transforms([hadamard_transform(64, 16)])
+    layer = layer_problem("mxfp4", None).with_transforms([hadamard_transform(64, 16)])
     x = random(3, 64, seed=6)
     found = StandIn(layer=layer, bias=None, operands=lambda inputs: (inputs, layer.target))(x)
     exact = functional.linear(x, layer.weight)
@@ -118,7 +125,7 @@ def test_a_stand_in_starts_behind_the_transforms_that_are_there() -> None:
 
 
 def test_what_becomes_of_the_product_comes_before_the_bias() -> None:
-    layer, bias, x = layer_task("mxfp4", None), random(48, seed=5), random(3, 64, seed=6)
+    layer, bias, x = layer_problem("mxfp4", None), random(48, seed=5), random(3, 64, seed=6)
     plain = StandIn(layer=layer, bias=None, operands=lambda inputs: (inputs, layer.weight))
     doubled = dataclasses.replace(plain, outputs=lambda products: products * 2)
     assert torch.equal(doubled(x), plain(x) * 2)
@@ -127,7 +134,7 @@ def test_what_becomes_of_the_product_comes_before_the_bias() -> None:
 
 def test_a_clip_and_an_offset_reach_the_weight() -> None:
     weight = row(0.7)
-    layer = dataclasses.replace(layer_task("mxfp4", None, rows=1, cols=32), weight=weight)
+    layer = dataclasses.replace(layer_problem("mxfp4", None, rows=1, cols=32), weight=weight)
     unit = torch.eye(32)
 
     def column(**options: object) -> list[float]:

@@ -12,9 +12,9 @@ import torch
 import microscale
 from command_line import succeed
 from family_models import family_model
-from method_tasks import layer_task
+from method_problems import layer_problem
 from microscale.algorithms import registry
-from microscale.algorithms.contract import FormatStep, LayerTask, RoundStep
+from microscale.algorithms.contract import FormatStep, LayerProblem, RoundStep
 from microscale.algorithms.pipeline import parse_method
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
@@ -45,7 +45,7 @@ class Shrunken(RoundStep):
     def wanted(self) -> Wanted | None:
         return Wanted.SECOND_MOMENT
 
-    def quantize(self, layer: LayerTask) -> QuantizedTensor:
+    def quantize(self, layer: LayerProblem) -> QuantizedTensor:
         target = layer.target if layer.clip is None else layer.target.clamp(-layer.clip, layer.clip)
         bound = self.share * target.abs().max()
         found = [quantize(weight, layer.format) for weight in (target, target.clamp(-bound, bound))]
@@ -128,8 +128,8 @@ def test_a_model_is_quantized_by_them() -> None:
 def test_they_are_candidates_of_an_allocation() -> None:
     candidate = parse_candidate("mxfp4@widest:bits=7+shrunken")
     assert parse_candidate("shrunken").text == "shrunken"
-    task = layer_task()
-    layer = QuantizedLinear.from_tensor(quantize(task.weight, task.format))
+    problem = layer_problem()
+    layer = QuantizedLinear.from_tensor(quantize(problem.weight, problem.format))
     repeated = repeating_method(layer, candidate, "rtn", "fast")
     assert repeated is not None and repeated.text == "widest:bits=7+shrunken"
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from method_tasks import tensors_of
+from method_problems import tensors_of
 from microscale.calibration.accumulators import Crest, Histogram, MeanAbs, Moments, Reservoir, SecondMoment
 from small_models import same_bits
 

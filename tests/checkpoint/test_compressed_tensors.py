@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout, rule_of_file
+from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout, is_held_by_scheme
+from microscale.checkpoint.registry import rule_of_file
 from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError
 from microscale.formats import format_name, parse_activation, parse_format
@@ -161,7 +162,7 @@ def test_what_is_written_is_read(spec: str, activations: str | None) -> None:
     (found,) = LAYOUT.stored_layers(config, headers, torch.float16).values()
     assert (found.name, found.shape, found.dtype, found.kind) == (UP, (6, 96), torch.float16, "linear")
     assert found.activations == layer.activations
-    assert rule_of_file(found.format, layer.format) == layer.format
+    assert rule_of_file(found.format, layer.format, is_held_by_scheme) == layer.format
     tensor = quantize(torch.randn(6, 96, dtype=torch.bfloat16), layer.format)
     parts = LAYOUT.unpack(layer, LAYOUT.pack(layer, tensor).__getitem__).parts
     assert all(torch.equal(part, parts[name]) for name, part in tensor.parts.items())
@@ -170,7 +171,7 @@ def test_what_is_written_is_read(spec: str, activations: str | None) -> None:
 def test_a_rule_of_another_format_contradicts_the_file() -> None:
     for recorded in ("mxfp8", "nvfp4", "mxfp4_plus", "e2m1/16:e8m0"):
         with pytest.raises(CheckpointError, match="microscale object"):
-            rule_of_file(parse_format("mxfp4:even"), parse_format(recorded))
+            rule_of_file(parse_format("mxfp4:even"), parse_format(recorded), is_held_by_scheme)
 
 
 Edit = Callable[[dict[str, Any], dict[str, TensorInfo]], Any]

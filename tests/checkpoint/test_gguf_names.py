@@ -27,7 +27,7 @@ from gguf_files import (
 )
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.gguf_header import GgufEntry, GgufHeader
-from microscale.checkpoint.gguf_names import GgufTensor, Kind, RowOrder, place_tensors
+from microscale.checkpoint.gguf_names import GgufTensor, RowOrder, WeightKind, place_tensors
 from microscale.errors import CheckpointError
 from microscale.kernels import dequantize
 
@@ -81,16 +81,16 @@ def placed(architecture: str, *tensors: tuple[str, tuple[int, ...]], **metadata:
 @pytest.mark.parametrize(
     ("architecture", "name", "shape", "target", "kind"),
     [
-        ("qwen2", "blk.007.ffn_up.weight", (4, 2), "model.layers.7.mlp.up_proj.weight", Kind.LINEAR),
+        ("qwen2", "blk.007.ffn_up.weight", (4, 2), "model.layers.7.mlp.up_proj.weight", WeightKind.LINEAR),
         ("qwen2", "blk.0.attn_q.bias", (4,), "model.layers.0.self_attn.q_proj.bias", None),
         ("qwen3moe", "blk.0.ffn_gate_inp.weight", (4, 2), "model.layers.0.mlp.gate.weight", None),
         ("gpt-oss", "blk.0.ffn_gate_inp.weight", (4, 2), "model.layers.0.mlp.router.weight", None),
         ("gpt-oss", "blk.0.attn_sinks.weight", (4,), "model.layers.0.self_attn.sinks", None),
         ("gpt-oss", "blk.0.ffn_down_exps.bias", (3, 4), "model.layers.0.mlp.experts.down_proj_bias", None),
-        ("llama", "token_embd.weight", (4, 2), "model.embed_tokens.weight", Kind.EMBEDDING),
+        ("llama", "token_embd.weight", (4, 2), "model.embed_tokens.weight", WeightKind.EMBEDDING),
     ],
 )
-def test_places(architecture: str, name: str, shape: tuple[int, ...], target: str, kind: Kind | None) -> None:
+def test_places(architecture: str, name: str, shape: tuple[int, ...], target: str, kind: WeightKind | None) -> None:
     ((tensor,), ignored) = placed(architecture, (name, shape), **{"general.architecture": architecture})
     assert (tensor.name, tensor.kind, tensor.shape, ignored) == (target, kind, shape, ())
 

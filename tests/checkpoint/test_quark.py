@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.quark import QuarkLayout, rule_of_file
+from microscale.checkpoint.quark import QuarkLayout, is_held_by_entry
+from microscale.checkpoint.registry import rule_of_file
 from microscale.checkpoint.schema import TensorInfo
 from microscale.errors import CheckpointError
 from microscale.formats import parse_activation, parse_format
@@ -160,11 +161,11 @@ def test_weights_of_any_rule_are_held_and_the_rule_comes_back_from_our_note(spec
     entry = config["global_quant_config"]["weight"]
     assert None in (entry["scale_calculation_mode"], entry["round_method"])
     found = read(config, tensors)[Q]
-    assert rule_of_file(found.format, layer.format) == layer.format
+    assert rule_of_file(found.format, layer.format, is_held_by_entry) == layer.format
     tensor = LAYOUT.unpack(found, tensors.__getitem__)
     assert torch.equal(dequantize(tensor), dequantize(quantize(weights(layer), layer.format)))
     with pytest.raises(CheckpointError, match="the microscale object says mxfp6_e2m3"):
-        rule_of_file(found.format, parse_format("mxfp6_e2m3"))
+        rule_of_file(found.format, parse_format("mxfp6_e2m3"), is_held_by_entry)
 
 
 def test_even_at_the_element_width_is_quarks_even() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from format_specs import SPECS
-from method_tasks import random
+from method_problems import random
 from microscale.errors import FormatError
 from microscale.formats import parse_format
 from microscale.kernels import dequantize, quantize

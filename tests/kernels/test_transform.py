@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from method_tasks import random
+from method_problems import random
 from microscale.errors import NonFiniteError, ShapeError
 from microscale.kernels.transform import (
     apply_transforms,

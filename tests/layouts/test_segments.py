@@ -13,7 +13,7 @@ from torch import Tensor
 from microscale.errors import ShapeError
 from microscale.formats import BlockFormat, SegmentedFormat, format_name, parse_format
 from microscale.kernels import quantize
-from microscale.layouts.segments import first_refusal, join_parts, prefix, relayout, shapes, split_parts
+from microscale.layouts.segments import first_refusal, name_parts, prefix, relayout, shapes, split_parts
 
 
 def segmented(text: str = "segments(mxfp4*64,mxfp8*32,mxfp4*7)") -> SegmentedFormat:
@@ -59,7 +59,7 @@ def test_the_eleventh_segment_is_not_taken_for_the_second() -> None:
 )
 def test_parts_are_split_and_joined_again(names: list[set[str]]) -> None:
     segments = [{name: (i, name) for name in sorted(own)} for i, own in enumerate(names)]
-    joined = join_parts(segments)
+    joined = name_parts(segments)
     assert len(joined) == sum(map(len, names))
     assert split_parts(joined, segmented(f"segments({','.join(['mxfp4*1'] * len(names))})")) == segments
 

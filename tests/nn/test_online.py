@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import microscale
-from method_tasks import random
+from method_problems import random
 from microscale.errors import CheckpointError, MicroscaleError
 from microscale.formats import parse_activation
 from microscale.integrations.saving import mark_quantized

@@ -19,7 +19,7 @@ from microscale.planning.allocation import (
     _quiet_output,
     _scaled_costs,
     allocate,
-    front,
+    allocation_front,
     largest_cost,
     least_cost,
 )
@@ -72,7 +72,7 @@ def test_what_the_solver_prints_is_thrown_away(capfd: pytest.CaptureFixture[str]
 
 
 def test_a_front_falls_and_has_no_point_twice() -> None:
-    points = front(random_groups(1, 5, is_whole=True), 30)
+    points = allocation_front(random_groups(1, 5, is_whole=True), 30)
     assert len(points) > 4
     for one, other in itertools.pairwise(points):
         assert other.cost > one.cost and other.sensitivity < one.sensitivity
@@ -155,9 +155,9 @@ def test_costs_in_units_of_the_solver(costs: list[float], limit: float, scaled: 
 
 def test_a_front_holds_the_budgets_that_were_asked_for() -> None:
     groups = [group((8, 1), (4, 2), (2, 4), (1, 8))]
-    assert [(one.cost, one.sensitivity) for one in front(groups, 2)] == [(1, 8), (8, 1)]
-    assert [one.cost for one in front(groups, 2, [2.5, 0.5, 4])] == [1, 2, 4, 8]
-    assert [one.cost for one in front([group((1, 3))], 5)] == [3]
+    assert [(one.cost, one.sensitivity) for one in allocation_front(groups, 2)] == [(1, 8), (8, 1)]
+    assert [one.cost for one in allocation_front(groups, 2, [2.5, 0.5, 4])] == [1, 2, 4, 8]
+    assert [one.cost for one in allocation_front([group((1, 3))], 5)] == [3]
 
 
 def test_scipy_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

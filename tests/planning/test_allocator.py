@@ -9,7 +9,7 @@ import pytest
 
 import microscale
 from measured_models import CALIBRATION, FORMATS, table_of
-from microscale.algorithms.contract import GroupTask, ModelProblem
+from microscale.algorithms.contract import GroupProblem, ModelProblem
 from microscale.algorithms.distill import Distill
 from microscale.errors import AllocationError
 from microscale.formats import format_name
@@ -86,7 +86,7 @@ def test_a_whole_model_is_learned_once_whatever_the_formats(
         assert len({rule.method for rule in recipe.rules if rule.method}) > 1
     calls: list[dict[str, str]] = []
 
-    def learn(step: Distill, problem: ModelProblem) -> tuple[GroupTask, ...]:
+    def learn(step: Distill, problem: ModelProblem) -> tuple[GroupProblem, ...]:
         assert step.epochs == (2.0 if effort == "good" else 8.0)
         calls.append({layer.name: format_name(layer.format) for group in problem.groups for layer in group.layers})
         return problem.groups

@@ -15,8 +15,8 @@ from microscale.planning.layer_facts import (
     LayerAnalysis,
     Side,
     TensorClasses,
+    candidate_errors,
     gradient_qsnr,
-    layer_errors,
 )
 from microscale.planning.recommendation import recommend
 from microscale.planning.tensor_facts import weight_facts
@@ -35,7 +35,7 @@ def decibels(values: Tensor, rounded: Tensor) -> float:
 
 def test_errors_are_those_of_the_definitions() -> None:
     weight, inputs = normal(16, 64), normal(24, 64, seed=1)
-    found = layer_errors(weight, inputs, CANDIDATES)
+    found = candidate_errors(weight, inputs, CANDIDATES)
     assert list(found) == ["mxfp4", "mxfp8/none", "mxfp4/mxfp8", "none"]
     wanted = inputs.double() @ weight.double().T
     for text, of_weight, of_inputs in (
@@ -58,18 +58,18 @@ def test_errors_are_those_of_the_definitions() -> None:
 
 @pytest.mark.parametrize("inputs", [None, torch.zeros(0, 64)])
 def test_a_layer_without_inputs_has_no_error_of_outputs(inputs: Tensor | None) -> None:
-    for error in layer_errors(normal(4, 64), inputs, CANDIDATES).values():
+    for error in candidate_errors(normal(4, 64), inputs, CANDIDATES).values():
         assert error.input_qsnr_db is None and error.output_error is None and error.weight_qsnr_db > 15
 
 
 def test_outputs_of_zero_have_no_error() -> None:
-    found = layer_errors(torch.zeros(4, 32), normal(3, 32), CANDIDATES[:1])["mxfp4"]
+    found = candidate_errors(torch.zeros(4, 32), normal(3, 32), CANDIDATES[:1])["mxfp4"]
     assert (found.weight_qsnr_db, found.output_error) == (0.0, 0.0)
 
 
 def test_exact_numbers_lose_nothing() -> None:
     """One token of one channel: 6 and -6 are in the grid of E2M1."""
-    found = layer_errors(torch.tensor([[6.0], [-6.0]]), torch.tensor([[1.5]]), CANDIDATES[:1])["mxfp4"]
+    found = candidate_errors(torch.tensor([[6.0], [-6.0]]), torch.tensor([[1.5]]), CANDIDATES[:1])["mxfp4"]
     assert (found.weight_qsnr_db, found.input_qsnr_db, found.output_error) == (math.inf, math.inf, 0.0)
 
 

@@ -122,17 +122,17 @@ def test_a_weight_that_is_not_finite_is_named_and_counted(bad: float) -> None:
     model: Any = family_model("llama")
     name, layer = next(iter(planned(model).items()))
     module = model.get_submodule(name)
-    check_weight(module, layer, poison=False)
+    check_weight(module, layer, nan="raise")
     with torch.no_grad():
         module.weight[0, :3] = bad
-    check_weight(module, layer, poison=True)
+    check_weight(module, layer, nan="poison")
     with pytest.raises(NonFiniteError) as caught:
-        check_weight(module, layer, poison=False)
+        check_weight(module, layer, nan="raise")
     assert str(caught.value) == (
         f"{name}.weight holds 3 NaN or Inf value(s) out of {module.weight.numel()}; mend the model, or let them poison"
         " their blocks (--nan poison, nan: poison in a recipe)"
     )
-    check_weight(module.to("meta"), layer, poison=False)  # it is still in its file
+    check_weight(module.to("meta"), layer, nan="raise")  # it is still in its file
 
 
 def test_a_layer_outside_of_the_blocks_is_rounded_on_its_own() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import microscale
 from family_models import CONFIGS, family_model, run
 from microscale.algorithms import registry
-from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask, LayerTask
+from microscale.algorithms.contract import BlockProblem, BlockStep, GroupProblem, LayerProblem
 from microscale.algorithms.pipeline import parse_method
 from microscale.calibration.statistics import StatisticsCollector, Wanted
 from microscale.errors import CalibrationError, ModelError, NonFiniteError, TextError
@@ -95,7 +95,7 @@ def statistics(model: nn.Module, name: str) -> Any:
 
 
 def by_hand(model: nn.Module, name: str, inputs: Any) -> Tensor:
-    layer = LayerTask(
+    layer = LayerProblem(
         name=name,
         weight=model.get_submodule(name).get_parameter("weight").detach(),
         format=parse_format("mxfp4"),
@@ -133,7 +133,7 @@ class Watch(BlockStep):
     source: ClassVar[str] = "this test"
     seen: ClassVar[list[tuple[list[Tensor], list[Tensor]]]] = []
 
-    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: BlockProblem) -> tuple[GroupProblem, ...]:
         outputs = [problem.forward({}, batch).detach() for batch in range(len(problem.targets))]
         Watch.seen.append((list(problem.targets), outputs))
         return problem.groups

@@ -157,7 +157,7 @@ def test_a_folded_order_gives_the_model_that_the_online_one_gives(
     """The blocks of gate and up lie along their columns, so that rows in another order are quantized alike."""
     method = f"{fold}micromix:bits=5.5,weights=base"  # a budget of the inputs: the same segments in both
     folded = family_quantized(name, method)
-    monkeypatch.setattr(preparing, "fold_segment_order", lambda model, block, group, task: task)
+    monkeypatch.setattr(preparing, "fold_segment_order", lambda model, block, group, problem: problem)
     online = family_quantized(name, method)
     own, other = layers_of(folded), layers_of(online)
     moved = [each for each, module in own.items() if kinds(module) != kinds(other[each])]

@@ -18,8 +18,8 @@ from microscale.recipes.apply import QuantizationReport, quantize_model
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.plan import make_plan
 from microscale.recipes.preparing import Block, Preparer
+from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.recipe import make_recipe
-from microscale.recipes.task_book import TaskBook
 from microscale.transforms import TransformKind
 
 WINDOWS = torch.randint(3, 90, (4, 16), generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,7 @@ class Work:
         self.model: Any = family_model(family, dtype=torch.float32)
         self.chain = parse_method(method)
         layers = {layer.name: layer for layer in make_plan(self.model, make_recipe(format="mxint8")).layers}
-        self.book = TaskBook(self.model, layers, dict.fromkeys(layers, self.chain))
+        self.book = ProblemBook(self.model, layers, dict.fromkeys(layers, self.chain))
         self.preparer = Preparer(self.model, self.book, lambda *_: None, 0, is_order_online=is_order_online)
         structure = describe(self.model)
         names = [block.name for block in structure.blocks]
@@ -84,7 +84,7 @@ def test_nothing_is_measured_where_nothing_is_wanted_or_there_is_no_text() -> No
     blind = Work("llama", "awq+rtn", with_text=False)
     assert blind.preparer.measure(blind.block, blind.block.structure.groups, [Wanted.RANGE]) == {}
     blind.preparer.find(blind.block, blind.chain)
-    assert all(blind.book.task(name).transforms == () for name in blind.book.layers), "no token came by"
+    assert all(blind.book.problem(name).transforms == () for name in blind.book.layers), "no token came by"
 
 
 @torch.no_grad()
@@ -93,12 +93,12 @@ def test_folded_scales_leave_the_model_as_it_was(family: str) -> None:
     """What is folded into a norm stays in its weight; what finds no place is kept online and noted."""
     work = Work(family, "smoothquant")
     expected = run(work.model)
-    before = {name: work.book.task(name).weight.clone() for name in work.book.layers}
+    before = {name: work.book.problem(name).weight.clone() for name in work.book.layers}
     work.preparer.find(work.block, work.chain)
-    online = {name for name in before if work.book.task(name).transforms}
+    online = {name for name in before if work.book.problem(name).transforms}
     inside = {name for name in before if name.startswith(f"{work.block.structure.name}.")}
     assert online == ({f"{work.block.structure.name}.mlp.c_proj"} if family == "gpt2" else set())
-    changed = {name for name in before if not torch.equal(work.book.task(name).weight, before[name])}
+    changed = {name for name in before if not torch.equal(work.book.problem(name).weight, before[name])}
     assert changed <= inside and changed
     assert [note.partition(":")[0] for note in work.preparer.notes] == [
         f"smoothquant keeps its scales online for 1 layer(s), e.g. {name}" for name in online
@@ -110,7 +110,7 @@ def test_transforms_are_found_for_every_group_without_text_where_they_need_none(
     work = Work("llama", "hadamard+rtn", with_text=False)
     work.preparer.find(work.block, work.chain)
     for name in work.book.layers:
-        kinds = [transform.spec.kind for transform in work.book.task(name).transforms]
+        kinds = [transform.spec.kind for transform in work.book.problem(name).transforms]
         is_inside = name.startswith(f"{work.block.structure.name}.")
         assert kinds == ([TransformKind.HADAMARD] if is_inside else []), name
 

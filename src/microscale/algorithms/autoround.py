@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask, LayerFunction, LayerTask, clipped
+from microscale.algorithms.contract import BlockProblem, BlockStep, GroupProblem, LayerFunction, LayerProblem, clipped
 from microscale.algorithms.fit import line
 from microscale.algorithms.learned import is_seen, learn_groups
 from microscale.algorithms.rtn import block_amax, block_width
@@ -69,7 +69,7 @@ class AutoRound(BlockStep):
         """Refuse formats whose grid is not fixed by scales."""
         return grid_refusal(fmt)
 
-    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: BlockProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with an offset for every weight and a clip.
 
         Raises:
@@ -91,7 +91,7 @@ class AutoRound(BlockStep):
 class _TunedLayer:
     """The offsets of a weight, in gaps, and a factor for each block."""
 
-    def __init__(self, layer: LayerTask, *, has_clip: bool) -> None:
+    def __init__(self, layer: LayerProblem, *, has_clip: bool) -> None:
         self.layer = layer
         self.weight = layer.target
         self.source = clipped(self.weight, layer)
@@ -133,7 +133,7 @@ class _TunedLayer:
         )
 
     @torch.no_grad()
-    def result(self) -> LayerTask:
+    def result(self) -> LayerProblem:
         """Return the layer with its offsets in units of the weight."""
         limit = self.limit
         grid = make_grid(torch.clamp(self.weight, -limit, limit), self.layer.format)
@@ -142,7 +142,7 @@ class _TunedLayer:
 
 
 class _TunedGroup:
-    def __init__(self, group: GroupTask, has_clip: bool) -> None:
+    def __init__(self, group: GroupProblem, has_clip: bool) -> None:
         self.group = group
         self.layers = [_TunedLayer(layer, has_clip=has_clip) for layer in group.layers]
 
@@ -150,6 +150,6 @@ class _TunedGroup:
         """Return what the layers compute while they learn."""
         return {layer.layer.name: layer.stand_in(biases[layer.layer.name]) for layer in self.layers}
 
-    def result(self) -> GroupTask:
+    def result(self) -> GroupProblem:
         """Return the group with the offsets."""
         return dataclasses.replace(self.group, layers=tuple(layer.result() for layer in self.layers))

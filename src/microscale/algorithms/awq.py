@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import FoldStep, GroupTask
+from microscale.algorithms.contract import FoldStep, GroupProblem
 from microscale.algorithms.objective import group_error
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
@@ -38,7 +38,7 @@ class Awq(FoldStep):
         """Channel magnitudes and rows of the input."""
         return Wanted.MEAN_ABS | Wanted.SAMPLE
 
-    def input_scale(self, group: GroupTask) -> Float[Tensor, "cols"]:
+    def input_scale(self, group: GroupProblem) -> Float[Tensor, "cols"]:
         """Return the best s; alpha = 0 (no scaling) is among the candidates, so the result is never worse."""
         assert group.inputs is not None
         magnitude = group.inputs.require("mean_abs").clamp(min=1e-8)

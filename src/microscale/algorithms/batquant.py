@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
+from microscale.algorithms.contract import BlockProblem, BlockStep, GroupProblem
 from microscale.algorithms.fit import adam
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
@@ -62,7 +62,7 @@ class BatQuant(BlockStep):
         """How many tokens came by."""
         return Wanted.RANGE
 
-    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: BlockProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with block transforms and clips.
 
         Raises:
@@ -78,7 +78,7 @@ class BatQuant(BlockStep):
 
 
 class _BlockMatrices(LearnedTransform):
-    def __init__(self, group: GroupTask, options: BatQuant) -> None:
+    def __init__(self, group: GroupProblem, options: BatQuant) -> None:
         super().__init__(group, has_clip=options.clip)
         self.size = fitting_size(group.cols, options.size)
         count = 1 if options.mode == "shared" else group.cols // self.size

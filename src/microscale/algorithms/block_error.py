@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms.contract import BlockProblem, GroupTask, LayerFunction, LayerTask
+from microscale.algorithms.contract import BlockProblem, GroupProblem, LayerFunction, LayerProblem
 from microscale.algorithms.objective import rounded_inputs
 from microscale.algorithms.rtn import Rtn
 from microscale.kernels import dequantize
@@ -18,12 +18,12 @@ JUDGES = 8
 """Batches, evenly spread, that an error is measured on."""
 
 
-def rounded_stand_ins(groups: Sequence[GroupTask], biases: Mapping[str, Tensor | None]) -> dict[str, LayerFunction]:
+def rounded_stand_ins(groups: Sequence[GroupProblem], biases: Mapping[str, Tensor | None]) -> dict[str, LayerFunction]:
     """Return what each layer computes once its weight is rounded to nearest, with its transforms and clip."""
     return {layer.name: _rounded(layer, biases[layer.name]) for group in groups for layer in group.layers}
 
 
-def _rounded(layer: LayerTask, bias: Tensor | None) -> LayerFunction:
+def _rounded(layer: LayerProblem, bias: Tensor | None) -> LayerFunction:
     weight = dequantize(Rtn().quantize(layer), torch.float32)
 
     def run(inputs: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def _rounded(layer: LayerTask, bias: Tensor | None) -> LayerFunction:
 
 
 @torch.no_grad()
-def block_error(problem: BlockProblem, groups: Sequence[GroupTask]) -> float:
+def block_error(problem: BlockProblem, groups: Sequence[GroupProblem]) -> float:
     """Return the mean squared error of the outputs over up to :data:`JUDGES` batches, weights rounded to nearest.
 
     Special values: outputs that are not finite count as infinitely bad.

@@ -43,7 +43,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LayerTask:
+class LayerProblem:
     """A linear layer to quantize.
 
     ``weight`` [rows, cols] is float32 and belongs to the inputs x as they come; ``target`` to the transformed inputs
@@ -82,8 +82,8 @@ class LayerTask:
             moment = transform_second_moment(moment, transform)
         return moment
 
-    def with_transforms(self, transforms: Sequence[Transform]) -> LayerTask:
-        """Return the task with more transforms of its input."""
+    def with_transforms(self, transforms: Sequence[Transform]) -> LayerProblem:
+        """Return the problem with more transforms of its input."""
         return dataclasses.replace(self, transforms=(*self.transforms, *transforms), clip=None, offset=None)
 
 
@@ -97,7 +97,7 @@ def as_it_is(found: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class GroupTask:
+class GroupProblem:
     """Linear layers that read the very same input.
 
     ``is_order_folded``: an order of the channels, where a step finds one, goes into the layers that make the input, so
@@ -106,7 +106,7 @@ class GroupTask:
     """
 
     role: str
-    layers: tuple[LayerTask, ...]
+    layers: tuple[LayerProblem, ...]
     inputs: InputStatistics | None = None
     is_order_folded: bool = False
     share: Callable[[Float[Tensor, "cols"]], Float[Tensor, "cols"]] = as_it_is
@@ -206,7 +206,7 @@ class FormatStep(Step):
 class FoldStep(Step):
     """Finds s with x -> x / s and W -> W * s."""
 
-    def input_scale(self, group: GroupTask) -> Float[Tensor, "cols"]:
+    def input_scale(self, group: GroupProblem) -> Float[Tensor, "cols"]:
         """Return s, positive and finite, [cols]."""
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class TransformStep(Step):
         """It moves channels or mixes them."""
         return "it mixes or moves channels (a rotation spreads outliers over all), so that their order is lost"
 
-    def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
+    def transforms(self, group: GroupProblem) -> tuple[Transform, ...]:
         """Return the transforms, to be appended to those that the group has."""
         raise NotImplementedError
 
@@ -244,7 +244,7 @@ class SegmentStep(Step):
         """The order of the channels stays online in most layers."""
         return True
 
-    def segmented(self, group: GroupTask) -> GroupTask:
+    def segmented(self, group: GroupProblem) -> GroupProblem:
         """Return the group with layers whose formats are segments, and the permutation among their transforms."""
         raise NotImplementedError
 
@@ -252,7 +252,7 @@ class SegmentStep(Step):
 class RoundStep(Step):
     """Quantizes one weight."""
 
-    def quantize(self, layer: LayerTask) -> QuantizedTensor:
+    def quantize(self, layer: LayerProblem) -> QuantizedTensor:
         """Return the quantized weight of x'."""
         raise NotImplementedError
 
@@ -265,7 +265,7 @@ class SideStep(Step):
         """It stays online."""
         return True
 
-    def side(self, layer: LayerTask, tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
+    def side(self, layer: LayerProblem, tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
         """Return (down [rank, cols], up [rows, rank]) with up @ down near weight - dequantize(tensor)."""
         raise NotImplementedError
 
@@ -279,11 +279,11 @@ class BlockProblem:
     """One decoder layer as a function to learn from.
 
     ``forward(stand_ins, batch)`` runs the layer on the cached inputs of a batch, with some of its linear layers (by the
-    names of the tasks) replaced by functions of their input, and passes gradients. ``targets[batch]`` is what the
+    names of the problems) replaced by functions of their input, and passes gradients. ``targets[batch]`` is what the
     unquantized model gives; ``biases`` are the layers' own.
     """
 
-    groups: tuple[GroupTask, ...]
+    groups: tuple[GroupProblem, ...]
     forward: Callable[[Mapping[str, LayerFunction], int], Tensor]
     targets: Sequence[Tensor]
     biases: Mapping[str, Tensor | None]
@@ -304,7 +304,7 @@ class BlockStep(Step):
         """What it learns is a transform."""
         return "it learns transforms and clips for the blocks of one format, not for those of segments"
 
-    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: BlockProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with new weights, transforms or clips."""
         raise NotImplementedError
 
@@ -317,7 +317,7 @@ class ModelProblem:
     ``tell`` takes what a user should know of the outcome.
     """
 
-    groups: tuple[GroupTask, ...]
+    groups: tuple[GroupProblem, ...]
     logits: Callable[[Mapping[str, LayerFunction], Batch], Float[Tensor, "batch tokens words"]]
     windows: Batch
     biases: Mapping[str, Tensor | None]
@@ -329,7 +329,7 @@ class ModelProblem:
 class ModelStep(Step):
     """Learns from the whole model."""
 
-    def learn(self, problem: ModelProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: ModelProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with new weights, transforms or clips."""
         raise NotImplementedError
 
@@ -371,6 +371,6 @@ class RotationStep(Step):
         raise NotImplementedError
 
 
-def clipped(target: Float[Tensor, "rows cols"], layer: LayerTask) -> Float[Tensor, "rows cols"]:
+def clipped(target: Float[Tensor, "rows cols"], layer: LayerProblem) -> Float[Tensor, "rows cols"]:
     """Return the target from which scales are taken: clipped, where the layer has a clip."""
     return target if layer.clip is None else torch.clamp(target, -layer.clip, layer.clip)

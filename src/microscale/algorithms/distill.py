@@ -1,6 +1,6 @@
 """End-to-end distillation: weights and block transforms learn together to keep the model's own predictions.
 
-The quantized model runs with rounded weights and inputs; the KL divergence of its predictions from those of the
+The quantized model runs with rounded weights and inputs; the KL mean_divergence of its predictions from those of the
 unquantized model is what AdamW brings down, straight through the rounding. No label is used, so that the model is bent
 back to itself and not to the calibration text. Inputs are rotated by a block Hadamard matrix on the way
 (``transform``); on request every group of layers learns the matrices instead, from a Hadamard start: one for each
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms.contract import GroupTask, LayerFunction, LayerTask, ModelProblem, ModelStep
+from microscale.algorithms.contract import GroupProblem, LayerFunction, LayerProblem, ModelProblem, ModelStep
 from microscale.algorithms.fit import Judged, adam, epoch_batches, fit, hold_out, warm_cosine
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.learned import LearnedTransform, all_stand_ins
@@ -74,7 +74,7 @@ class Distill(ModelStep):
             return None
         return f"its transform={self.transform} mixes channels, so that their order is lost"
 
-    def learn(self, problem: ModelProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: ModelProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with the learned weights and transforms.
 
         Raises:
@@ -96,7 +96,7 @@ class Distill(ModelStep):
         start = judge(None)
         found = fit(
             batches,
-            lambda batch: divergence(problem, stand_ins, learned[batch]),
+            lambda batch: mean_divergence(problem, stand_ins, learned[batch]),
             adam(parts, schedule=warm_cosine, betas=(0.9, 0.95), max_norm=1.0),
             parameters=[*weights, *matrices],
             start=start,
@@ -115,7 +115,7 @@ class Distill(ModelStep):
         return tuple(group.result() for group in best)
 
 
-def divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], batch: Batch) -> Float[Tensor, ""]:
+def mean_divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], batch: Batch) -> Float[Tensor, ""]:
     """Return the mean over tokens of KL(unquantized || quantized) in nats."""
     with torch.no_grad():
         wanted = functional.log_softmax(problem.logits({}, batch).to(torch.float32), -1)
@@ -125,10 +125,10 @@ def divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], ba
 
 @torch.no_grad()
 def held_out_divergence(problem: ModelProblem, stand_ins: Mapping[str, LayerFunction], windows: Batch) -> float:
-    """Return the mean :func:`divergence` of windows, 0 of none."""
+    """Return the mean :func:`mean_divergence` of windows, 0 of none."""
     if not len(windows):
         return 0.0
-    found = [float(divergence(problem, stand_ins, window)) for window in windows.split(1)]
+    found = [float(mean_divergence(problem, stand_ins, window)) for window in windows.split(1)]
     return sum(found) / len(found)
 
 
@@ -138,7 +138,7 @@ class _LearnedGroup(LearnedTransform):
     The weights are those of the inputs behind the transforms that the layers have already (the order of segments).
     """
 
-    def __init__(self, group: GroupTask, options: Distill) -> None:
+    def __init__(self, group: GroupProblem, options: Distill) -> None:
         super().__init__(group, has_clip=False)
         self.weights = [weight.detach().clone().requires_grad_() for weight in self.weights]
         self.size = fitting_size(group.cols, options.size) if options.transform != "none" else 1
@@ -166,7 +166,7 @@ class _LearnedGroup(LearnedTransform):
         learned = block_transform(self.matrix.detach(), cols) if self.is_learned else None
         return (learned or hadamard_transform(cols, self.size),)
 
-    def layers(self) -> tuple[LayerTask, ...]:
+    def layers(self) -> tuple[LayerProblem, ...]:
         """Return the layers with the weights that were learned."""
         return tuple(
             dataclasses.replace(layer, weight=restore_weight(weight.detach(), layer.transforms))

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
+from microscale.algorithms.contract import BlockProblem, BlockStep, GroupProblem
 from microscale.algorithms.fit import adam
 from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.rotation import start_rotation
@@ -53,7 +53,7 @@ class FlatQuant(BlockStep):
         """How many tokens came by."""
         return Wanted.RANGE
 
-    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: BlockProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with transforms and clips.
 
         Raises:
@@ -74,7 +74,7 @@ def kronecker_sizes(cols: int) -> tuple[int, int]:
 
 
 class _Kronecker(LearnedTransform):
-    def __init__(self, group: GroupTask, options: FlatQuant, seed: int) -> None:
+    def __init__(self, group: GroupProblem, options: FlatQuant, seed: int) -> None:
         super().__init__(group, has_clip=options.clip)
         self.sizes = kronecker_sizes(group.cols)
         own = seed + zlib.crc32(group.layers[0].name.encode())

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microscale.algorithms.contract import LayerTask, RoundStep, clipped
+from microscale.algorithms.contract import LayerProblem, RoundStep, clipped
 from microscale.algorithms.rtn import idle_search, search_clip
 from microscale.calibration.statistics import Wanted
 from microscale.errors import CalibrationError, RecipeError
@@ -61,7 +61,7 @@ class Gptq(RoundStep):
         """Say where the search finds no rows of blocks to search in."""
         return idle_search(fmt) if self.search else None
 
-    def quantize(self, layer: LayerTask) -> QuantizedTensor:
+    def quantize(self, layer: LayerProblem) -> QuantizedTensor:
         """Quantize; a layer that no token reached is rounded to nearest.
 
         Raises:

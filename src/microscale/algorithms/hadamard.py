@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from microscale.algorithms.contract import GroupTask, TransformStep
+from microscale.algorithms.contract import GroupProblem, TransformStep
 from microscale.errors import RecipeError
 from microscale.transforms import Transform, hadamard_transform, scale_transform
 
@@ -47,7 +47,7 @@ class Hadamard(TransformStep):
         if self.size not in (2, 4, 8, 16, 32, 64, 128):
             raise RecipeError(f"hadamard: size is a power of two from 2 to {LARGEST_BLOCK}, got {self.size}")
 
-    def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
+    def transforms(self, group: GroupProblem) -> tuple[Transform, ...]:
         """Return the rotation, and the signs before it."""
         size = fitting_size(group.cols, self.size)
         if size < 2 or (self.roles != "all" and not group.role.endswith(self.roles)):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microscale.algorithms.block_error import block_error
-from microscale.algorithms.contract import BlockProblem, GroupTask, LayerFunction, LayerTask
+from microscale.algorithms.contract import BlockProblem, GroupProblem, LayerFunction, LayerProblem
 from microscale.algorithms.fit import Judged, Update, fit, step_batches
 from microscale.algorithms.rtn import block_amax, block_width
 from microscale.algorithms.straight_through import StandIn
@@ -41,13 +41,13 @@ class LearnedClip:
 class Learner(Protocol):
     """Something of a group that is learned."""
 
-    group: GroupTask
+    group: GroupProblem
 
     def stand_ins(self, biases: Mapping[str, Tensor | None]) -> Mapping[str, LayerFunction]:
         """Return what the layers compute while they learn."""
         ...
 
-    def result(self) -> GroupTask:
+    def result(self) -> GroupProblem:
         """Return the group with what was learned."""
         ...
 
@@ -58,7 +58,7 @@ class LearnedTransform:
     The transform comes after those that the group has already.
     """
 
-    def __init__(self, group: GroupTask, *, has_clip: bool) -> None:
+    def __init__(self, group: GroupProblem, *, has_clip: bool) -> None:
         self.group = group
         self.weights = [layer.target for layer in group.layers]
         pairs = zip(group.layers, self.weights, strict=True)
@@ -81,7 +81,7 @@ class LearnedTransform:
         """Return what was learned."""
         raise NotImplementedError
 
-    def layers(self) -> tuple[LayerTask, ...]:
+    def layers(self) -> tuple[LayerProblem, ...]:
         """Return the layers before the transform."""
         return self.group.layers
 
@@ -90,17 +90,17 @@ class LearnedTransform:
         parts = zip(self.group.layers, self.weights, self.clips, strict=True)
         return {layer.name: self._stand_in(layer, weight, clip, biases[layer.name]) for layer, weight, clip in parts}
 
-    def _stand_in(self, layer: LayerTask, weight: Tensor, clip: LearnedClip | None, bias: Tensor | None) -> StandIn:
+    def _stand_in(self, layer: LayerProblem, weight: Tensor, clip: LearnedClip | None, bias: Tensor | None) -> StandIn:
         def operands(inputs: Tensor) -> tuple[Tensor, Tensor]:
             return self.turn(inputs), self.turn_weight(weight)
 
         return StandIn(layer=layer, bias=bias, operands=operands, limit=None if clip is None else clip.limit)
 
     @torch.no_grad()
-    def result(self) -> GroupTask:
+    def result(self) -> GroupProblem:
         """Return the group with the transforms and the clips."""
         chain = self.transforms()
-        layers: list[LayerTask] = []
+        layers: list[LayerProblem] = []
         for layer, clip in zip(self.layers(), self.clips, strict=True):
             turned = layer.with_transforms(chain)
             limit = None if clip is None else clip.limit(turned.target)
@@ -108,12 +108,12 @@ class LearnedTransform:
         return dataclasses.replace(self.group, layers=tuple(layers))
 
 
-def _clip(layer: LayerTask, weight: Tensor) -> LearnedClip | None:
+def _clip(layer: LayerProblem, weight: Tensor) -> LearnedClip | None:
     width = block_width(layer.format, weight.shape[1])
     return None if width is None else LearnedClip(weight.shape, width, weight.device)
 
 
-def is_seen(group: GroupTask) -> bool:
+def is_seen(group: GroupProblem) -> bool:
     """Whether any token reached the group."""
     return group.inputs is not None and group.inputs.num_tokens > 0
 
@@ -131,7 +131,7 @@ def learn_groups(
     *,
     steps: int,
     what: str,
-) -> tuple[GroupTask, ...]:
+) -> tuple[GroupProblem, ...]:
     """Run ``steps`` steps of gradient descent on the outputs of a decoder layer, one batch each; return its groups.
 
     Groups without a learner stay as they are. Gradients that pass through a rounding are noise in part, so the error
@@ -149,7 +149,7 @@ def learn_groups(
         batch = int(index)
         return (problem.forward(stand_ins, batch) - problem.targets[batch]).square().mean() / unit
 
-    def judge() -> Judged[tuple[GroupTask, ...]]:
+    def judge() -> Judged[tuple[GroupProblem, ...]]:
         results = {id(learner.group): learner.result() for learner in learners}
         learned = tuple(results.get(id(group), group) for group in problem.groups)
         return Judged(state=learned, error=block_error(problem, learned))

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscale.algorithms.contract import LayerTask, SideStep
+from microscale.algorithms.contract import LayerProblem, SideStep
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.kernels import dequantize
@@ -39,7 +39,7 @@ class LowRankStep(SideStep):
         """The second moment of the inputs."""
         return Wanted.SECOND_MOMENT
 
-    def side(self, layer: LayerTask, tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
+    def side(self, layer: LayerProblem, tensor: QuantizedTensor) -> tuple[Tensor, Tensor]:
         """Return (down, up); a layer that no token reached is weighted evenly."""
         error = (layer.target - dequantize(tensor, torch.float32)).to(torch.float64)
         moment = layer.second_moment

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import FoldStep, GroupTask
+from microscale.algorithms.contract import FoldStep, GroupProblem
 from microscale.algorithms.objective import group_error, rounded_inputs
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
@@ -45,7 +45,7 @@ class MacroBlock(FoldStep):
         """Rows of the input."""
         return Wanted.SAMPLE
 
-    def input_scale(self, group: GroupTask) -> Float[Tensor, "cols"]:
+    def input_scale(self, group: GroupProblem) -> Float[Tensor, "cols"]:
         """Return s: of each run the candidate with the least error of its own part of the outputs, or 1 for all."""
         factors = [1.0 + m / self.candidates for m in range(self.candidates)]
         errors = torch.stack([self._errors(group, factor) for factor in factors])
@@ -54,7 +54,7 @@ class MacroBlock(FoldStep):
         ones = torch.ones_like(scale)
         return scale if group_error(group, scale) < group_error(group, ones) else ones
 
-    def _errors(self, group: GroupTask, factor: float) -> Float[Tensor, "runs"]:
+    def _errors(self, group: GroupProblem, factor: float) -> Float[Tensor, "runs"]:
         """Return the squared error that each run of channels makes in the outputs of all layers."""
         sample = group.sample
         total = torch.zeros(-(-group.cols // self.size), dtype=torch.float64, device=sample.device)

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import Formats, GroupTask, LayerTask, SegmentStep, option_word
+from microscale.algorithms.contract import Formats, GroupProblem, LayerProblem, SegmentStep, option_word
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
 from microscale.formats import (
@@ -243,17 +243,17 @@ class MicroMix(SegmentStep):
             return f"bits={budget:g} is below the {lowest:g} bits of the narrowest segment, the smallest possible"
         return None
 
-    def segmented(self, group: GroupTask) -> GroupTask:
+    def segmented(self, group: GroupProblem) -> GroupProblem:
         """Return the group with sorted channels, each layer in segments; one that needs a single segment stays."""
         assert group.inputs is not None
         chain = group.layers[0].transforms
         mean = apply_transforms(group.inputs.require("mean_abs").unsqueeze(0), chain).abs().squeeze(0)
         order = torch.argsort(mean, stable=True)
         magnitudes = relative_magnitudes(group.sample)
-        alike: dict[tuple[Format, ActivationSpec | None], list[LayerTask]] = {}
+        alike: dict[tuple[Format, ActivationSpec | None], list[LayerProblem]] = {}
         for layer in group.layers:
             alike.setdefault((layer.format, layer.activations), []).append(layer)
-        changed: dict[str, LayerTask] = {}
+        changed: dict[str, LayerProblem] = {}
         for layers in alike.values():
             counts = self._counts(magnitudes, layers, group)
             changed.update({layer.name: self._cut(layer, counts, order) for layer in layers})
@@ -278,7 +278,7 @@ class MicroMix(SegmentStep):
         words = f"({','.join(map(str, counts))})"
         return dataclasses.replace(self, bits=PAPER, scale=1.0, counts=words)
 
-    def _cut(self, layer: LayerTask, counts: Sequence[int], order: Tensor) -> LayerTask:
+    def _cut(self, layer: LayerProblem, counts: Sequence[int], order: Tensor) -> LayerProblem:
         if counts[0] == sum(counts):
             return layer
         assert isinstance(layer.format, BlockFormat)
@@ -289,7 +289,7 @@ class MicroMix(SegmentStep):
         layer = layer.with_transforms([permute_transform(order)])
         return dataclasses.replace(layer, format=_segments(weights, counts), activations=spec)
 
-    def _counts(self, magnitudes: Tensor, layers: Sequence[LayerTask], group: GroupTask) -> tuple[int, ...]:
+    def _counts(self, magnitudes: Tensor, layers: Sequence[LayerProblem], group: GroupProblem) -> tuple[int, ...]:
         fmt, cols = layers[0].format, group.cols
         assert isinstance(fmt, BlockFormat)
         weights, inputs = self._sides(fmt, layers[0].activations)

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import GroupTask
+from microscale.algorithms.contract import GroupProblem
 from microscale.formats import ActivationSpec
 from microscale.kernels import fake_quantize
 
 
-def group_error(group: GroupTask, scale: Float[Tensor, "cols"]) -> float:
+def group_error(group: GroupProblem, scale: Float[Tensor, "cols"]) -> float:
     """Return the squared error of all outputs when inputs are divided by ``scale`` and weights multiplied by it.
 
     Both are rounded to the formats of each layer. Special values: NaN or Inf anywhere counts as infinitely bad.

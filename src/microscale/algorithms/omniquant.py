@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from microscale.algorithms.contract import BlockProblem, BlockStep, GroupTask
+from microscale.algorithms.contract import BlockProblem, BlockStep, GroupProblem
 from microscale.algorithms.fit import adam
 from microscale.algorithms.learned import LearnedTransform, is_seen, learn_groups
 from microscale.algorithms.objective import group_error
@@ -50,7 +50,7 @@ class OmniQuant(BlockStep):
         """Ranges and rows of the input, for the start."""
         return Wanted.SAMPLE if self.scale else Wanted.RANGE
 
-    def learn(self, problem: BlockProblem) -> tuple[GroupTask, ...]:
+    def learn(self, problem: BlockProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with scales and clips.
 
         Raises:
@@ -64,7 +64,7 @@ class OmniQuant(BlockStep):
         return learn_groups(problem, learners, [*scales, *clips], update, steps=steps, what=self.name)
 
 
-def start_scale(group: GroupTask) -> Tensor:
+def start_scale(group: GroupProblem) -> Tensor:
     """Return SmoothQuant's best scale, or ones where that is worse than no scale."""
     found = SmoothQuant(search=True).input_scale(group)
     ones = torch.ones_like(found)
@@ -72,7 +72,7 @@ def start_scale(group: GroupTask) -> Tensor:
 
 
 class _Scale(LearnedTransform):
-    def __init__(self, group: GroupTask, options: OmniQuant) -> None:
+    def __init__(self, group: GroupProblem, options: OmniQuant) -> None:
         super().__init__(group, has_clip=options.clip)
         self.is_learned = options.scale
         start = start_scale(group).log() if options.scale else torch.zeros(group.cols, device=self.weights[0].device)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from microscale.algorithms.contract import GroupTask, TransformStep
+from microscale.algorithms.contract import GroupProblem, TransformStep
 from microscale.algorithms.rtn import block_width
 from microscale.calibration.statistics import Wanted
 from microscale.formats import ActivationSpec, BlockFormat, Format, SegmentedFormat, VectorBlock
@@ -39,7 +39,7 @@ class Permute(TransformStep):
         )
         return None if is_dealt else "channels are dealt to the blocks of a row, and it has none"
 
-    def transforms(self, group: GroupTask) -> tuple[Transform, ...]:
+    def transforms(self, group: GroupProblem) -> tuple[Transform, ...]:
         """Return the permutation; nothing for a width of less than two blocks."""
         assert group.inputs is not None
         width = block_width(group.layers[0].format, group.cols)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import LayerTask, RoundStep, clipped
+from microscale.algorithms.contract import LayerProblem, RoundStep, clipped
 from microscale.calibration.statistics import Wanted
 from microscale.formats import ActivationSpec, BlockFormat, ChannelBlock, Format, SegmentedFormat, VectorBlock
 from microscale.kernels import dequantize, quantize
@@ -113,7 +113,7 @@ class Rtn(RoundStep):
         """Say where a search finds no rows of blocks to search in."""
         return idle_search(fmt) if self.search or self.weighted else None
 
-    def quantize(self, layer: LayerTask) -> QuantizedTensor:
+    def quantize(self, layer: LayerProblem) -> QuantizedTensor:
         """Quantize with the format's own rule, from the clipped weight where there is a clip.
 
         A weight whose rounding was tuned (``offset``) has its scales already: no search changes them.

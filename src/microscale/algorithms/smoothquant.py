@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.algorithms.contract import FoldStep, GroupTask
+from microscale.algorithms.contract import FoldStep, GroupProblem
 from microscale.algorithms.objective import group_error
 from microscale.calibration.statistics import Wanted
 from microscale.errors import RecipeError
@@ -46,7 +46,7 @@ class SmoothQuant(FoldStep):
         """Channel maxima; rows of the input for the search and the gain."""
         return Wanted.SAMPLE if self.search or self.gain else Wanted.RANGE
 
-    def input_scale(self, group: GroupTask) -> Float[Tensor, "cols"]:
+    def input_scale(self, group: GroupProblem) -> Float[Tensor, "cols"]:
         """Return s; a channel without input or without weights keeps 1."""
         assert group.inputs is not None
         inputs = group.inputs.amax

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms.contract import LayerTask, ModelProblem, RotationProblem, RotationStep
+from microscale.algorithms.contract import LayerProblem, ModelProblem, RotationProblem, RotationStep
 from microscale.algorithms.fit import Judged, fit, line, step_batches
 from microscale.algorithms.rotation import start_rotation
 from microscale.algorithms.straight_through import StandIn
@@ -103,7 +103,7 @@ def token_loss(
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.token_ids[:, 1:].flatten())
 
 
-def _stand_in(problem: RotationProblem, layer: LayerTask, rotation: Tensor, bias: Tensor | None) -> StandIn:
+def _stand_in(problem: RotationProblem, layer: LayerProblem, rotation: Tensor, bias: Tensor | None) -> StandIn:
     reads, writes = layer.name in problem.readers, layer.name in problem.writers
 
     def operands(inputs: Tensor) -> tuple[Tensor, Tensor]:

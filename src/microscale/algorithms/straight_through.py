@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.algorithms.contract import LayerTask
+from microscale.algorithms.contract import LayerProblem
 from microscale.formats import ActivationSpec, Format
 from microscale.kernels import fake_quantize
 from microscale.kernels.grid import make_grid
@@ -64,7 +64,7 @@ def _clip_gradient(gradient: Tensor, weight: Tensor, limit: Tensor, rounded: Ten
     return gradient * change / limit.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def straight_through(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."]:
+def rounded_straight_through(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."]:
     """Return the values rounded to the format; the gradient passes unchanged.
 
     Special values and errors: as :func:`microscale.kernels.ops.fake_quantize`.
@@ -74,7 +74,7 @@ def straight_through(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor,
 
 def straight_through_inputs(inputs: Float[Tensor, "..."], spec: ActivationSpec | None) -> Float[Tensor, "..."]:
     """Return a layer's inputs as it rounds them, the range taken from the tensor at hand; gradients pass."""
-    return inputs if spec is None else straight_through(inputs, spec.format)
+    return inputs if spec is None else rounded_straight_through(inputs, spec.format)
 
 
 def clipped_rounding(
@@ -107,7 +107,7 @@ class StandIn:
     the product before the bias.
     """
 
-    layer: LayerTask
+    layer: LayerProblem
     bias: Float[Tensor, "rows"] | None
     operands: Operands
     limit: Callable[[Float[Tensor, "rows cols"]], Float[Tensor, "rows cols"]] | None = None
@@ -129,7 +129,7 @@ class StandIn:
 
     def _rounded(self, weight: Tensor) -> Tensor:
         if self.limit is None:
-            return straight_through(weight, self.layer.format)
+            return rounded_straight_through(weight, self.layer.format)
         limit = self.limit(weight)
         if self.offset is None:
             return clipped_rounding(weight, limit, self.layer.format)

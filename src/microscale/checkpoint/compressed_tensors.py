@@ -309,15 +309,7 @@ def _read_activations(name: str, arguments: Any) -> ActivationSpec:
     )
 
 
-def rule_of_file(fmt: Format, recorded: Format) -> Format:
-    """Return ``recorded`` (our own note of the exact format) where its bits are those of the file's ``fmt``.
-
-    Raises:
-        CheckpointError: the note contradicts the file.
-    """
+def is_held_by_scheme(fmt: Format, recorded: Format) -> bool:
+    """Whether a file of this layout that reads as ``fmt`` may hold the bits of ``recorded``."""
     scheme = _weight_scheme(recorded)
-    if scheme is None or parse_format(scheme.base) != fmt:
-        raise CheckpointError(
-            f"config.json: the microscale object says {format_name(recorded)}, but the tensors are {format_name(fmt)}"
-        )
-    return recorded
+    return scheme is not None and parse_format(scheme.base) == fmt

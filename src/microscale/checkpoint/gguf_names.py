@@ -23,7 +23,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "gpt-oss")
 """Values of ``general.architecture`` that we read."""
 
 
-class Kind(Enum):
+class WeightKind(Enum):
     """What a weight belongs to; the values are those of ``LayerSpec.kind``."""
 
     LINEAR = "linear"
@@ -54,7 +54,7 @@ class GgufTensor:
 
     name: str
     entries: tuple[GgufEntry, ...]
-    kind: Kind | None
+    kind: WeightKind | None
     stored_shape: tuple[int, ...]
     axes: tuple[int, ...]
     order: RowOrder = RowOrder.AS_STORED
@@ -80,35 +80,35 @@ class GgufTensor:
                 return torch.stack(list(parts), dim=2).flatten(1, 2)
 
 
-_TOP: Mapping[str, tuple[str, Kind | None]] = MappingProxyType(
+_TOP: Mapping[str, tuple[str, WeightKind | None]] = MappingProxyType(
     {
-        "token_embd": ("model.embed_tokens", Kind.EMBEDDING),
+        "token_embd": ("model.embed_tokens", WeightKind.EMBEDDING),
         "output_norm": ("model.norm", None),
-        "output": ("lm_head", Kind.LINEAR),
+        "output": ("lm_head", WeightKind.LINEAR),
     }
 )
-_BLOCK: Mapping[str, tuple[str, Kind | None]] = MappingProxyType(
+_BLOCK: Mapping[str, tuple[str, WeightKind | None]] = MappingProxyType(
     {
         "attn_norm": ("input_layernorm", None),
-        "attn_q": ("self_attn.q_proj", Kind.LINEAR),
-        "attn_k": ("self_attn.k_proj", Kind.LINEAR),
-        "attn_v": ("self_attn.v_proj", Kind.LINEAR),
-        "attn_output": ("self_attn.o_proj", Kind.LINEAR),
+        "attn_q": ("self_attn.q_proj", WeightKind.LINEAR),
+        "attn_k": ("self_attn.k_proj", WeightKind.LINEAR),
+        "attn_v": ("self_attn.v_proj", WeightKind.LINEAR),
+        "attn_output": ("self_attn.o_proj", WeightKind.LINEAR),
         "attn_q_norm": ("self_attn.q_norm", None),
         "attn_k_norm": ("self_attn.k_norm", None),
         "ffn_norm": ("post_attention_layernorm", None),
-        "ffn_gate": ("mlp.gate_proj", Kind.LINEAR),
-        "ffn_up": ("mlp.up_proj", Kind.LINEAR),
-        "ffn_down": ("mlp.down_proj", Kind.LINEAR),
+        "ffn_gate": ("mlp.gate_proj", WeightKind.LINEAR),
+        "ffn_up": ("mlp.up_proj", WeightKind.LINEAR),
+        "ffn_down": ("mlp.down_proj", WeightKind.LINEAR),
         "ffn_gate_inp": ("mlp.gate", None),
-        "ffn_down_exps": ("mlp.experts.down_proj", Kind.EXPERTS),
+        "ffn_down_exps": ("mlp.experts.down_proj", WeightKind.EXPERTS),
         "ffn_gate_inp_shexp": ("mlp.shared_expert_gate", None),
-        "ffn_gate_shexp": ("mlp.shared_expert.gate_proj", Kind.LINEAR),
-        "ffn_up_shexp": ("mlp.shared_expert.up_proj", Kind.LINEAR),
-        "ffn_down_shexp": ("mlp.shared_expert.down_proj", Kind.LINEAR),
+        "ffn_gate_shexp": ("mlp.shared_expert.gate_proj", WeightKind.LINEAR),
+        "ffn_up_shexp": ("mlp.shared_expert.up_proj", WeightKind.LINEAR),
+        "ffn_down_shexp": ("mlp.shared_expert.down_proj", WeightKind.LINEAR),
     }
 )
-_GPT_OSS_BLOCK: Mapping[str, tuple[str, Kind | None]] = MappingProxyType(
+_GPT_OSS_BLOCK: Mapping[str, tuple[str, WeightKind | None]] = MappingProxyType(
     {
         **_BLOCK,
         "ffn_gate_inp": ("mlp.router", None),
@@ -170,7 +170,7 @@ def _place_one(
     shape = entry.shape
     if stem == "ffn_gate_inp_shexp" and len(shape) == 1:
         shape = (1, *shape)
-    rank = 3 if kind is Kind.EXPERTS else 2
+    rank = 3 if kind is WeightKind.EXPERTS else 2
     if suffix == "weight" and kind is not None and len(shape) != rank:
         raise CheckpointError(f"{path}: {entry.name!r} must have {rank} dimensions, got the shape {list(shape)}")
     return GgufTensor(
@@ -192,25 +192,25 @@ def _place_pair(path: Path, architecture: str, name: str, match: re.Match[str], 
         raise CheckpointError(f"{path}: {name!r}: gate and up experts must come as a pair of one shape, got {found}")
     shape = (gate.shape[0], 2 * gate.shape[1], *gate.shape[2:])
     return GgufTensor(
-        name=_full_name(_FUSED, match[1], match[3], Kind.EXPERTS),
+        name=_full_name(_FUSED, match[1], match[3], WeightKind.EXPERTS),
         entries=(gate, up),
-        kind=Kind.EXPERTS if match[3] == "weight" else None,
+        kind=WeightKind.EXPERTS if match[3] == "weight" else None,
         stored_shape=shape,
-        axes=_axes(architecture, Kind.EXPERTS, shape),
+        axes=_axes(architecture, WeightKind.EXPERTS, shape),
         order=RowOrder.ALTERNATING if architecture == "gpt-oss" else RowOrder.CONCATENATED,
     )
 
 
-def _full_name(target: str, block_idx: str | None, suffix: str, kind: Kind | None) -> str:
+def _full_name(target: str, block_idx: str | None, suffix: str, kind: WeightKind | None) -> str:
     """Return the parameter's name: experts and sinks are parameters themselves, all others weights of a module."""
     prefix = "" if block_idx is None else f"model.layers.{int(block_idx)}."
-    if kind is Kind.EXPERTS:
+    if kind is WeightKind.EXPERTS:
         return f"{prefix}{target}" if suffix == "weight" else f"{prefix}{target}_bias"
     return f"{prefix}{target}" if target in _NO_SUFFIX else f"{prefix}{target}.{suffix}"
 
 
-def _axes(architecture: str, kind: Kind | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if architecture == "gpt-oss" and kind is Kind.EXPERTS and len(shape) == 3:
+def _axes(architecture: str, kind: WeightKind | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if architecture == "gpt-oss" and kind is WeightKind.EXPERTS and len(shape) == 3:
         return (0, 2, 1)
     return tuple(range(len(shape)))
 

@@ -207,15 +207,7 @@ def _check_tensors(layers: Mapping[str, LayerSpec], infos: Mapping[str, TensorIn
             raise CheckpointError(f"layer {layer_name!r} has packed weights, but {layer_name}.weight_scale is missing")
 
 
-def rule_of_file(fmt: Format, recorded: Format) -> Format:
-    """Return ``recorded`` (our own note of the exact format) where its bits are those of the file's ``fmt``.
-
-    Raises:
-        CheckpointError: the note contradicts the file.
-    """
+def is_held_by_entry(fmt: Format, recorded: Format) -> bool:
+    """Whether a file of this layout that reads as ``fmt`` may hold the bits of ``recorded``."""
     scheme = weight_scheme(recorded)
-    if scheme is None or scheme != weight_scheme(fmt):
-        raise CheckpointError(
-            f"config.json: the microscale object says {format_name(recorded)}, but the tensors are {format_name(fmt)}"
-        )
-    return recorded
+    return scheme is not None and scheme == weight_scheme(fmt)

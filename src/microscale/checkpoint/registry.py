@@ -152,14 +152,27 @@ def read_stored_layers(
     layout = layout_of(cast("dict[str, Any]", quantization))
     layers = layout.stored_layers(cast("dict[str, Any]", quantization), infos, dtype)
     note = config.get("microscale")
-    checks = {_COMPRESSED_TENSORS.name: compressed_tensors.rule_of_file, _QUARK.name: quark.rule_of_file}
+    checks = {_COMPRESSED_TENSORS.name: compressed_tensors.is_held_by_scheme, _QUARK.name: quark.is_held_by_entry}
     if layout.name in checks and isinstance(note, dict):
         layers = _with_note(layers, cast("dict[str, Any]", note), checks[layout.name])
     return layout, layers
 
 
+def rule_of_file(fmt: Format, recorded: Format, is_held: Callable[[Format, Format], bool]) -> Format:
+    """Return ``recorded`` (our own note of the exact format) where its bits are those of the file's ``fmt``.
+
+    Raises:
+        CheckpointError: the note contradicts the file.
+    """
+    if not is_held(fmt, recorded):
+        raise CheckpointError(
+            f"config.json: the microscale object says {format_name(recorded)}, but the tensors are {format_name(fmt)}"
+        )
+    return recorded
+
+
 def _with_note(
-    layers: dict[str, LayerSpec], note: Mapping[str, Any], check: Callable[[Format, Format], Format]
+    layers: dict[str, LayerSpec], note: Mapping[str, Any], is_held: Callable[[Format, Format], bool]
 ) -> dict[str, LayerSpec]:
     result = dict(layers)
     try:
@@ -176,7 +189,7 @@ def _with_note(
                     )
                 result[layer.name] = dataclasses.replace(
                     layer,
-                    format=check(layer.format, recorded),
+                    format=rule_of_file(layer.format, recorded, is_held),
                     activations=executed,
                     method=str(scheme.get("method", "unknown")),
                 )

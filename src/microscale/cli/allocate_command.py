@@ -10,7 +10,7 @@ from microscale.cli.parameters import result_command
 from microscale.jobs.allocate_options import AllocateOptions
 
 if TYPE_CHECKING:
-    from microscale.jobs.allocate import AllocateResult, Allocation
+    from microscale.jobs.allocate import AllocateResult, FoundRecipe
     from microscale.planning.allocator import FrontPoint
     from microscale.planning.budget import Budget
 
@@ -33,7 +33,7 @@ def allocate(result: AllocateResult, options: AllocateOptions) -> None:
     )
 
 
-def _tell(found: Allocation) -> None:
+def _tell(found: FoundRecipe) -> None:
     solution, limit = found.solution, found.budget
     rows = [(f"{name} for all", point) for name, point in solution.uniform.items()]
     rows += [("", point) for point in solution.front]

@@ -94,7 +94,7 @@ def value(name: str, rows: ValueRows = ValueRows.LAST) -> FoldRecord:
     return FoldRecord(kind=FoldKind.VALUE, name=name, value_rows=rows)
 
 
-def linear(name: str) -> FoldRecord:
+def product(name: str) -> FoldRecord:
     """A scale that goes into the last rows of a linear layer whose output is a factor of the group's input."""
     return FoldRecord(kind=FoldKind.LINEAR, name=name)
 
@@ -116,7 +116,7 @@ def gated_groups(names: DecoderFamily) -> tuple[GroupRecord, ...]:
     """The groups of a gated feed-forward layer."""
     return (
         group("mlp.gate_up", names.gate, names.up, fold=norm(names.mlp_norm)),
-        group("mlp.down", names.down, fold=linear(names.up), sources=(names.gate, names.up)),
+        group("mlp.down", names.down, fold=product(names.up), sources=(names.gate, names.up)),
     )
 
 
@@ -146,7 +146,7 @@ def expert_tower(names: DecoderFamily, *shared: GroupRecord) -> TowerRecord:
         group(
             "moe.experts.down",
             "mlp.experts.*.down_proj",
-            fold=linear("mlp.experts.*.up_proj"),
+            fold=product("mlp.experts.*.up_proj"),
             sources=("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"),
         ),
     )
@@ -166,7 +166,7 @@ _PHI3 = replace(
         group("attention.qkv", "self_attn.qkv_proj", fold=norm(_PLAIN.input_norm)),
         group("attention.out", "self_attn.o_proj", fold=value("self_attn.qkv_proj")),
         group("mlp.gate_up", "mlp.gate_up_proj", fold=norm(_PLAIN.mlp_norm)),
-        group("mlp.down", "mlp.down_proj", fold=linear("mlp.gate_up_proj"), sources=("mlp.gate_up_proj",)),
+        group("mlp.down", "mlp.down_proj", fold=product("mlp.gate_up_proj"), sources=("mlp.gate_up_proj",)),
     ),
 )
 
@@ -182,7 +182,7 @@ _QWEN2_MOE = expert_tower(
     group(
         "moe.shared.down",
         "mlp.shared_expert.down_proj",
-        fold=linear("mlp.shared_expert.up_proj"),
+        fold=product("mlp.shared_expert.up_proj"),
         sources=("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
     ),
 )
@@ -244,7 +244,7 @@ _OPT = TowerRecord(
             "mlp.down",
             "fc2",
             fold=replace(
-                linear("fc1"), signs=Signs.POSITIVE, holds=lambda config: config.activation_function == "relu"
+                product("fc1"), signs=Signs.POSITIVE, holds=lambda config: config.activation_function == "relu"
             ),
             sources=("fc1",),
         ),
@@ -312,7 +312,7 @@ _QWEN2_5_VL = FamilyRecord(
             group("attention.qkv", "attn.qkv", fold=norm("norm1")),
             group("attention.out", "attn.proj", fold=value("attn.qkv")),
             group("mlp.gate_up", "mlp.gate_proj", "mlp.up_proj", fold=norm("norm2")),
-            group("mlp.down", "mlp.down_proj", fold=linear("mlp.up_proj"), sources=("mlp.gate_proj", "mlp.up_proj")),
+            group("mlp.down", "mlp.down_proj", fold=product("mlp.up_proj"), sources=("mlp.gate_proj", "mlp.up_proj")),
         ),
         norm=NormKind.RMS,
         final_norm="model.visual.merger.ln_q",

@@ -30,7 +30,7 @@ from microscale.planning.layer_table import LayerTable, measure_table
 from microscale.planning.sensitivity import MeasuringCost, Sensitivity, measuring_cost, parse_sensitivity
 from microscale.planning.stand_ins import check_candidates, is_tied, layer_method, needs_text
 from microscale.recipes.calibration import Calibration
-from microscale.recipes.recipe import KV_CACHE, Recipe, Rule
+from microscale.recipes.recipe import KV_CACHE, Recipe, RecipeRule
 from microscale.recipes.writing import recipe_text
 from microscale.report.allocation import allocation_plot, check_picture
 
@@ -56,7 +56,7 @@ class AllocationProblem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Allocation:
+class FoundRecipe:
     """The recipe and what it was chosen from; ``work`` says what measuring took, ``notes`` what it could not see."""
 
     recipe: Recipe
@@ -81,7 +81,7 @@ class Allocation:
 class AllocateResult:
     """What was found, where it was written (None: nowhere) and how long all took."""
 
-    allocation: Allocation
+    allocation: FoundRecipe
     output: Path | None
     seconds: float
 
@@ -177,7 +177,7 @@ def allocate(options: AllocateOptions, reporter: Reporter = SILENT) -> AllocateR
     return AllocateResult(allocation=found, output=options.output, seconds=time.perf_counter() - started)
 
 
-def _write(output: Path, found: Allocation, origin: str) -> None:
+def _write(output: Path, found: FoundRecipe, origin: str) -> None:
     point, limit = found.solution.point, found.budget
     comments = [
         origin,
@@ -187,7 +187,7 @@ def _write(output: Path, found: Allocation, origin: str) -> None:
     write_text_file(output, recipe_text(found.recipe, comments))
 
 
-def _draw(path: Path, model: str, found: Allocation) -> None:
+def _draw(path: Path, model: str, found: FoundRecipe) -> None:
     solution, unit = found.solution, found.budget.unit
     size = 1e6 if unit is BudgetUnit.BYTES else 1.0
     allocation_plot(
@@ -209,7 +209,7 @@ def allocate_model(
     tokenizer: Any,
     progress: Progress,
     tell: Callable[[str], None] = lambda note: None,
-) -> Allocation:
+) -> FoundRecipe:
     """Measure a transformers model and find the optimum under a budget; the model stays as it is.
 
     Stacked experts are taken apart. ``tell`` gets what measuring will take, before it begins.
@@ -242,8 +242,8 @@ def allocate_model(
     recipe = allocation_recipe(model, table, solution.chosen, **by_hand)
     cache = _cache_formats(problem)
     if cache:
-        recipe = recipe.model_copy(update={"rules": (*recipe.rules, Rule(match=KV_CACHE, weights=cache[-1]))})
-    return Allocation(
+        recipe = recipe.model_copy(update={"rules": (*recipe.rules, RecipeRule(match=KV_CACHE, weights=cache[-1]))})
+    return FoundRecipe(
         recipe=recipe,
         solution=solution,
         table=table,

@@ -24,7 +24,7 @@ from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.loading import check_window
 from microscale.integrations.originals import Original
 from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
-from microscale.jobs.allocate import Allocation
+from microscale.jobs.allocate import FoundRecipe
 from microscale.jobs.calibration import (
     check_tokenizer,
     checked_source,
@@ -72,7 +72,7 @@ class QuantizeResult:
     model: Any
     report: QuantizationReport
     ranges: RangeReport | None
-    allocation: Allocation | None
+    allocation: FoundRecipe | None
     checkpoint: Checkpoint | None
     notes: tuple[str, ...]
     seconds: float
@@ -248,7 +248,7 @@ def _notes(
     report: QuantizationReport,
     num_weights: int,
     ranges: RangeReport | None,
-    allocation: Allocation | None,
+    allocation: FoundRecipe | None,
 ) -> Iterator[str]:
     yield from report.plan.notes
     yield from _coverage_notes(model, report, num_weights)

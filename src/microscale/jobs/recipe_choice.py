@@ -16,7 +16,7 @@ from microscale.algorithms.registry import AUTO, BEST, PLAIN
 from microscale.errors import AllocationError, RecipeError
 from microscale.formats import WrittenInputs, WrittenWeights, parse_inputs
 from microscale.integrations.attention import attention_modules
-from microscale.jobs.allocate import Allocation, AllocationProblem, allocate_model
+from microscale.jobs.allocate import AllocationProblem, FoundRecipe, allocate_model
 from microscale.jobs.allocate_options import DEFAULT_CANDIDATES, MeasuringText
 from microscale.jobs.option import given_words
 from microscale.jobs.quantize_options import RecipeOptions
@@ -131,7 +131,7 @@ def _with_inputs(candidate: Candidate, inputs: WrittenInputs | None) -> Candidat
 
 def find_recipe(
     model: Any, auto: AutoRecipe, text: CalibrationOptions, *, tokenizer: Any, progress: Progress
-) -> tuple[Allocation, CalibrationOptions]:
+) -> tuple[FoundRecipe, CalibrationOptions]:
     """Allocate for a job that quantizes, on little of its text; returns what is left to calibrate on, too.
 
     That is nothing where the recipe that was found uses no text.

@@ -19,7 +19,7 @@ from microscale.formats.codec import decode, decode_zero_point, encode, has_larg
 from microscale.formats.segmented import RECORDS
 from microscale.kernels.checks import check_float
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
-from microscale.kernels.reference.encode import encode_largest, encode_matrix, sub_factor, to_float32
+from microscale.kernels.reference.encode import encode_largest, encode_matrix, float32_values, sub_factor
 from microscale.kernels.reference.quantize import pack_encoded
 from microscale.kernels.reference.scales import scale_factor
 from microscale.kernels.rounding_table import element_table, largest_table
@@ -92,7 +92,7 @@ class ElementGrid:
         self.format = fmt
         self.shape = tuple(weight.shape)
         self.dtype = dtype or weight.dtype
-        self._encoded = encode_matrix(to_float32(weight, fmt), fmt, amax)
+        self._encoded = encode_matrix(float32_values(weight, fmt), fmt, amax)
         factor = scale_factor(self._encoded.scale, fmt, self._encoded.tensor_inv_scale).unsqueeze(-1)
         if fmt.has_zero_code:
             factor = torch.where((self._encoded.scale == 0).unsqueeze(-1), 0.0, factor)  # the code of a zero block

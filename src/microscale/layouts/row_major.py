@@ -126,7 +126,7 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
     """
     rows, cols = matrix_shape(shape)
     if isinstance(fmt, SegmentedFormat):
-        return segments.join_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
+        return segments.name_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
     if isinstance(fmt, PairFormat):
         num_blocks = math.prod(grid_shape(fmt.block, rows, cols))
         specs = _pair_specs(fmt, rows, cols, high_count(fmt, num_blocks))

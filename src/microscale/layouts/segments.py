@@ -37,7 +37,7 @@ def split_parts(parts: Mapping[str, PartT], fmt: SegmentedFormat) -> list[dict[s
     ]
 
 
-def join_parts(segments: list[dict[str, PartT]]) -> dict[str, PartT]:
+def name_parts(segments: list[dict[str, PartT]]) -> dict[str, PartT]:
     """Return the parts of all segments under the names that they have together."""
     return {prefix(index) + name: part for index, segment in enumerate(segments) for name, part in segment.items()}
 
@@ -58,4 +58,4 @@ def relayout(
 ) -> dict[str, Tensor]:
     """Move the parts of each segment from one layout to another."""
     pairs = zip(split_parts(parts, fmt), shapes(fmt, shape), strict=True)
-    return join_parts([move(own, part, own_shape) for own, (part, own_shape) in pairs])
+    return name_parts([move(own, part, own_shape) for own, (part, own_shape) in pairs])

@@ -170,7 +170,7 @@ def _scaled_costs(costs: Sequence[float], limit: float) -> tuple[np.ndarray[Any,
     return np.array(costs, dtype=np.float64) * stretch, 1e6
 
 
-def front(groups: Sequence[ChoiceGroup], points: int, budgets: Sequence[float] = ()) -> list[Allocation]:
+def allocation_front(groups: Sequence[ChoiceGroup], points: int, budgets: Sequence[float] = ()) -> list[Allocation]:
     """Return optimal allocations for evenly spaced budgets from the smallest to the largest useful one, none twice.
 
     ``budgets`` are tried too, as far as they can be met.

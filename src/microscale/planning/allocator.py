@@ -17,7 +17,15 @@ from microscale.errors import AllocationError
 from microscale.formats import NONE
 from microscale.nn.sizes import Size, held_bytes
 from microscale.planning.allocated_layers import AllocatedLayer
-from microscale.planning.allocation import Allocation, Choice, ChoiceGroup, allocate, front, largest_cost, least_cost
+from microscale.planning.allocation import (
+    Allocation,
+    Choice,
+    ChoiceGroup,
+    allocate,
+    allocation_front,
+    largest_cost,
+    least_cost,
+)
 from microscale.planning.budget import Budget, BudgetUnit, amount_text
 from microscale.planning.candidates import Candidate
 from microscale.planning.layer_table import LayerTable
@@ -182,7 +190,7 @@ def solve(table: LayerTable, budget: Budget, *, points: int = 25) -> Solution:
     return Solution(
         chosen=chosen,
         point=point(best),
-        front=tuple(point(one) for one in front(groups, points, budgets)),
+        front=tuple(point(one) for one in allocation_front(groups, points, budgets)),
         uniform=uniform,
     )
 

@@ -38,8 +38,8 @@ from microscale.planning.layer_facts import (
     LayerAnalysis,
     Side,
     TensorClasses,
+    candidate_errors,
     gradient_qsnr,
-    layer_errors,
 )
 from microscale.planning.recommendation import DEFAULT_TARGET_DB, Recommendation
 from microscale.planning.tensor_facts import TensorObserver, weight_facts
@@ -208,7 +208,7 @@ def _describe_group(job: _Job, block: str, module: nn.Module, group: LinearGroup
             shape=tuple(weight.shape),
             weight=own,
             inputs=facts,
-            errors=layer_errors(weight, sample, job.candidates),
+            errors=candidate_errors(weight, sample, job.candidates),
         )
 
 
@@ -235,7 +235,7 @@ def _describe_rest(
             facts, sample = observer.facts(), observer.sample()
             job.classes.add(role, Side.INPUTS, sample, facts)
         some = weight[:: max(1, weight.shape[0] // MAX_ROWS)][:MAX_ROWS].to(torch.float32).contiguous()
-        errors = layer_errors(some, sample, job.candidates)
+        errors = candidate_errors(some, sample, job.candidates)
         job.found[full] = LayerAnalysis(
             name=full, role=role, shape=tuple(weight.shape), weight=own, inputs=facts, errors=errors
         )

@@ -159,7 +159,7 @@ def _swap_in(model: nn.Module, layers: Sequence[PlannedLayer]) -> Size:
     pipelines = pipelines_of({layer.name: layer for layer in layers})
     for layer in layers:
         module = model.get_submodule(layer.name)
-        check_weight(module, layer, poison=False)
+        check_weight(module, layer, nan="raise")
         packed[layer.name] = quantize_module(module, layer, pipelines[layer.name])
     for name, module in packed.items():
         replace_module(model, name, module)

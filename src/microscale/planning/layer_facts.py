@@ -120,7 +120,7 @@ class TensorClasses:
         )
 
 
-def layer_errors(
+def candidate_errors(
     weight: Float[Tensor, "rows cols"], inputs: Float[Tensor, "tokens cols"] | None, candidates: Sequence[Candidate]
 ) -> dict[str, CandidateError]:
     """Return what each candidate makes of a weight and of a sample of its inputs, both float32."""

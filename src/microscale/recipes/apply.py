@@ -12,7 +12,7 @@ from torch import nn
 from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
-    LayerTask,
+    LayerProblem,
     ModelStep,
     Progress,
     RotationStep,
@@ -39,7 +39,7 @@ from microscale.recipes.folding import check_rotation
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.ranges import check_observer
-from microscale.recipes.recipe import Recipe
+from microscale.recipes.recipe import NanWord, Recipe
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 
 
@@ -107,7 +107,7 @@ def quantize_model(
     def check(inside: str) -> None:
         for layer in plan.layers:
             if not inside or layer.name.startswith(f"{inside}."):
-                check_weight(model.get_submodule(layer.name), layer, recipe.nan == "poison")
+                check_weight(model.get_submodule(layer.name), layer, recipe.nan)
 
     check("")
     loader = LayerLoader(model, source, check)
@@ -219,14 +219,14 @@ def poisoned(layer: PlannedLayer) -> PlannedLayer:
     return dataclasses.replace(layer, format=poisoning(layer.format))
 
 
-def check_weight(module: nn.Module, layer: PlannedLayer, poison: bool) -> None:
-    """Refuse non-finite weights.
+def check_weight(module: nn.Module, layer: PlannedLayer, nan: NanWord) -> None:
+    """Refuse non-finite weights, unless they may poison their blocks.
 
     Raises:
         NonFiniteError: naming the tensor.
     """
     weight = module.get_parameter("weight")
-    if poison or weight.is_meta or bool(torch.isfinite(weight).all()):
+    if nan == "poison" or weight.is_meta or bool(torch.isfinite(weight).all()):
         return  # what is still in its file is looked at when it comes
     num_bad = int((~torch.isfinite(weight)).sum())
     raise NonFiniteError(
@@ -240,14 +240,14 @@ def quantize_module(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) 
 
     What a pipeline learns from inputs does not reach these: they are rounded on their own.
     """
-    task = LayerTask(
+    problem = LayerProblem(
         name=layer.name,
         weight=float_weight(module),
         format=layer.format,
         activations=layer.activations,
         dtype=layer.dtype,
     )
-    tensor = pipeline.rounding.quantize(task)
+    tensor = pipeline.rounding.quantize(problem)
     if layer.kind == "embedding":
         return QuantizedEmbedding.from_tensor(tensor, method=layer.method)
     return QuantizedLinear.from_tensor(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from microscale.algorithms.contract import (
     BlockStep,
     LayerFunction,
-    LayerTask,
+    LayerProblem,
     ModelProblem,
     ModelStep,
     Progress,
@@ -41,9 +41,9 @@ from microscale.recipes.matrices import parameter_of
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
 from microscale.recipes.preparing import Block, Preparer
+from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 from microscale.recipes.rotating import rotate_model
-from microscale.recipes.task_book import TaskBook
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
@@ -74,7 +74,7 @@ class Quantizer:
         self._loader = loader
         self._told: list[str] = []
         self._dtypes: Mapping[str, torch.dtype] = {}
-        self._book = TaskBook(model, layers, pipelines)
+        self._book = ProblemBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
         is_online = calibration is not None and calibration.is_order_online
         self._preparer = Preparer(model, self._book, progress, seed, is_order_online=is_online)
@@ -264,7 +264,7 @@ class Quantizer:
             found = ahead if is_ahead else measure(block, [group], self._wanted(block, group))
             inputs = found.pop(group.linears[0], None)
             for name in self._book.chosen(block.structure, group):
-                module = self.rounded(dataclasses.replace(self._book.task(name), inputs=inputs))
+                module = self.rounded(dataclasses.replace(self._book.problem(name), inputs=inputs))
                 if block.runner is not None:
                     module.cache_weight(torch.float32)
                 replace(name, module)
@@ -276,7 +276,7 @@ class Quantizer:
         pipelines = {self._pipelines[name].text: self._pipelines[name] for name in names}
         return [step.wanted for p in pipelines.values() for step in (p.rounding, *p.of_kind(SideStep))]
 
-    def rounded(self, layer: LayerTask) -> QuantizedLinear:
+    def rounded(self, layer: LayerProblem) -> QuantizedLinear:
         """Return the module that takes the place of a layer."""
         pipeline = self._pipelines[layer.name]
         tensor = pipeline.rounding.quantize(layer)

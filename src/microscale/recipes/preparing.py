@@ -18,7 +18,7 @@ from microscale.algorithms.contract import (
     BlockProblem,
     BlockStep,
     FoldStep,
-    GroupTask,
+    GroupProblem,
     LayerFunction,
     Progress,
     SegmentStep,
@@ -31,8 +31,8 @@ from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, replaced_forward
 from microscale.layerwise.measuring import measure_inputs
 from microscale.recipes.folding import fold_scale, shared_scale
-from microscale.recipes.task_book import TaskBook
-from microscale.recipes.tasks import fold_first_scale, fold_segment_order, is_seen, transformed, with_inputs
+from microscale.recipes.problem_book import ProblemBook
+from microscale.recipes.problems import fold_first_scale, fold_segment_order, knows_inputs, transformed, with_inputs
 from microscale.transforms import scale_transform
 
 
@@ -54,7 +54,7 @@ class Preparer:
     """Runs the steps of pipelines on decoder layers; what they find goes into the book or is folded into the model."""
 
     def __init__(
-        self, model: nn.Module, book: TaskBook, progress: Progress, seed: int, *, is_order_online: bool
+        self, model: nn.Module, book: ProblemBook, progress: Progress, seed: int, *, is_order_online: bool
     ) -> None:
         self._model = model
         self._book = book
@@ -77,8 +77,10 @@ class Preparer:
         for step in pipeline.of_kind(FoldStep):
             self._fold(block, step, pipeline)
         for step in pipeline.of_kind(TransformStep):
-            for _, task in self._measured(block, pipeline, step.wanted):
-                self._book.keep(transformed(task, step.transforms(task)) if is_seen(task, step) else task)
+            for _, problem in self._measured(block, pipeline, step.wanted):
+                self._book.keep(
+                    transformed(problem, step.transforms(problem)) if knows_inputs(problem, step) else problem
+                )
         for step in pipeline.of_kind(SegmentStep):
             self._segment(block, step, pipeline)
 
@@ -106,30 +108,32 @@ class Preparer:
         )
         return {linears[name]: statistics for name, statistics in found.items()}
 
-    def _measured(self, block: Block, pipeline: Pipeline, wanted: Wanted | None) -> list[tuple[LinearGroup, GroupTask]]:
+    def _measured(
+        self, block: Block, pipeline: Pipeline, wanted: Wanted | None
+    ) -> list[tuple[LinearGroup, GroupProblem]]:
         """Return the groups of a pipeline with what is wanted of their inputs, the layers included."""
         pairs = self._book.groups(block.structure, pipeline)
         found = self.measure(block, [group for group, _ in pairs], [wanted])
-        return [(group, with_inputs(task, found.get(group.linears[0]))) for group, task in pairs]
+        return [(group, with_inputs(problem, found.get(group.linears[0]))) for group, problem in pairs]
 
     def _fold(self, block: Block, step: FoldStep, pipeline: Pipeline) -> None:
         """Scale the inputs of every group: folded where that is exact, else kept online."""
         shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
-        for group, task in self._measured(block, pipeline, step.wanted):
-            fold, names = group.fold, [layer.name for layer in task.layers]
-            if not is_seen(task, step):
+        for group, problem in self._measured(block, pipeline, step.wanted):
+            fold, names = group.fold, [layer.name for layer in problem.layers]
+            if not knows_inputs(problem, step):
                 continue  # no token came by
             if fold is not None and shared[fold.name] > 1:
                 self._unscaled.setdefault(step.name, []).extend(names)
                 continue
-            is_online = fold is None or bool(task.layers[0].transforms) or len(task.layers) < len(group.linears)
+            is_online = fold is None or bool(problem.layers[0].transforms) or len(problem.layers) < len(group.linears)
             share = as_it_is if fold is None or is_online else functools.partial(shared_scale, fold)
-            scale = step.input_scale(dataclasses.replace(task, share=share))
+            scale = step.input_scale(dataclasses.replace(problem, share=share))
             if bool((scale == 1).all()):
                 continue  # nothing to fold, nothing to keep
             if fold is None or is_online:
                 self._online.setdefault(step.name, []).extend(names)
-                self._book.keep(transformed(task, [scale_transform(1.0 / scale)]))
+                self._book.keep(transformed(problem, [scale_transform(1.0 / scale)]))
                 continue
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
             self._book.refresh(block.structure)
@@ -139,11 +143,11 @@ class Preparer:
 
         Groups come in the order of execution: what an order is folded into has its own segments by then.
         """
-        for group, task in self._measured(block, pipeline, step.wanted):
-            if not is_seen(task, step):
-                self._book.keep(task)
+        for group, problem in self._measured(block, pipeline, step.wanted):
+            if not knows_inputs(problem, step):
+                self._book.keep(problem)
                 continue
-            cut = step.segmented(task)
+            cut = step.segmented(problem)
             if not self._is_order_online:
                 cut = fold_segment_order(self._model, block.structure, group, cut)
             self._book.keep(cut)
@@ -151,7 +155,7 @@ class Preparer:
 
     def _learn(self, block: Block, step: BlockStep, pipeline: Pipeline) -> None:
         pairs = self._measured(block, pipeline, step.wanted)
-        groups = tuple(task for _, task in pairs)
+        groups = tuple(found for _, found in pairs)
 
         runner = block.runner
         assert runner is not None
@@ -171,6 +175,6 @@ class Preparer:
         with torch.enable_grad():
             learned = step.learn(problem)
         shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
-        for (group, _), task in zip(pairs, learned, strict=True):
+        for (group, _), found in zip(pairs, learned, strict=True):
             is_alone = group.fold is not None and shared[group.fold.name] == 1
-            self._book.keep(fold_first_scale(self._model, block.structure, group, task) if is_alone else task)
+            self._book.keep(fold_first_scale(self._model, block.structure, group, found) if is_alone else found)

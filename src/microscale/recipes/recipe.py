@@ -55,6 +55,7 @@ KV_CACHE = "kv_cache"
 NORM = "norm"
 """The role of norms, which stay as they are: a rule may say so."""
 
+NanWord = Literal["raise", "poison"]
 PartWord = Literal["language", "vision", "audio", "connector", "all"]
 LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
 
@@ -66,7 +67,7 @@ class RecipeRecord(Record):
     needed = "a recipe needs a format, a rule what it matches"
 
 
-class Rule(RecipeRecord):
+class RecipeRule(RecipeRecord):
     """A pattern with the formats of the layers it matches; what is None stays as before the rule.
 
     Raises:
@@ -79,7 +80,7 @@ class Rule(RecipeRecord):
     method: MethodField | None = None
 
     @model_validator(mode="after")
-    def _cache_has_one_format(self) -> Rule:
+    def _cache_has_one_format(self) -> RecipeRule:
         if self.match == KV_CACHE:
             words = {str(given) for given in (self.weights, self.activations) if given is not None}
             if self.method is not None or len(words) != 1:
@@ -88,13 +89,13 @@ class Rule(RecipeRecord):
         return self
 
     @model_validator(mode="after")
-    def _norms_stay(self) -> Rule:
+    def _norms_stay(self) -> RecipeRule:
         if self.match == NORM and (not self.leaves_weights or self.method is not None):
             raise ValueError(f"norms are not stored in a block format; a rule for {NORM!r} reads {NORM}={NONE}")
         return self
 
     @model_validator(mode="after")
-    def _none_is_all(self) -> Rule:
+    def _none_is_all(self) -> RecipeRule:
         if self.leaves_weights and self.activations is not None and self.activations.record is not None:
             raise ValueError(
                 f"rule for {self.match!r} quantizes activations ({self.activations}) of layers whose weights it leaves"
@@ -131,18 +132,18 @@ class Recipe(AttentionFields, LayerFields):
     effort: Literal["fast", "good", "max"] = "fast"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[RecipeRule, ...] = ()
     layout: LayoutWord | None = None
-    nan: Literal["raise", "poison"] = "raise"
+    nan: NanWord = "raise"
     part: PartWord = "language"
 
     @classmethod
     def known_keys(cls, location: Sequence[int | str]) -> list[str]:
         """Return the keys that are known where a key stands."""
-        return list(Rule.model_fields if location[:1] == ("rules",) else cls.model_fields)
+        return list(RecipeRule.model_fields if location[:1] == ("rules",) else cls.model_fields)
 
     @property
-    def layer_rules(self) -> tuple[Rule, ...]:
+    def layer_rules(self) -> tuple[RecipeRule, ...]:
         """The rules for layers."""
         return tuple(rule for rule in self.rules if rule.match not in (KV_CACHE, NORM))
 
@@ -174,7 +175,7 @@ def make_recipe(**fields: Any) -> Recipe:
     return Recipe(**fields)
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str) -> RecipeRule:
     """Parse ``GLOB=WEIGHTS[/ACTIVATIONS]``, e.g. ``*.down_proj=mxfp8`` or ``*.o_proj=e2m1/16:e4m3/mxfp8``.
 
     Raises:
@@ -188,7 +189,7 @@ def parse_rule(text: str) -> Rule:
         weights, activations = parse_weights_and_inputs(right)
     except FormatError as error:
         raise RecipeError(f"rule {text!r}: the right side must be WEIGHTS or WEIGHTS/ACTIVATIONS\n{error}") from None
-    return Rule(match=pattern, weights=weights, activations=activations)
+    return RecipeRule(match=pattern, weights=weights, activations=activations)
 
 
 def load_recipe(path: str | Path) -> Recipe:

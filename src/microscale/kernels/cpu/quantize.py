@@ -25,7 +25,7 @@ from microscale.kernels.cpu import native
 from microscale.kernels.cpu.descriptors import descriptor, drawn_descriptor, encode_refusal, storage_refusal
 from microscale.kernels.cpu.enums import DTYPES
 from microscale.kernels.cpu.memory import new_tensor
-from microscale.kernels.reference.encode import nonfinite_message, refuse_nonfinite, to_float32
+from microscale.kernels.reference.encode import float32_values, nonfinite_message, refuse_nonfinite
 from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
 from microscale.layouts import part_specs
@@ -155,7 +155,7 @@ def _quantize_compound(
     """Sparse tables and pairs: torch selects, the kernels encode the blocks."""
     refuse_nonfinite(matrix, fmt, name)
     rows, cols = matrix.shape
-    dense, sparse = to_float32(matrix, fmt), {}
+    dense, sparse = float32_values(matrix, fmt), {}
     if fmt.sparse is not None:
         dense, sparse = split_sparse(dense, fmt.sparse, part_specs(fmt, (rows, cols))["sparse_columns"].dtype)
     if isinstance(fmt, PairFormat):

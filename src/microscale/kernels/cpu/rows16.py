@@ -107,7 +107,7 @@ def part_specs(fmt: Format, shape: tuple[int, ...]) -> dict[str, PartSpec]:
         LayoutError: the format has no such layout; see :func:`refusal`.
     """
     if isinstance(fmt, SegmentedFormat):
-        return segments.join_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
+        return segments.name_parts([part_specs(part, own) for part, own in segments.shapes(fmt, shape)])
     fmt = accepted(fmt, shape)
     rows, cols = matrix_shape(shape)
     groups, chunks = -(-rows // ROWS), -(-cols // CHUNK)

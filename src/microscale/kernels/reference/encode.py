@@ -64,7 +64,7 @@ def nonfinite_message(name: str, num_bad: int, count: int) -> str:
     )
 
 
-def to_float32(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."]:
+def float32_values(values: Float[Tensor, "..."], fmt: Format) -> Float[Tensor, "..."]:
     """Return float32 numbers, Inf replaced by the largest under ``inf_saturate``; what is left poisons its block."""
     values = values.to(torch.float32)
     return values.clamp(-FLOAT32_MAX, FLOAT32_MAX) if fmt.inf_policy is InfPolicy.SATURATE else values

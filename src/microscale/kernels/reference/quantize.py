@@ -25,7 +25,7 @@ from microscale.formats.draw import part_draw
 from microscale.kernels.checks import check_amax, check_values, uses_amax
 from microscale.kernels.reference.blocking import from_blocks, to_blocks
 from microscale.kernels.reference.decode import decode_blocks
-from microscale.kernels.reference.encode import EncodedBlocks, encode_matrix, refuse_nonfinite, to_float32
+from microscale.kernels.reference.encode import EncodedBlocks, encode_matrix, float32_values, refuse_nonfinite
 from microscale.kernels.reference.layout import to_layout
 from microscale.kernels.reference.pair import PairCodec, dequantize_pair, quantize_pair
 from microscale.kernels.reference.sparse import add_sparse, split_sparse
@@ -56,7 +56,7 @@ def quantize(
         return join_segments(pieces, fmt)
     parts: dict[str, Tensor] = {}
     if isinstance(fmt, PairFormat) or fmt.sparse is not None:
-        dense = to_float32(matrix, fmt)
+        dense = float32_values(matrix, fmt)
         if fmt.sparse is not None:
             specs = part_specs(fmt, (rows, cols))
             dense, parts = split_sparse(dense, fmt.sparse, specs["sparse_columns"].dtype)
@@ -69,7 +69,7 @@ def quantize(
             pack_encoded(encoded, fmt, piece.shape[0], cols)
             for piece, encoded in _encode_pieces(matrix, fmt, amax, draw)
         ]
-        parts = join_rows(pieces)
+        parts = join_chunks(pieces)
     return QuantizedTensor(format=fmt, shape=tuple(values.shape), dtype=values.dtype, parts=parts)
 
 
@@ -153,24 +153,24 @@ def _encode_pieces(
     has_two_levels = fmt.tensor_scale is not None
     can_split = has_row_blocks(fmt) and fmt.rounding is not Rounding.STOCHASTIC
     if matrix.numel() <= PIECE_ELEMENTS or not can_split or (has_two_levels and not uses_amax(fmt)):
-        piece = to_float32(matrix, fmt)
+        piece = float32_values(matrix, fmt)
         yield piece, encode_matrix(piece, fmt, amax, draw)
         return
     if has_two_levels and amax is None:
         amax = torch.stack([_finite_amax(matrix[a:b], fmt) for a, b in _row_pieces(rows, cols)]).amax().reshape(1)
     grid = None if amax is None or has_two_levels else amax.expand(grid_shape(fmt.block, rows, cols))
     for start, stop in _row_pieces(rows, cols):
-        piece = to_float32(matrix[start:stop], fmt)
+        piece = float32_values(matrix[start:stop], fmt)
         yield piece, encode_matrix(piece, fmt, amax if grid is None else grid[start:stop])
 
 
 def _finite_amax(piece: Tensor, fmt: BlockFormat) -> Float[Tensor, ""]:
     """Return the largest magnitude over all blocks that are not poisoned."""
-    amax = to_blocks(to_float32(piece, fmt), fmt.block).abs().amax(-1)
+    amax = to_blocks(float32_values(piece, fmt), fmt.block).abs().amax(-1)
     return torch.where(torch.isfinite(amax), amax, 0.0).amax()
 
 
-def join_rows(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def join_chunks(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Put the parts of consecutive rows together."""
     if len(pieces) == 1:
         return pieces[0]

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from microscale.algorithms.contract import GroupTask, LayerTask
+from microscale.algorithms.contract import GroupProblem, LayerProblem
 from microscale.algorithms.pipeline import Pipeline
 from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.nn.modules import float_weight
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import PlannedLayer
-from microscale.recipes.tasks import is_scaled_at_most
+from microscale.recipes.problems import is_scaled_at_most
 
 
-class TaskBook:
-    """The tasks of the planned layers of a model, each with its own pipeline.
+class ProblemBook:
+    """The problems of the planned layers of a model, each with its own pipeline.
 
     Layers of one group that have different pipelines are groups of their own.
     """
@@ -26,20 +26,20 @@ class TaskBook:
         self.layers = layers
         self.pipelines = pipelines
         self._model = model
-        self._tasks: dict[str, LayerTask] = {}
+        self._tasks: dict[str, LayerProblem] = {}
 
     @property
     def distinct(self) -> tuple[Pipeline, ...]:
         """The pipelines, each once."""
         return tuple({pipeline.text: pipeline for pipeline in self.pipelines.values()}.values())
 
-    def task(self, name: str) -> LayerTask:
+    def problem(self, name: str) -> LayerProblem:
         """Return a layer as it was kept last, or as the plan has it."""
         found = self._tasks.get(name)
         if found is not None:
             return found
         layer = self.layers[name]
-        return LayerTask(
+        return LayerProblem(
             name=name,
             weight=float_weight(self._model.get_submodule(name)),
             format=layer.format,
@@ -47,15 +47,17 @@ class TaskBook:
             dtype=layer.dtype,
         )
 
-    def groups(self, block: BlockStructure, pipeline: Pipeline) -> list[tuple[LinearGroup, GroupTask]]:
+    def groups(self, block: BlockStructure, pipeline: Pipeline) -> list[tuple[LinearGroup, GroupProblem]]:
         """Return the groups of a block with those of their layers that have the pipeline."""
-        found: list[tuple[LinearGroup, GroupTask]] = []
+        found: list[tuple[LinearGroup, GroupProblem]] = []
         for group in block.groups:
             names = [f"{block.name}.{name}" for name in group.linears]
-            tasks = [self.task(name) for name in names if self.pipelines.get(name) is pipeline]
-            if tasks:
-                is_folded = bool(group.sources) and len(tasks) == len(names) and all(map(is_scaled_at_most, tasks))
-                found.append((group, GroupTask(role=group.role, layers=tuple(tasks), is_order_folded=is_folded)))
+            problems = [self.problem(name) for name in names if self.pipelines.get(name) is pipeline]
+            if problems:
+                is_folded = (
+                    bool(group.sources) and len(problems) == len(names) and all(map(is_scaled_at_most, problems))
+                )
+                found.append((group, GroupProblem(role=group.role, layers=tuple(problems), is_order_folded=is_folded)))
         return found
 
     def chosen(self, block: BlockStructure, group: LinearGroup) -> list[str]:
@@ -63,7 +65,7 @@ class TaskBook:
         names = (f"{block.name}.{name}" for name in group.linears)
         return [name for name in names if name in self.layers]
 
-    def keep(self, group: GroupTask) -> None:
+    def keep(self, group: GroupProblem) -> None:
         """Keep the layers of a group, without what was measured of their inputs."""
         self._tasks.update({layer.name: dataclasses.replace(layer, inputs=None) for layer in group.layers})
 
@@ -72,14 +74,14 @@ class TaskBook:
         self._tasks.pop(name, None)
 
     def refresh(self, block: BlockStructure) -> None:
-        """Take the weights of kept tasks from the model again: a fold may have changed rows of a layer before."""
+        """Take the weights of kept problems from the model again: a fold may have changed rows of a layer before."""
         names = [f"{block.name}.{name}" for group in block.groups for name in group.linears]
         for name in names:
             if name in self._tasks:
                 weight = float_weight(self._model.get_submodule(name))
                 self._tasks[name] = dataclasses.replace(self._tasks[name], weight=weight)
 
-    def biases(self, groups: Sequence[GroupTask]) -> dict[str, Tensor | None]:
+    def biases(self, groups: Sequence[GroupProblem]) -> dict[str, Tensor | None]:
         """Return the biases of the layers of groups."""
         names = [layer.name for group in groups for layer in group.layers]
         return {name: parameter_of(self._model.get_submodule(name), "bias") for name in names}

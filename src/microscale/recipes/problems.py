@@ -1,4 +1,4 @@
-"""Small changes of the tasks that methods get: statistics, transforms, and scales that find a place in a norm."""
+"""Small changes of the problems that methods get: statistics, transforms, and scales that find a place in a norm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from microscale.algorithms.contract import GroupTask, LayerTask, Step
+from microscale.algorithms.contract import GroupProblem, LayerProblem, Step
+from microscale.algorithms.learned import is_seen
 from microscale.calibration.statistics import InputStatistics
 from microscale.families.structure import BlockStructure, FoldKind, LinearGroup
 from microscale.nn.modules import float_weight
@@ -16,51 +17,55 @@ from microscale.recipes.folding import fold_order, fold_scale
 from microscale.transforms import Transform, TransformKind, scale_transform
 
 
-def with_inputs(task: GroupTask, inputs: InputStatistics | None) -> GroupTask:
+def with_inputs(problem: GroupProblem, inputs: InputStatistics | None) -> GroupProblem:
     """Return the group whose layers know their inputs."""
-    layers = tuple(dataclasses.replace(layer, inputs=inputs) for layer in task.layers)
-    return dataclasses.replace(task, layers=layers, inputs=inputs)
+    layers = tuple(dataclasses.replace(layer, inputs=inputs) for layer in problem.layers)
+    return dataclasses.replace(problem, layers=layers, inputs=inputs)
 
 
-def transformed(task: GroupTask, transforms: Sequence[Transform]) -> GroupTask:
+def transformed(problem: GroupProblem, transforms: Sequence[Transform]) -> GroupProblem:
     """Return the group with more transforms."""
-    return dataclasses.replace(task, layers=tuple(layer.with_transforms(transforms) for layer in task.layers))
+    return dataclasses.replace(problem, layers=tuple(layer.with_transforms(transforms) for layer in problem.layers))
 
 
-def is_seen(task: GroupTask, step: Step) -> bool:
+def knows_inputs(problem: GroupProblem, step: Step) -> bool:
     """Whether a step knows what it needs: nothing, or inputs of at least one token."""
-    return step.wanted is None or (task.inputs is not None and task.inputs.num_tokens > 0)
+    return step.wanted is None or is_seen(problem)
 
 
-def is_scaled_at_most(layer: LayerTask) -> bool:
+def is_scaled_at_most(layer: LayerProblem) -> bool:
     """Whether the transforms of a layer keep every channel to itself and in its place."""
     return all(transform.spec.kind is TransformKind.SCALE for transform in layer.transforms)
 
 
-def fold_first_scale(model: nn.Module, block: BlockStructure, group: LinearGroup, task: GroupTask) -> GroupTask:
+def fold_first_scale(
+    model: nn.Module, block: BlockStructure, group: LinearGroup, problem: GroupProblem
+) -> GroupProblem:
     """Fold a learned scale that comes first into the norm before a group; other scales stay online."""
-    chain = task.layers[0].transforms
+    chain = problem.layers[0].transforms
     is_norm = group.fold is not None and group.fold.kind is FoldKind.NORM
     is_first = bool(chain) and chain[0].spec.kind is TransformKind.SCALE
-    if not is_norm or not is_first or len(task.layers) < len(group.linears):
-        return task
+    if not is_norm or not is_first or len(problem.layers) < len(group.linears):
+        return problem
     fold_scale(model, block, group, 1.0 / chain[0].parts["scale"].to(torch.float64))
     layers = tuple(
         dataclasses.replace(layer, weight=float_weight(model.get_submodule(layer.name)), transforms=chain[1:])
-        for layer in task.layers
+        for layer in problem.layers
     )
-    return dataclasses.replace(task, layers=layers)
+    return dataclasses.replace(problem, layers=layers)
 
 
-def fold_segment_order(model: nn.Module, block: BlockStructure, group: LinearGroup, task: GroupTask) -> GroupTask:
+def fold_segment_order(
+    model: nn.Module, block: BlockStructure, group: LinearGroup, problem: GroupProblem
+) -> GroupProblem:
     """Fold the order that segments want into the layers that make a group's input; where it cannot be, it stays online.
 
     Scales that come before it and stay online move with their channels.
     """
-    last = (layer.transforms[-1] for layer in task.layers if layer.transforms)
+    last = (layer.transforms[-1] for layer in problem.layers if layer.transforms)
     order = next((each.parts["order"] for each in last if each.spec.kind is TransformKind.PERMUTE), None)
-    if order is None or not task.is_order_folded:
-        return task
+    if order is None or not problem.is_order_folded:
+        return problem
     fold_order(model, block, group, order)
     layers = tuple(
         dataclasses.replace(
@@ -72,6 +77,6 @@ def fold_segment_order(model: nn.Module, block: BlockStructure, group: LinearGro
                 if transform.spec.kind is TransformKind.SCALE
             ),
         )
-        for layer in task.layers
+        for layer in problem.layers
     )
-    return dataclasses.replace(task, layers=layers)
+    return dataclasses.replace(problem, layers=layers)

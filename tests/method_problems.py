@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from microscale.algorithms.contract import (
     BlockProblem,
-    GroupTask,
+    GroupProblem,
     LayerFunction,
-    LayerTask,
+    LayerProblem,
     ModelProblem,
     RotationProblem,
     as_it_is,
@@ -47,7 +47,7 @@ def statistics(rows: Tensor, name: str = "the layer") -> InputStatistics:
     return collector.result()
 
 
-def layer_task(
+def layer_problem(
     fmt: str = "mxfp4",
     activations: str | None = "mxfp4",
     *,
@@ -56,9 +56,9 @@ def layer_task(
     seed: int = 0,
     inputs: Tensor | None = None,
     name: str = "layers.0.up",
-) -> LayerTask:
+) -> LayerProblem:
     """Return a random layer with the statistics of its inputs."""
-    return LayerTask(
+    return LayerProblem(
         name=name,
         weight=random(rows, cols, seed=seed) * 0.1,
         format=parse_format(fmt),
@@ -68,13 +68,13 @@ def layer_task(
     )
 
 
-def group_task(*layers: LayerTask, role: str = "mlp.gate_up") -> GroupTask:
+def group_problem(*layers: LayerProblem, role: str = "mlp.gate_up") -> GroupProblem:
     """Return layers as a group; without any, two random ones."""
-    chosen = layers or (layer_task(seed=0, name="layers.0.gate"), layer_task(seed=1, name="layers.0.up"))
-    return GroupTask(role=role, layers=tuple(chosen), inputs=chosen[0].inputs)
+    chosen = layers or (layer_problem(seed=0, name="layers.0.gate"), layer_problem(seed=1, name="layers.0.up"))
+    return GroupProblem(role=role, layers=tuple(chosen), inputs=chosen[0].inputs)
 
 
-def exact(layer: LayerTask, bias: Tensor | None = None) -> LayerFunction:
+def exact(layer: LayerProblem, bias: Tensor | None = None) -> LayerFunction:
     """Return what a layer computes without any rounding."""
     return lambda x: functional.linear(x, layer.weight, bias)
 
@@ -89,22 +89,25 @@ def block_problem(
 ) -> BlockProblem:
     """Return a gated feed-forward layer with a residual as a decoder layer."""
     inner = 96
-    gate = layer_task(fmt, activations, rows=inner, cols=width, seed=seed, name="layers.0.gate")
-    up = layer_task(fmt, activations, rows=inner, cols=width, seed=seed + 1, name="layers.0.up")
+    gate = layer_problem(fmt, activations, rows=inner, cols=width, seed=seed, name="layers.0.gate")
+    up = layer_problem(fmt, activations, rows=inner, cols=width, seed=seed + 1, name="layers.0.up")
     hidden = [input_rows(64, width, seed=seed + 10 + i).unsqueeze(0) for i in range(batches)]
     middle = functional.silu(hidden[0] @ gate.weight.T) * (hidden[0] @ up.weight.T)
-    down = layer_task(
+    down = layer_problem(
         fmt, activations, rows=width, cols=inner, seed=seed + 2, inputs=middle.flatten(0, 1), name="layers.0.down"
     )
     biases: dict[str, Tensor | None] = {gate.name: None, up.name: None, down.name: random(width, seed=seed + 3) * 0.1}
 
     def forward(stand_ins: Mapping[str, LayerFunction], batch: int) -> Tensor:
-        used = {task.name: stand_ins.get(task.name, exact(task, biases[task.name])) for task in (gate, up, down)}
+        used = {
+            problem.name: stand_ins.get(problem.name, exact(problem, biases[problem.name]))
+            for problem in (gate, up, down)
+        }
         x = hidden[batch]
         return x + used[down.name](functional.silu(used[gate.name](x)) * used[up.name](x))
 
     return BlockProblem(
-        groups=(group_task(gate, up), group_task(down, role="mlp.down")),
+        groups=(group_problem(gate, up), group_problem(down, role="mlp.down")),
         forward=forward,
         targets=[forward({}, i) for i in range(batches)],
         biases=biases,
@@ -115,7 +118,7 @@ def block_problem(
 
 def model_problem(fmt: str = "mxfp4", activations: str | None = "mxfp4", *, seed: int = 0) -> ModelProblem:
     """Return an embedding, the layer of :func:`block_problem` and a head as a model of 48 words."""
-    first = layer_task(fmt, activations, rows=COLS, seed=seed, name="layers.0.mix")
+    first = layer_problem(fmt, activations, rows=COLS, seed=seed, name="layers.0.mix")
     embedding = input_rows(48, seed=seed + 20)
     head = random(48, COLS, seed=seed + 21) * 0.2
 
@@ -125,7 +128,7 @@ def model_problem(fmt: str = "mxfp4", activations: str | None = "mxfp4", *, seed
 
     windows = torch.randint(0, 48, (6, 16), generator=torch.Generator().manual_seed(seed))
     return ModelProblem(
-        groups=(group_task(first, role="mlp.mix"),),
+        groups=(group_problem(first, role="mlp.mix"),),
         logits=logits,
         windows=Batch(token_ids=windows),
         biases={first.name: None},
