@@ -289,7 +289,6 @@ def test_files_are_short() -> None:
 SWITCHES = {
     "overwrite": "what the user allows",
     "check": "what the user leaves out",
-    "retry": "what the user asks for",
     "signed": "a fact of an element, under the name that its record has",
     "symmetric": "a fact of an element, under the name that its record has",
     "add_special_tokens": "a signature of lm_eval",
