@@ -13,12 +13,12 @@ from microscale.planning.analysis import ModelAnalysis, analyze_model
 from microscale.planning.candidates import Candidate, parse_candidates
 from microscale.planning.layer_table import measure_table
 from microscale.planning.sensitivity import Sensitivity
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, Feed
 
 WINDOWS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(3))
 
 
-CALIBRATION = Calibration(windows=WINDOWS, is_sequential=False)
+CALIBRATION = Calibration(windows=WINDOWS, feed=Feed.ORIGINAL)
 
 
 FORMATS = parse_candidates("mxfp4,nvfp4,mxfp6_e2m3")
@@ -53,7 +53,7 @@ ANALYZED_FORMATS = parse_candidates("mxfp4,mxfp6_e2m3,mxfp8/none")
 
 
 def analyze(model: Any, gradients: ActivationStore | None = None, source: Any = None) -> ModelAnalysis:
-    calibration = Calibration(windows=TEXT_WINDOWS, is_sequential=False)
+    calibration = Calibration(windows=TEXT_WINDOWS, feed=Feed.ORIGINAL)
     return analyze_model(
         model,
         ANALYZED_FORMATS,

@@ -20,6 +20,7 @@ from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 from microscale.recipes.apply import (
+    Walk,
     check_job,
     check_weight,
     executed_layer,
@@ -32,7 +33,7 @@ from microscale.recipes.apply import (
     set_activations,
     structure_for,
 )
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, CalibrationText
 from microscale.recipes.plan import PlannedLayer, make_plan, quantizable_modules
 from microscale.recipes.recipe import make_recipe, parse_rule
 from small_models import same_bits
@@ -170,14 +171,14 @@ def test_activations_of_all_layers_are_set_and_taken_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "is_layered", "num_blocks"),
-    [("rtn", False, 0), ("rtn", True, 2), ("gptq", False, 2), ("hadamard+rtn", False, 2)],
+    ("method", "walk", "num_blocks"),
+    [("rtn", Walk.WHOLE, 0), ("rtn", Walk.LAYERS, 2), ("gptq", Walk.WHOLE, 2), ("hadamard+rtn", Walk.WHOLE, 2)],
 )
-def test_plain_rounding_needs_no_structure(method: str, is_layered: bool, num_blocks: int) -> None:
+def test_plain_rounding_needs_no_structure(method: str, walk: Walk, num_blocks: int) -> None:
     model = family_model("llama")
     layers = planned(model, method=method)
     chains = list(pipelines_of(layers).values())
-    structure, notes = structure_for(model, "language", chains, is_layered=is_layered)
+    structure, notes = structure_for(model, "language", chains, walk)
     assert (len(structure.blocks), notes) == (num_blocks, [])
     assert num_blocks == 0 or structure == describe(model)
 
@@ -200,8 +201,8 @@ def test_rotations_are_checked_and_noted() -> None:
 @pytest.mark.parametrize(
     ("recipe", "facts", "error", "words"),
     [
-        ({"method": "gptq"}, {"has_text": False}, CalibrationError, "needs calibration text"),
-        ({"method": "quarot"}, {"is_partial": True}, CalibrationError, "works on the whole model at once"),
+        ({"method": "gptq"}, {"text": CalibrationText.ABSENT}, CalibrationError, "needs calibration text"),
+        ({"method": "quarot"}, {"walk": Walk.LAYERS}, CalibrationError, "works on the whole model at once"),
         ({}, {"observer": "minmax"}, CalibrationError, "static"),
         ({"method": "quarot", "family": "gemma2"}, {}, ModelError, "cannot be rotated"),
     ],
@@ -211,10 +212,10 @@ def test_a_job_is_refused_before_a_weight_is_there(
 ) -> None:
     recipe = dict(recipe)
     model = family_model(recipe.pop("family", "llama")).to("meta")
-    asked: dict[str, Any] = {"observer": None, "has_text": True, "is_partial": False} | facts
+    asked: dict[str, Any] = {"observer": None, "text": CalibrationText.GIVEN, "walk": Walk.WHOLE} | facts
     with pytest.raises(error, match=words):
         check_job(model, make_recipe(**{"format": "mxfp4", **recipe}), **asked)
-    check_job(model, make_recipe(format="mxfp4"), observer=None, has_text=False, is_partial=True)
+    check_job(model, make_recipe(format="mxfp4"), observer=None, text=CalibrationText.ABSENT, walk=Walk.LAYERS)
 
 
 def test_a_conv1d_keeps_its_kind_and_its_bias() -> None:

@@ -22,7 +22,7 @@ from microscale.kernels import dequantize
 from microscale.nn.inference import cached_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.recipes.apply import QuantizationReport, quantize_model
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.recipe import make_recipe
 from recipe_words import make_rule
 from small_models import same_tensors, save_random_model
@@ -32,11 +32,9 @@ WINDOWS = torch.randint(3, 90, (3, 12), generator=torch.Generator().manual_seed(
 """Three windows in batches of two: the last batch is smaller."""
 
 
-def apply(model: Any, method: str = "gptq", *, sequential: bool = True, **fields: Any) -> QuantizationReport:
+def apply(model: Any, method: str = "gptq", *, feed: Feed = Feed.QUANTIZED, **fields: Any) -> QuantizationReport:
     recipe = make_recipe(**({"format": "mxfp4", "method": method} | fields))
-    return quantize_model(
-        model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, is_sequential=sequential, seed=0)
-    )
+    return quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, feed=feed, seed=0))
 
 
 def packed(model: nn.Module) -> dict[str, QuantizedLinear]:
@@ -121,7 +119,7 @@ def test_quantized_layers_feed_the_next() -> None:
 
 def test_or_unquantized_ones_do() -> None:
     model, original = family_model("llama", dtype=torch.float32), family_model("llama", dtype=torch.float32)
-    apply(model, sequential=False)
+    apply(model, feed=Feed.ORIGINAL)
     for name, module in packed(model).items():
         assert torch.equal(module.weight, by_hand(original, name, statistics(original, name))), name
 
@@ -139,12 +137,12 @@ class Watch(BlockStep):
         return problem.groups
 
 
-@pytest.mark.parametrize("sequential", [True, False])
-def test_what_learns_from_a_layer_sees_the_exact_outputs(sequential: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("feed", Feed)
+def test_what_learns_from_a_layer_sees_the_exact_outputs(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.REGISTERED, "watch", Watch)
     monkeypatch.setattr(Watch, "seen", [])
     original, model = family_model("llama", dtype=torch.float32), family_model("llama", dtype=torch.float32)
-    apply(model, "watch+rtn", sequential=sequential)
+    apply(model, "watch+rtn", feed=feed)
     exact: dict[int, list[Tensor]] = {0: [], 1: []}
     for place, layer in enumerate(original.model.layers):
         layer.register_forward_hook(lambda _m, _a, output, place=place: exact[place].append(output))
@@ -156,7 +154,7 @@ def test_what_learns_from_a_layer_sees_the_exact_outputs(sequential: bool, monke
         for target, output, expected in zip(targets, outputs, exact[place], strict=True):
             assert torch.allclose(target, expected, atol=1e-6)
             # The second layer is fed what the quantized first one gives, or what the original one does.
-            assert torch.allclose(output, target, atol=1e-6) == (place == 0 or not sequential)
+            assert torch.allclose(output, target, atol=1e-6) == (place == 0 or feed is Feed.ORIGINAL)
     assert len(Watch.seen) == 2
 
 

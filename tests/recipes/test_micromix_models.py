@@ -24,6 +24,7 @@ from microscale.planning.inspection import inspect_checkpoint
 from microscale.recipes import preparing
 from microscale.recipes.apply import quantize_model
 from microscale.recipes.calibrated import Calibration
+from microscale.recipes.calibration import Feed
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import make_plan
 from microscale.recipes.recipe import make_recipe
@@ -145,7 +146,7 @@ FAMILIES = {
 def family_quantized(name: str, method: str) -> Any:
     model = family_model(name, dtype=torch.float32, **FAMILIES[name])
     recipe = make_recipe(format="mxfp4", activations="mxfp4", method=method)
-    quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, is_sequential=False))
+    quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, feed=Feed.ORIGINAL))
     return model
 
 

@@ -15,7 +15,7 @@ from microscale.families.batch import Batch
 from microscale.families.look_up import describe
 from microscale.layerwise.blocks import BlockRunner
 from microscale.recipes.apply import QuantizationReport, quantize_model
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, ChannelOrder
 from microscale.recipes.plan import make_plan
 from microscale.recipes.preparing import Block, Preparer
 from microscale.recipes.problem_book import ProblemBook
@@ -34,12 +34,12 @@ def apply(model: Any, method: str, **recipe: Any) -> QuantizationReport:
 class Work:
     """The first decoder layer of a model with what a chain needs to prepare it."""
 
-    def __init__(self, family: str, method: str, *, is_order_online: bool = False, with_text: bool = True) -> None:
+    def __init__(self, family: str, method: str, *, with_text: bool = True) -> None:
         self.model: Any = family_model(family, dtype=torch.float32)
         self.chain = parse_method(method)
         layers = {layer.name: layer for layer in make_plan(self.model, make_recipe(format="mxint8")).layers}
         self.book = ProblemBook(self.model, layers, dict.fromkeys(layers, self.chain))
-        self.preparer = Preparer(self.model, self.book, lambda *_: None, 0, is_order_online=is_order_online)
+        self.preparer = Preparer(self.model, self.book, lambda *_: None, 0, ChannelOrder.FOLDED)
         structure = describe(self.model)
         names = [block.name for block in structure.blocks]
         runner = BlockRunner(self.model, names, Batch(token_ids=WINDOWS), batch=2) if with_text else None

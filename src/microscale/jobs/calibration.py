@@ -19,10 +19,9 @@ from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids
 from microscale.jobs.shared_options import Source, TextOptions
 from microscale.nn.inference import cached_weights
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.ranges import RangeReport, calibrate_ranges
 
-FEEDS = ("quantized", "original")
 """What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
 BATCH = 4
 """Windows that run through a model at once."""
@@ -63,21 +62,22 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def is_sequential(feed: str) -> bool:
-    """Return whether a word of :data:`FEEDS` means that quantized layers feed the next.
+def parse_feed(feed: str) -> Feed:
+    """Return what the word of an option means.
 
     Raises:
         CalibrationError: another word.
     """
-    if feed not in FEEDS:
-        raise CalibrationError(f"unknown feed {feed!r}; possible: {', '.join(FEEDS)}")
-    return feed == FEEDS[0]
+    possible = {each.value: each for each in Feed}
+    if feed not in possible:
+        raise CalibrationError(f"unknown feed {feed!r}; possible: {', '.join(possible)}")
+    return possible[feed]
 
 
 def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "original") -> Calibration:
     """Tokenize a text, or several, as one stream and cut it into windows; windows of token ids are taken as they are.
 
-    ``feed`` is one of :data:`FEEDS`; without a source there is nothing to read.
+    ``feed`` is the word of a :class:`Feed`; without a source there is nothing to read.
 
     Texts are read only as far as the windows need, and each is followed by the tokenizer's end-of-text token where it
     has one and the source holds more than one text.
@@ -88,13 +88,13 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
         ShapeError: windows that are longer than the model can read.
         CalibrationError: an unknown word for ``feed``.
     """
-    sequential = is_sequential(feed)
+    fed = parse_feed(feed)
     source, samples, window, seed = text.source, text.samples, text.window, text.seed
     if source is None:
         raise CalibrationError("nothing to read: give --calibration FILE (calibration=… in Python)")
     if isinstance(source, Tensor):
         check_window(model, int(source.shape[-1]) if source.ndim == 2 else 0)
-        return Calibration(windows=_checked(source, model), seed=seed, batch=BATCH, is_sequential=sequential)
+        return Calibration(windows=_checked(source, model), seed=seed, batch=BATCH, feed=fed)
     check_window(model, window)
     check_tokenizer(tokenizer)
     ids: list[Tensor] = []
@@ -109,7 +109,7 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
             break
     stream = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32)
     windows = calibration_windows(stream, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
-    return Calibration(windows=windows, seed=seed, batch=BATCH, is_sequential=sequential)
+    return Calibration(windows=windows, seed=seed, batch=BATCH, feed=fed)
 
 
 def measure_ranges(

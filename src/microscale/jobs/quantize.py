@@ -28,8 +28,8 @@ from microscale.jobs.allocate import FoundRecipe
 from microscale.jobs.calibration import (
     check_tokenizer,
     checked_source,
-    is_sequential,
     measure_ranges,
+    parse_feed,
     range_notes,
     read_windows,
 )
@@ -41,8 +41,8 @@ from microscale.jobs.words import activation_word, format_word
 from microscale.nn.attention_setting import NOT_ROUNDED, model_attention
 from microscale.nn.inference import freeze
 from microscale.planning.inspection import Inspection, inspect_checkpoint
-from microscale.recipes.apply import QuantizationReport, check_job, quantize_model
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.apply import QuantizationReport, Walk, check_job, quantize_model
+from microscale.recipes.calibration import Calibration, CalibrationText
 from microscale.recipes.offload import open_store
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, has_static_ranges
 from microscale.recipes.recipe import Recipe
@@ -124,7 +124,8 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
     if _is_text(calibration):
         check_tokenizer(tokenizer)
     if isinstance(recipe, Recipe):
-        _refuse_early(original.outline(), recipe, calibration, is_partial=is_layered)
+        walk = Walk.LAYERS if is_layered else Walk.WHOLE
+        _refuse_early(original.outline(), recipe, calibration, walk)
     layers = original.layers(part=recipe.part) if is_layered and isinstance(recipe, Recipe) else None
     model = original.whole() if layers is None else layers.model()
     num_weights = sum(parameter.numel() for parameter in model.parameters())
@@ -178,7 +179,7 @@ def _refuse_words(options: QuantizeOptions) -> tuple[Recipe | AutoRecipe, Quanti
         _refuse_places(options, options.output)
         check_target(options.output, overwrite=options.overwrite)
         check_shard_size(options.max_shard_size)
-    is_sequential(options.calibration.feed)
+    parse_feed(options.calibration.feed)
     return recipe, dataclasses.replace(options, calibration=dataclasses.replace(options.calibration, source=source))
 
 
@@ -206,14 +207,14 @@ def _is_text(calibration: CalibrationOptions) -> bool:
     return calibration.source is not None and not isinstance(calibration.source, Tensor)
 
 
-def _refuse_early(outline: Any, recipe: Recipe, calibration: CalibrationOptions, *, is_partial: bool) -> None:
+def _refuse_early(outline: Any, recipe: Recipe, calibration: CalibrationOptions, walk: Walk) -> None:
     """Refuse what cannot work before a text or the weights of a model are read."""
     if outline is None:
         return
     if recipe.attention_formats is not None:
         attention_modules(outline)
-    has_text = calibration.source is not None
-    check_job(outline, recipe, observer=calibration.observer, has_text=has_text, is_partial=is_partial)
+    text = CalibrationText.ABSENT if calibration.source is None else CalibrationText.GIVEN
+    check_job(outline, recipe, observer=calibration.observer, text=text, walk=walk)
     if _is_text(calibration):
         check_window(outline, calibration.window)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from enum import Enum
 
 import torch
 from jaxtyping import Float, Int
@@ -22,30 +23,37 @@ from microscale.kernels.reference.encode import encode_largest
 Round = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 
 
+class Zeros(Enum):
+    """What sign a zero has: that of the number which was rounded to it, or always plus."""
+
+    SIGNED = "signed"
+    PLAIN = "plain"
+
+
 class RoundingTable:
     """A rounding function of float32 numbers, tabulated.
 
     ``numbers`` [n]: its results in rising order, without NaN. ``steps`` [n - 1]: steps[i] is the smallest float32 that
-    becomes numbers[i + 1]. ``nan``: what NaN becomes. With ``keeps_sign`` a zero has the sign of what was rounded.
+    becomes numbers[i + 1]. ``nan``: what NaN becomes.
     """
 
-    def __init__(self, function: Round, numbers: Float[Tensor, "n"], *, keeps_sign: bool) -> None:
+    def __init__(self, function: Round, numbers: Float[Tensor, "n"], zeros: Zeros) -> None:
         self.numbers = numbers
         self.steps = _steps(function, numbers)
         self.nan = float(function(torch.tensor([torch.nan]))[0])
-        self.keeps_sign = keeps_sign
+        self.zeros = zeros
 
     def to(self, device: torch.device) -> RoundingTable:
         """Return the table on a device."""
         moved = object.__new__(RoundingTable)
         moved.numbers, moved.steps = self.numbers.to(device), self.steps.to(device)
-        moved.nan, moved.keeps_sign = self.nan, self.keeps_sign
+        moved.nan, moved.zeros = self.nan, self.zeros
         return moved
 
     def __call__(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the rounded numbers."""
         rounded = self.numbers[torch.searchsorted(self.steps, values.contiguous(), right=True, out_int32=True)]
-        if self.keeps_sign:
+        if self.zeros is Zeros.SIGNED:
             rounded = torch.copysign(rounded, values)
         return torch.where(values.isnan(), self.nan, rounded)
 
@@ -66,8 +74,8 @@ def element_table(fmt: BlockFormat, device: torch.device) -> RoundingTable | Non
     reached = function(torch.cat([every[~every.isnan()], torch.tensor([-torch.inf, torch.inf])]))
     if bool(reached.isnan().any()):
         return None
-    is_signed_float = isinstance(fmt.element, FloatElement) and fmt.element.signed
-    return RoundingTable(function, torch.unique(reached), keeps_sign=is_signed_float).to(device)
+    zeros = Zeros.SIGNED if isinstance(fmt.element, FloatElement) and fmt.element.signed else Zeros.PLAIN
+    return RoundingTable(function, torch.unique(reached), zeros).to(device)
 
 
 @functools.lru_cache(maxsize=128)
@@ -78,7 +86,7 @@ def largest_table(fmt: BlockFormat, device: torch.device) -> RoundingTable:
         return decode_largest(encode_largest(values, fmt), fmt)
 
     numbers = torch.tensor(fmt.largest_values(), dtype=torch.float32)
-    return RoundingTable(function, torch.unique(numbers), keeps_sign=False).to(device)
+    return RoundingTable(function, torch.unique(numbers), Zeros.PLAIN).to(device)
 
 
 def _steps(function: Round, numbers: Float[Tensor, "n"]) -> Float[Tensor, "m"]:

@@ -17,7 +17,7 @@ from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 from microscale.planning.candidates import Candidate
 from microscale.recipes.apply import quantize_model
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, ChannelOrder
 from microscale.recipes.plan import make_plan
 from microscale.recipes.recipe import Recipe, make_recipe
 
@@ -99,7 +99,7 @@ def make_stand_ins(
         CalibrationError: a method that needs text without any.
     """
     found: dict[str, list[nn.Module | None]] = {name: [] for name in names}
-    alone = None if calibration is None else replace(calibration, is_order_online=True)
+    alone = None if calibration is None else replace(calibration, order=ChannelOrder.ONLINE)
     for candidate in candidates:
         if candidate.is_kept:
             for layers in found.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ from microscale.nn.modules import float_weight, replace_module, tell_quantized, 
 from microscale.nn.packed import PackedModule, Precision
 from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, CalibrationText
 from microscale.recipes.folding import check_rotation
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
@@ -50,11 +51,17 @@ class QuantizationReport(Size):
     plan: Plan
 
 
-def check_job(model: nn.Module, recipe: Recipe, *, observer: str | None, has_text: bool, is_partial: bool) -> None:
+class Walk(Enum):
+    """How a job goes through a model: all of it lies in memory, or its decoder layers come one by one."""
+
+    WHOLE = "whole"
+    LAYERS = "layers"
+
+
+def check_job(model: nn.Module, recipe: Recipe, *, observer: str | None, text: CalibrationText, walk: Walk) -> None:
     """Refuse all that can be refused without a weight or a text: ``model`` may lie on ``meta``.
 
-    Stacked experts are taken apart, nothing else is changed. ``observer`` is what a user named for static ranges;
-    ``is_partial``: the decoder layers will be read one by one.
+    Stacked experts are taken apart, nothing else is changed. ``observer`` is what a user named for static ranges.
 
     Raises:
         ModelError, RecipeError, LayoutError: see :func:`make_plan`; a model that a chain does not suit.
@@ -64,12 +71,12 @@ def check_job(model: nn.Module, recipe: Recipe, *, observer: str | None, has_tex
     unstack_experts(model)
     layers = {layer.name: layer for layer in make_plan(model, recipe).layers}
     pipelines = list({pipeline.text: pipeline for pipeline in pipelines_of(layers).values()}.values())
-    check_observer(observer, [layer.activations for layer in layers.values()], has_text=has_text)
-    if not has_text:
+    check_observer(observer, [layer.activations for layer in layers.values()], text)
+    if text is CalibrationText.ABSENT:
         refuse_without_text(pipelines)
-    if is_partial:
+    if walk is Walk.LAYERS:
         refuse_whole(pipelines)
-    structure_for(model, recipe.part, pipelines, is_layered=is_partial)
+    structure_for(model, recipe.part, pipelines, walk)
 
 
 def quantize_model(
@@ -101,7 +108,8 @@ def quantize_model(
     layers = {layer.name: poisoned(layer) if recipe.nan == "poison" else layer for layer in plan.layers}
     pipelines = pipelines_of(layers)
     is_layered = source is not None or (store is not None and store.path is not None)
-    structure, notes = structure_for(model, recipe.part, list(pipelines.values()), is_layered=is_layered)
+    walk = Walk.LAYERS if is_layered else Walk.WHOLE
+    structure, notes = structure_for(model, recipe.part, list(pipelines.values()), walk)
     notes += rotation_notes(model, layers, pipelines)
 
     def check(inside: str) -> None:
@@ -150,11 +158,11 @@ def pipelines_of(layers: Mapping[str, PlannedLayer]) -> dict[str, Pipeline]:
 
 
 def structure_for(
-    model: nn.Module, part: str, pipelines: Sequence[Pipeline], *, is_layered: bool = False
+    model: nn.Module, part: str, pipelines: Sequence[Pipeline], walk: Walk = Walk.WHOLE
 ) -> tuple[ModelStructure, list[str]]:
     """Return the structure that the chains work on, and what a user should know of it.
 
-    Plain rounding needs none, unless it goes layer by layer (``is_layered``). Text runs through the language part
+    Plain rounding needs none, unless it goes layer by layer. Text runs through the language part
     alone, so that what learns from inputs reaches no other part.
 
     Raises:
@@ -163,7 +171,7 @@ def structure_for(
     """
     kinds = (RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep)
     is_plain = not any(pipeline.is_streamed or any(map(pipeline.of_kind, kinds)) for pipeline in pipelines)
-    if is_plain and not is_layered:
+    if is_plain and walk is Walk.WHOLE:
         return NO_BLOCKS, []
     notes: list[str] = []
     needs_text = any(pipeline.needs_calibration for pipeline in pipelines)

@@ -35,7 +35,7 @@ from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.returned import Returned
 from microscale.layerwise.stream import Flow, LayerStream
 from microscale.nn.linear import QuantizedLinear
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, ChannelOrder, Feed
 from microscale.recipes.folding import fuse_norms
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.offload import layer_state, restore_layer
@@ -76,8 +76,8 @@ class Quantizer:
         self._dtypes: Mapping[str, torch.dtype] = {}
         self._book = ProblemBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
-        is_online = calibration is not None and calibration.is_order_online
-        self._preparer = Preparer(model, self._book, progress, seed, is_order_online=is_online)
+        order = ChannelOrder.FOLDED if calibration is None else calibration.order
+        self._preparer = Preparer(model, self._book, progress, seed, order)
 
     @property
     def notes(self) -> list[str]:
@@ -207,7 +207,7 @@ class Quantizer:
             self._load(blocks[0].name)
         runner = self._runner(Returned.from_facts(self._store.facts()) if first else None)
         flow = Flow.EXACT
-        if settings.is_sequential:
+        if settings.feed is Feed.QUANTIZED:
             flow = Flow.TARGETS if has_learning else Flow.QUANTIZED
         stream = LayerStream(runner, self._store, flow, len(blocks))
         if not first:
@@ -258,7 +258,7 @@ class Quantizer:
     def _round_block(self, block: Block, replace: Replace) -> None:
         groups = [group for group in block.structure.groups if self._book.chosen(block.structure, group)]
         measure = self._preparer.measure
-        is_ahead = self._calibration is not None and not self._calibration.is_sequential
+        is_ahead = self._calibration is not None and self._calibration.feed is Feed.ORIGINAL
         ahead = measure(block, groups, [w for g in groups for w in self._wanted(block, g)]) if is_ahead else {}
         for group in groups:
             found = ahead if is_ahead else measure(block, [group], self._wanted(block, group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from jaxtyping import Int
 from torch import Tensor
@@ -10,20 +11,40 @@ from torch import Tensor
 from microscale.families.batch import Batch
 
 
+class Feed(Enum):
+    """What a decoder layer is measured on: what the quantized layers before it give, or what the unquantized model
+    gives, before any part of it is quantized.
+    """
+
+    QUANTIZED = "quantized"
+    ORIGINAL = "original"
+
+
+class ChannelOrder(Enum):
+    """Where an order of channels goes: into the layers before where that is exact (FOLDED), or always to run time
+    (ONLINE), so that every layer can stand alone among unquantized ones.
+    """
+
+    FOLDED = "folded"
+    ONLINE = "online"
+
+
+class CalibrationText(Enum):
+    """Whether a job gets text to learn from."""
+
+    GIVEN = "given"
+    ABSENT = "absent"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """Windows of token ids, and how they are run: ``batch`` windows at a time.
-
-    ``is_sequential``: quantized layers feed the next; else every decoder layer is measured on what the unquantized
-    model gives, before any part of it is quantized. ``is_order_online``: orders of channels stay online even where they
-    could be folded, so that every layer can stand alone among unquantized ones.
-    """
+    """Windows of token ids, and how they are run: ``batch`` windows at a time."""
 
     windows: Int[Tensor, "samples tokens"]
     batch: int = 4
-    is_sequential: bool = True
+    feed: Feed = Feed.QUANTIZED
     seed: int = 0
-    is_order_online: bool = False
+    order: ChannelOrder = ChannelOrder.FOLDED
 
     @property
     def samples(self) -> Batch:

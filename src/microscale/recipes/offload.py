@@ -18,7 +18,7 @@ from microscale.formats import parse_activation, parse_format, spec_text
 from microscale.layer_spec import LayerSpec
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
-from microscale.recipes.calibration import Calibration
+from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.plan import PlannedLayer
 from microscale.recipes.recipe import Recipe
 from microscale.transforms import parse_transform
@@ -41,7 +41,7 @@ def open_store(
         text["windows"] = hashlib.sha256(windows.numpy().tobytes()).hexdigest()
         text["shape"] = list(windows.shape)
         text["batch"], text["seed"] = calibration.batch, calibration.seed
-        text["is_sequential"] = calibration.is_sequential
+        text["is_sequential"] = calibration.feed is Feed.QUANTIZED
     return ActivationStore(directory, json.dumps(text, sort_keys=True))
 
 

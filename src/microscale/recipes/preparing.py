@@ -30,6 +30,7 @@ from microscale.calibration.statistics import InputStatistics, Wanted
 from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, replaced_forward
 from microscale.layerwise.measuring import measure_inputs
+from microscale.recipes.calibration import ChannelOrder
 from microscale.recipes.folding import fold_scale, shared_scale
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.problems import fold_first_scale, fold_segment_order, knows_inputs, transformed, with_inputs
@@ -53,14 +54,12 @@ class Block:
 class Preparer:
     """Runs the steps of pipelines on decoder layers; what they find goes into the book or is folded into the model."""
 
-    def __init__(
-        self, model: nn.Module, book: ProblemBook, progress: Progress, seed: int, *, is_order_online: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, book: ProblemBook, progress: Progress, seed: int, order: ChannelOrder) -> None:
         self._model = model
         self._book = book
         self._progress = progress
         self._seed = seed
-        self._is_order_online = is_order_online
+        self._order = order
         self._online: dict[str, list[str]] = {}
         self._unscaled: dict[str, list[str]] = {}
 
@@ -148,7 +147,7 @@ class Preparer:
                 self._book.keep(problem)
                 continue
             cut = step.segmented(problem)
-            if not self._is_order_online:
+            if self._order is ChannelOrder.FOLDED:
                 cut = fold_segment_order(self._model, block.structure, group, cut)
             self._book.keep(cut)
             self._book.refresh(block.structure)

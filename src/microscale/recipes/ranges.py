@@ -15,6 +15,7 @@ from microscale.errors import CalibrationError
 from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
 from microscale.nn.activation import ActivationQuantizer, observe_activations
+from microscale.recipes.calibration import CalibrationText
 
 DEFAULT_OBSERVER = "mse"
 
@@ -32,7 +33,7 @@ def has_static_ranges(model: nn.Module) -> bool:
     return any(isinstance(m, ActivationQuantizer) and m.spec.range is RangeKind.STATIC for m in model.modules())
 
 
-def check_observer(word: str | None, settings: Iterable[ActivationSpec | None], *, has_text: bool) -> None:
+def check_observer(word: str | None, settings: Iterable[ActivationSpec | None], text: CalibrationText) -> None:
     """Refuse an observer that cannot measure the layers with these settings; None: none was named.
 
     Raises:
@@ -45,7 +46,7 @@ def check_observer(word: str | None, settings: Iterable[ActivationSpec | None], 
             f"observer {word} measures static ranges, and no layer has one: write the activations with @static,"
             " e.g. nvfp4@static, or leave the observer out"
         )
-    if word is not None and not has_text:
+    if word is not None and text is CalibrationText.ABSENT:
         raise CalibrationError(
             f"observer {word} measures ranges on calibration text: give --calibration FILE (calibration=... in Python)"
         )
