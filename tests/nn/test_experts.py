@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from family_models import family_model
-from microscale.nn.experts import Experts, has_stacked_experts, why_not_unstacked
+from microscale.families.forward_source import expert_stacks
+from microscale.nn.experts import Experts, has_stacked_experts, unstack_experts, why_not_unstacked
+from tiny_models import logits, tiny_model
 
 FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 
@@ -71,26 +73,53 @@ def test_a_module_without_memory_is_taken_apart_too() -> None:
     assert apart.expert(0).up_proj.weight.is_meta and apart.expert(0).up_proj.weight.shape == (48, 32)
 
 
+FORMS = {
+    "gpt_oss": "transposed, in turn, with biases and a gate of its own",
+    "aria_text": "transposed",
+    "nemotron_h": "without a gate",
+    "longcat_flash": "with experts that hand the token on",
+    "llama4_text": "batched",
+    "jetmoe": "split",
+    "lfm2_moe": "with a function in place of a module",
+    "minimax_m3_vl_text": "with a gate of its own",
+    "deepseek_v4": "with a gate of its own",
+}
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_every_form_computes_the_same_apart(family: str) -> None:
+    more: dict[str, Any] = {"zero_expert_num": 3} if family == "longcat_flash" else {}
+    model = tiny_model(family, **more)
+    before, stacks = logits(model), expert_stacks(model)
+    names = unstack_experts(model)
+    assert names and not expert_stacks(model), "nothing stays stacked"
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+    linears = sum(isinstance(each, nn.Linear) for name in names for each in model.get_submodule(name).modules())
+    joined = sum(name.endswith("gate_up_proj") for name in stacks)
+    num_experts = 4
+    assert linears == num_experts * (len(stacks) + joined)
+
+
+def test_biases_and_rows_in_turn() -> None:
+    module = tiny_model("gpt_oss").model.layers[0].mlp.experts
+    gate_up, bias = module.gate_up_proj.detach().clone(), module.gate_up_proj_bias.detach().clone()
+    expert = Experts.from_stacked(module).expert(2)
+    gate, up = expert.gate_proj, expert.up_proj
+    assert torch.equal(gate.weight, gate_up[2].T[::2]) and torch.equal(up.weight, gate_up[2].T[1::2])
+    assert torch.equal(gate.bias, bias[2, ::2]) and torch.equal(up.bias, bias[2, 1::2])
+
+
 def test_experts_of_another_kind_are_refused() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 3}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes))
-    module = model.model.layers[0].mlp.experts
-    assert has_stacked_experts(module)
-    reason = why_not_unstacked(module)
-    assert reason is not None and "GptOssExperts has has_bias True" in reason
     assert not has_stacked_experts(nn.Linear(2, 2))
     one = stacked("mixtral")
     one.extra = nn.Parameter(torch.ones(2))
     assert "other parameters" in str(why_not_unstacked(one))
-
-
-def test_a_gate_of_its_own_is_refused() -> None:
-    module = stacked("mixtral")
-
-    class Other(type(module)):  # pyright: ignore[reportUntypedBaseClass]
-        def _apply_gate(self, values: Tensor) -> Tensor:
-            return values
-
-    module.__class__ = Other
-    assert "way of its own" in str(why_not_unstacked(module))
+    normed = stacked("mixtral")
+    normed.has_post_expert_norm = True
+    assert "a norm behind its experts" in str(why_not_unstacked(normed))
+    unknown = stacked("mixtral")
+    del unknown.has_gate
+    assert "says nothing of how its experts are laid out" in str(why_not_unstacked(unknown))
+    silent = stacked("mixtral")
+    silent.act_fn = None
+    assert "no activation function" in str(why_not_unstacked(silent))

@@ -99,6 +99,8 @@ def test_experts_that_cannot_be_taken_apart_are_named_in_the_plan() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_local_experts": 3}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes, **heads))
+    for layer in model.model.layers:
+        layer.mlp.experts.has_post_expert_norm = True
     assert unstack_experts(model) == () and len(stacked_experts(model)) == 2
     notes = make_plan(model, make_recipe(format="mxfp4")).notes
     assert len(notes) == 1 and "experts of 2 layers stay as they are: GptOssExperts" in notes[0]

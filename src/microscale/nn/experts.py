@@ -1,15 +1,24 @@
 """Experts: a mixture of experts whose every matrix is a linear layer of its own, so that it can be quantized.
 
-transformers 5 keeps the experts of a layer stacked in two parameters: ``gate_up_proj`` [experts, 2 * inner, hidden] and
-``down_proj`` [experts, hidden, inner]. Here expert 3 has the linear layers ``3.gate_proj``, ``3.up_proj`` and
-``3.down_proj``, as checkpoints of Qwen MoE and their kin name them. What is computed is the same, expert by expert.
+transformers 5 keeps the experts of a layer stacked, as parameters with the experts on their first axis. Here expert 3
+has the linear layers ``3.gate_proj``, ``3.up_proj`` and ``3.down_proj``, as checkpoints of Qwen MoE and their kin name
+them. What is computed is the same, expert by expert. Three forms are known, each by what the module has and takes:
 
-Source: ``transformers.integrations.moe`` and the experts' classes of transformers 5 (MixtralExperts, Qwen3MoeExperts).
+- *routed*: ``gate_up_proj`` [experts, 2 * inner, hidden] (or ``up_proj`` without a gate) and ``down_proj`` [experts,
+  hidden, inner], transposed or not, gate and up one behind the other or in turn, with biases or without; the module
+  gets tokens and who chose whom. Numbers beyond the last expert hand the token on where the module says so (Longcat).
+- *batched*: the same matrices transposed; the module gets the tokens of each expert in a row (Llama 4).
+- *split*: one matrix for each expert in ``weight``; the module gets tokens sorted by expert, and how many each has
+  (JetMoE).
+
+Source: ``transformers.integrations.moe`` and the experts' classes of transformers 5 (MixtralExperts, GptOssExperts,
+LongcatFlashExperts, Llama4TextExperts, JetMoeParallelExperts).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,81 +27,161 @@ from torch import Tensor, nn
 
 from microscale.nn.modules import replace_module
 
-GATE_UP, DOWN = "gate_up_proj", "down_proj"
-_EXPECTED = {
-    "has_gate": True,
-    "has_bias": False,
-    "has_post_expert_norm": False,
-    "is_transposed": False,
-    "is_concatenated": True,
-}
-"""What a module of stacked experts must say about itself (transformers gives every such module these attributes)."""
-
-
-def why_not_unstacked(module: nn.Module) -> str | None:
-    """Return why a module with stacked experts cannot be taken apart, or None where it can."""
-    for name, value in _EXPECTED.items():
-        found = getattr(module, name, None)
-        if found is not value:
-            return f"{type(module).__name__} has {name} {found}, experts that can be taken apart {value}"
-    gate = getattr(type(module), "_apply_gate", None)
-    if getattr(gate, "__name__", "") != "_default_apply_gate" or not isinstance(
-        getattr(module, "act_fn", None), nn.Module
-    ):
-        return f"{type(module).__name__} joins gate and up in a way of its own"
-    if {name for name, _ in module.named_parameters()} != {GATE_UP, DOWN}:
-        return f"{type(module).__name__} has other parameters than {GATE_UP} and {DOWN}"
-    return None
+GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+BIASES = tuple(f"{name}_bias" for name in (GATE_UP, UP, DOWN))
+_DEFAULT_GATE = "_default_apply_gate"
 
 
 def has_stacked_experts(module: nn.Module) -> bool:
     """Whether a module holds stacked experts itself."""
-    stacked = dict(module.named_parameters(recurse=False))
-    return all(name in stacked and stacked[name].ndim == 3 for name in (GATE_UP, DOWN))
+    deep = {name for name, parameter in module.named_parameters(recurse=False) if parameter.ndim == 3}
+    return deep in ({GATE_UP, DOWN}, {UP, DOWN}) or (deep == {"weight"} and _taken(module) == ("inputs", "expert_size"))
+
+
+def _taken(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of what a module's forward takes."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def why_not_unstacked(module: nn.Module) -> str | None:
+    """Return why a module with stacked experts cannot be taken apart, or None where it can."""
+    kind, names = type(module).__name__, {name for name, _ in module.named_parameters()}
+    if not names <= {GATE_UP, UP, DOWN, *BIASES, "weight"}:
+        return f"{kind} has other parameters than those of its experts: {', '.join(sorted(names))}"
+    if getattr(module, "has_post_expert_norm", False):
+        return f"{kind} has a norm behind its experts"
+    if _is_split(module) or _is_batched(module):
+        return None
+    if not hasattr(module, "has_gate") and not hasattr(module, "identity_expert"):
+        return f"{kind} says nothing of how its experts are laid out, and is of no form that we know"
+    if not callable(getattr(module, "act_fn", None)) and not _has_own_gate(module):
+        return f"{kind} has no activation function that we find"
+    return None
+
+
+def _is_split(module: nn.Module) -> bool:
+    return "weight" in dict(module.named_parameters(recurse=False))
+
+
+def _is_batched(module: nn.Module) -> bool:
+    return _taken(module) == ("hidden_states",) and isinstance(getattr(module, "act_fn", None), nn.Module)
+
+
+def _has_own_gate(module: nn.Module) -> bool:
+    """Whether a module joins gate and up in a way of its own, or by a function that is no module: it is asked then."""
+    gate = getattr(type(module), "_apply_gate", None)
+    act_fn = getattr(module, "act_fn", None)
+    is_plain = gate is None or act_fn is None or isinstance(act_fn, nn.Module)
+    return getattr(gate, "__name__", _DEFAULT_GATE) != _DEFAULT_GATE or not is_plain
+
+
+def _linear(weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None = None) -> nn.Linear:
+    rows, cols = weight.shape
+    layer = nn.Linear(cols, rows, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=bias.requires_grad)
+    return layer
+
+
+def _matrices(module: nn.Module, name: str, *, is_transposed: bool) -> Sequence[tuple[Tensor, Tensor | None]]:
+    """Return the matrix [out, in] and the bias of every expert, as views."""
+    stacked = module.get_parameter(name).detach()
+    biases = dict(module.named_parameters()).get(f"{name}_bias")
+    return [
+        (matrix.T if is_transposed else matrix, None if biases is None else biases.detach()[index])
+        for index, matrix in enumerate(stacked)
+    ]
+
+
+def _halves(matrix: Tensor, *, is_in_turn: bool) -> tuple[Tensor, Tensor]:
+    """Return the rows of the gate and those of up."""
+    if is_in_turn:
+        return matrix[::2], matrix[1::2]
+    gate, up = matrix.chunk(2)
+    return gate, up
 
 
 class Expert(nn.Module):
-    """One gated feed-forward layer; its matrices [out, in] are taken over as they are."""
+    """One feed-forward layer, gated or not; its matrices [out, in] are copies."""
 
-    def __init__(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+    def __init__(self, layers: dict[str, tuple[Tensor, Tensor | None]], *, is_trained: bool = False) -> None:
         super().__init__()
-        self.gate_proj = _linear(gate)
-        self.up_proj = _linear(up)
-        self.down_proj = _linear(down)
+        for name, parts in layers.items():
+            copies = [None if part is None else part.clone().requires_grad_(is_trained) for part in parts]
+            assert copies[0] is not None
+            self.add_module(name, _linear(*copies))
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether the expert has a gate beside up."""
+        return "gate_proj" in self._modules
 
 
-def _linear(weight: Float[Tensor, "out in"]) -> nn.Linear:
-    rows, cols = weight.shape
-    layer = nn.Linear(cols, rows, bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
-    return layer
+def _experts_of(module: nn.Module) -> list[Expert]:
+    """Return the experts of a routed or batched module."""
+    own: Any = module
+    is_transposed = _is_batched(module) or bool(getattr(own, "is_transposed", False))
+    is_in_turn = not getattr(own, "is_concatenated", True)
+    names = dict(module.named_parameters())
+    first = _matrices(module, GATE_UP if GATE_UP in names else UP, is_transposed=is_transposed)
+    is_trained = module.get_parameter(DOWN).requires_grad
+    experts: list[Expert] = []
+    for (joined, bias), down in zip(first, _matrices(module, DOWN, is_transposed=is_transposed), strict=False):
+        layers = {"up_proj": (joined, bias), "down_proj": down}
+        if GATE_UP in names:
+            gate, up = _halves(joined, is_in_turn=is_in_turn)
+            gate_bias, up_bias = (None, None) if bias is None else _halves(bias, is_in_turn=is_in_turn)
+            layers = {"gate_proj": (gate, gate_bias), "up_proj": (up, up_bias), "down_proj": down}
+        experts.append(Expert(layers, is_trained=is_trained))
+    return experts
 
 
 class Experts(nn.Module):
     """down(act(gate(x)) · up(x)) of the experts that a router chose, summed with its weights.
 
-    The experts are the children ``0``, ``1`` and so on.
+    The experts are the children ``0``, ``1`` and so on; ``num_handing_on`` more hand the token on as it is. ``owner``
+    is a module without parameters that joins gate and up in its own way; it has no name in the model.
     """
 
-    def __init__(self, experts: list[Expert], act_fn: nn.Module) -> None:
+    owner: Any
+
+    def __init__(
+        self, experts: Sequence[nn.Module], act_fn: nn.Module | None, *, num_handing_on: int = 0, owner: Any = None
+    ) -> None:
         super().__init__()
         self.num_experts = len(experts)
+        self.num_handing_on = num_handing_on
         for index, expert in enumerate(experts):
             self.add_module(str(index), expert)
         self.act_fn = act_fn
+        self.__dict__["owner"] = (
+            owner  # a module without parameters that joins gate and up; no child, for it has no name
+        )
 
     @classmethod
     def from_stacked(cls, module: nn.Module) -> Experts:
         """Take a module with stacked experts apart; every expert gets a copy of its weights, on the same device."""
         assert why_not_unstacked(module) is None
-        stacked, down = module.get_parameter(GATE_UP), module.get_parameter(DOWN)
-        experts: list[Expert] = []
-        for index in range(stacked.shape[0]):
-            gate, up = stacked.detach()[index].chunk(2)
-            parts = (part.clone().requires_grad_(stacked.requires_grad) for part in (gate, up, down.detach()[index]))
-            experts.append(Expert(*parts))
-        act_fn: Any = module.act_fn
-        return cls(experts, act_fn).train(module.training)
+        own: Any = module
+        if _is_split(module):
+            weights = own.weight.detach()
+            made: Experts = SplitExperts([_linear(each.clone()) for each in weights], None)
+            return made.train(module.training)
+        kind = BatchedExperts if _is_batched(module) else cls
+        experts = _experts_of(module)
+        owner = None
+        if _has_own_gate(module):
+            owner = module
+            for name in [name for name, _ in module.named_parameters()]:
+                owner._parameters.pop(name)
+        num_handing_on = getattr(own, "total_experts", len(experts)) - len(experts)
+        act_fn = getattr(own, "act_fn", None)
+        return kind(experts, act_fn, num_handing_on=num_handing_on, owner=owner).train(module.training)
 
     def expert(self, index: int) -> Expert:
         """Return one expert."""
@@ -100,24 +189,61 @@ class Experts(nn.Module):
         assert isinstance(found, Expert)
         return found
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts:
+        super()._apply(fn, recurse)
+        if self.owner is not None:
+            self.owner._apply(fn, recurse)
+        return self
+
+    def apply_expert(self, index: int, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+        """Return what one expert makes of tokens."""
+        expert: Any = self.expert(index)
+        if not expert.has_gate:
+            assert self.act_fn is not None
+            return expert.down_proj(self.act_fn(expert.up_proj(inputs)))
+        if self.owner is None:
+            assert self.act_fn is not None
+            return expert.down_proj(self.act_fn(expert.gate_proj(inputs)) * expert.up_proj(inputs))
+        halves = (expert.gate_proj(inputs), expert.up_proj(inputs))
+        is_in_turn = not getattr(self.owner, "is_concatenated", True)
+        joined = torch.stack(halves, -1).flatten(-2) if is_in_turn else torch.cat(halves, -1)
+        return expert.down_proj(self.owner._apply_gate(joined))
+
     def forward(
         self,
         hidden_states: Float[Tensor, "tokens hidden"],
         top_k_index: Int[Tensor, "tokens chosen"],
         top_k_weights: Float[Tensor, "tokens chosen"],
     ) -> Float[Tensor, "tokens hidden"]:
-        """Apply the chosen experts; an index of ``num_experts`` or more chooses none."""
+        """Apply the chosen experts; an index beyond all of them chooses none."""
         result = torch.zeros_like(hidden_states)
         for index in torch.unique(top_k_index).tolist():
-            if index >= self.num_experts:
+            if index >= self.num_experts + self.num_handing_on:
                 continue
-            expert = self.expert(index)
             tokens, places = torch.where(top_k_index == index)
             inputs = hidden_states[tokens]
-            outputs = expert.down_proj(self.act_fn(expert.gate_proj(inputs)) * expert.up_proj(inputs))
+            outputs = self.apply_expert(index, inputs) if index < self.num_experts else inputs
             outputs = outputs * top_k_weights[tokens, places, None]
             result.index_add_(0, tokens, outputs.to(result.dtype))
         return result
+
+
+class BatchedExperts(Experts):
+    """The experts of Llama 4: each gets a run of rows of its own."""
+
+    def forward(self, hidden_states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Apply every expert to its run of rows."""
+        runs = hidden_states.reshape(self.num_experts, -1, hidden_states.shape[-1])
+        return torch.cat([self.apply_expert(index, run) for index, run in enumerate(runs)])
+
+
+class SplitExperts(Experts):
+    """The experts of JetMoE: one matrix each, applied to as many rows as chose it."""
+
+    def forward(self, inputs: Float[Tensor, "rows in"], expert_size: Sequence[int]) -> Float[Tensor, "rows out"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Apply the matrix of each expert to its rows."""
+        pieces = inputs.split(list(expert_size))
+        return torch.cat([self.get_submodule(str(index))(piece) for index, piece in enumerate(pieces)])
 
 
 def stacked_experts(model: nn.Module) -> dict[str, str | None]:
