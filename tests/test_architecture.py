@@ -294,64 +294,126 @@ SWITCHES = {
     "add_special_tokens": "a signature of lm_eval",
     "disable_tqdm": "a signature of lm_eval",
 }
-"""Parameters that may be True or False though their names do not say a fact, each with its reason."""
+"""Parameters that may be True or False, each with its reason: the list may only shrink."""
 
 
-def public_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Yield the public functions and methods of the package, and what makes public classes."""
+FACTS = ("is_", "has_", "needs_", "keeps_", "names_", "records_", "runs_")
+"""How the name of a record's field begins that says a fact."""
+
+FIELDS = {
+    "FloatElement.signed": "a fact of an element, under the name of its literature",
+    "FloatElement.subnormals": "a fact of an element, under the name of its literature",
+    "IntElement.signed": "a fact of an element, under the name of its literature",
+    "IntElement.symmetric": "a fact of an element, under the name of its literature",
+}
+"""Fields that may be True or False though their names do not say a fact, each with its reason: it may only shrink."""
+
+
+def is_boolean(annotation: ast.expr | None) -> bool:
+    """Whether an annotation is bool, or bool or None; a switch of the command line is Annotated[bool, Option(…)]."""
+    return annotation is not None and "bool" in ast.unparse(annotation).split(" | ")
+
+
+def public_parts(kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    """Yield the public functions, methods or classes of the package, and what makes public classes, with the file."""
     for path in source_files():
         waiting: list[ast.AST] = [ast.parse((PACKAGE_DIR / path).read_text("utf-8"))]
         while waiting:
             for node in ast.iter_child_nodes(waiting.pop()):
-                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                name = getattr(node, "name", "_")
+                if isinstance(node, ast.ClassDef) and not name.startswith("_"):
                     waiting.append(node)
-                if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+                if isinstance(node, kind) and (not name.startswith("_") or name == "__init__"):
                     yield path.as_posix(), node
 
 
-def test_a_boolean_says_a_fact_or_is_a_switch_of_the_user() -> None:
-    """What chooses among ways to work is a named value: a call then says which."""
+def test_no_parameter_chooses_by_true_and_false() -> None:
+    """What chooses among ways to work is a named value, or two functions: a call then says which."""
     found: set[str] = set()
     wrong: list[str] = []
-    for path, function in public_functions():
-        for argument in (*function.args.args, *function.args.kwonlyargs):
-            words = "" if argument.annotation is None else ast.unparse(argument.annotation)
-            if "bool" in words.split(" | ") and not argument.arg.startswith(("is_", "has_", "keeps_")):
+    for path, function in public_parts(ast.FunctionDef):
+        assert isinstance(function, ast.FunctionDef)
+        for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs):
+            if is_boolean(argument.annotation):
                 found.add(argument.arg)
                 if argument.arg not in SWITCHES:
                     wrong.append(f"{path}: {function.name}({argument.arg})")
-    assert not wrong, "name a value (an Enum, a word), or say a fact: is_, has_, keeps_"
+    assert not wrong, "name a value (an Enum, a word), or write two functions"
     assert set(SWITCHES) - found == set(), "gone: take it out of SWITCHES"
+
+
+def test_a_field_that_is_true_or_false_says_a_fact() -> None:
+    """But for the options of a method, which users write in its chain as ``name=true``."""
+    found: set[str] = set()
+    wrong: list[str] = []
+    for path, record in public_parts(ast.ClassDef):
+        assert isinstance(record, ast.ClassDef)
+        is_step = path.startswith("algorithms/") and any(ast.unparse(base).endswith("Step") for base in record.bases)
+        for field in record.body:
+            if isinstance(field, ast.AnnAssign) and is_boolean(field.annotation) and not is_step:
+                name = f"{record.name}.{ast.unparse(field.target)}"
+                found.add(name)
+                if name not in FIELDS and not ast.unparse(field.target).startswith(FACTS):
+                    wrong.append(f"{path}: {name}")
+    assert not wrong, f"name a value (an Enum, a word), or say a fact: {', '.join(FACTS)}"
+    assert set(FIELDS) - found == set(), "gone: take it out of FIELDS"
 
 
 CONTRACTS = ("kernels/ops.py", "kernels/decoder_ops.py", "kernels/plan.py", "kernels/layout.py", "kernels/reference/")
 """Operations, and their implementations in the folders of backends, have one name by intention."""
 
-COMMANDS = ("__init__.py", "cli/", "jobs/", *CONTRACTS)
-"""So do a job, its command and its function in Python."""
-
-SAME_NAMES = {"part_specs": "the parts of a layout, said by each layout"}
+NUMBERS = "what a format or a call says, and its numbers in the extension"
+SAME_NAMES = {
+    **dict.fromkeys(("Combine", "Extension", "Gate", "Rounding", "ZeroPoint"), NUMBERS),
+    "Progress": "what is called in between; jobs/ says it again, for it must start without torch",
+    "part_specs": "the parts of a layout, said by each layout",
+    "quantize": "a model by the job, a tensor by the operation",
+}
 """Other names that stand in more than one module, each with its reason: the list may only shrink."""
 
 
-def test_a_name_means_one_thing() -> None:
+def places_of_names() -> dict[str, list[str]]:
+    """Return the modules that define each public function, class or type (an assigned name not all in capitals)."""
     places: dict[str, list[str]] = {}
     for path in source_files():
-        tree = ast.parse((PACKAGE_DIR / path).read_text("utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                places.setdefault(node.name, []).append(path.as_posix())
+        for node in ast.parse((PACKAGE_DIR / path).read_text("utf-8")).body:
+            name = getattr(node, "name", "_")
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = "_" if node.targets[0].id.isupper() else node.targets[0].id
+            if not name.startswith("_"):
+                places.setdefault(name, []).append(path.as_posix())
+    return places
+
+
+def num_meanings(name: str, paths: list[str]) -> int:
+    """Count the modules of a name: an operation with its implementations as one, a job with its fronts as another."""
+    fronts = [path for path in paths if path in ("__init__.py", f"jobs/{name}.py") or path.endswith("_command.py")]
     backends = tuple(f"kernels/{folder}/" for folder in BACKEND_FOLDERS)
-    several = {
-        name
-        for name, paths in places.items()
-        if len([path for path in paths if not path.startswith((*CONTRACTS, *backends))]) > 1
-        or (len(paths) > 1 and not any(path.startswith(CONTRACTS) for path in paths))
-    }
-    several = {name for name in several if sum(not path.startswith(COMMANDS) for path in places[name]) > 1}
-    wrong = {name: places[name] for name in sorted(several - set(SAME_NAMES))}
+    is_operation = any(path.startswith(CONTRACTS) for path in paths)
+    operations = [path for path in paths if path.startswith((*CONTRACTS, *backends))] if is_operation else []
+    return len(set(paths) - set(fronts) - set(operations)) + is_operation + (f"jobs/{name}.py" in fronts)
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["kernels/ops.py", "kernels/reference/quantize.py", "kernels/cpu/linear.py"], 1),
+        (["kernels/ops.py", "families/records.py"], 2),
+        (["kernels/cpu/enums.py", "recipes/recipe.py"], 2),
+        (["__init__.py", "cli/name_command.py", "jobs/name.py"], 1),
+        (["jobs/name.py", "planning/allocation.py"], 2),
+        (["jobs/other.py", "planning/allocation.py"], 2),
+    ],
+)
+def test_how_meanings_are_counted(paths: list[str], expected: int) -> None:
+    assert num_meanings("name", paths) == expected
+
+
+def test_a_name_means_one_thing() -> None:
+    several = {name: paths for name, paths in places_of_names().items() if num_meanings(name, paths) > 1}
+    wrong = {name: paths for name, paths in several.items() if name not in SAME_NAMES}
     assert not wrong, "two meanings get two names, one meaning stands once"
-    assert set(SAME_NAMES) - several == set(), "gone: take it out of SAME_NAMES"
+    assert set(SAME_NAMES) - set(several) == set(), "gone: take it out of SAME_NAMES"
 
 
 def test_the_plan_in_the_documentation_has_the_same_rows() -> None:

@@ -70,7 +70,9 @@ class Doubled(LearnedTransform):
 def test_the_result_is_the_group_with_transform_and_clip(fmt: str, has_clip: bool) -> None:
     before = hadamard_transform(COLS, 16)
     group = group_problem(layer_problem(fmt).with_transforms([before]))
-    learner = Doubled(group, has_clip=has_clip)
+    learner = Doubled(group)
+    if has_clip:
+        learner.learn_clips()
     (layer,) = learner.result().layers
     assert [str(transform.spec) for transform in layer.transforms] == ["hadamard(16)", "scale"], "behind what is there"
     torch.testing.assert_close(layer.target, group.layers[0].target / 2)
@@ -83,11 +85,12 @@ def test_what_stands_in_computes_with_rounded_parts(has_clip: bool) -> None:
     """A power of two changes no rounding: doubled and halved is the plain layer, but for what the clip takes."""
     group = group_problem(layer_problem("mxfp4", None))
     name, x = group.layers[0].name, random(3, COLS, seed=4)
-    found = Doubled(group, has_clip=has_clip).stand_ins({name: None})[name](x)
-    weight = group.layers[0].weight
+    learner, weight = Doubled(group), group.layers[0].weight
     if has_clip:
+        learner.learn_clips()
         bound = weight.unflatten(1, (-1, 32)).abs().amax(-1).repeat_interleave(32, 1) / (1 + math.exp(-4))
         weight = weight.clamp(-bound, bound)
+    found = learner.stand_ins({name: None})[name](x)
     torch.testing.assert_close(found, x @ fake_quantize(weight, parse_format("mxfp4")).T)
 
 
@@ -99,7 +102,7 @@ def test_groups_that_saw_no_token() -> None:
 
 def test_a_group_without_a_learner_stays() -> None:
     problem = block_problem()
-    learners = [Doubled(problem.groups[0], has_clip=False)]
+    learners = [Doubled(problem.groups[0])]
     first, second = learn_groups(problem, learners, [], lambda step, steps: None, steps=0, what="nothing")
     assert second is problem.groups[1] and first.layers[0].transforms, "equal errors: the later state counts"
 
@@ -112,6 +115,6 @@ def test_what_was_worse_is_not_kept() -> None:
             return tuple(dataclasses.replace(layer, weight=layer.weight * 3) for layer in self.group.layers)
 
     problem = block_problem()
-    learners = [Wrong(problem.groups[0], has_clip=False)]
+    learners = [Wrong(problem.groups[0])]
     found = learn_groups(problem, learners, [], lambda step, steps: None, steps=2, what="wrong")
     assert found is problem.groups

@@ -18,8 +18,8 @@ from microscale.planning.allocation import (
     ChoiceGroup,
     _quiet_output,
     _scaled_costs,
-    allocate,
     allocation_front,
+    best_allocation,
     largest_cost,
     least_cost,
 )
@@ -54,7 +54,7 @@ def test_the_answer_is_the_optimum(seed: int, is_whole: bool) -> None:
     low, high = least_cost(groups), max(largest_cost(groups), least_cost(groups))
     for share in (0.0, 0.1, 0.37, 0.5, 0.83, 1.0, 1.2):
         budget = low + share * (high - low)
-        found = allocate(groups, budget)
+        found = best_allocation(groups, budget)
         assert found.cost <= budget * (1 + 1e-9)
         assert found.sensitivity == pytest.approx(brute_force(groups, budget), rel=1e-9)
 
@@ -81,10 +81,10 @@ def test_a_front_falls_and_has_no_point_twice() -> None:
 def test_what_cannot_be_solved() -> None:
     groups = random_groups(2, 3, is_whole=True)
     with pytest.raises(AllocationError, match="smallest possible cost"):
-        allocate(groups, least_cost(groups) * 0.99)
+        best_allocation(groups, least_cost(groups) * 0.99)
     broken = ChoiceGroup(names=("down",), choices=(Choice(candidate=0, sensitivity=math.nan, cost=1.0),))
     with pytest.raises(AllocationError, match="down is not finite"):
-        allocate([*groups, broken], 1e9)
+        best_allocation([*groups, broken], 1e9)
 
 
 def group(*pairs: tuple[float, float], name: str = "layer") -> ChoiceGroup:
@@ -103,9 +103,9 @@ def test_small_problems_by_brute_force(problem: list[list[tuple[int, int]]], bud
     groups = [group(*pairs) for pairs in problem]
     if budget < least_cost(groups):
         with pytest.raises(AllocationError, match="smallest possible cost"):
-            allocate(groups, budget)
+            best_allocation(groups, budget)
         return
-    found = allocate(groups, budget)
+    found = best_allocation(groups, budget)
     assert found.cost <= budget and found.sensitivity == brute_force(groups, budget)
     assert all(choice in one.choices for choice, one in zip(found.chosen, groups, strict=True))
 
@@ -113,25 +113,25 @@ def test_small_problems_by_brute_force(problem: list[list[tuple[int, int]]], bud
 def test_sums_and_limits_by_hand() -> None:
     groups = [group((5, 1), (0, 9), (0, 7)), group((3, 2), (1, 4))]
     assert least_cost(groups) == 3 and largest_cost(groups) == 11  # of two best choices the cheaper one
-    assert least_cost([]) == largest_cost([]) == 0 and allocate([], 0).chosen == ()
-    found = allocate(groups, 9)
+    assert least_cost([]) == largest_cost([]) == 0 and best_allocation([], 0).chosen == ()
+    found = best_allocation(groups, 9)
     assert [choice.candidate for choice in found.chosen] == [2, 0] and (found.cost, found.sensitivity) == (9, 3)
-    assert [choice.candidate for choice in allocate(groups, 3).chosen] == [0, 0]
-    assert [choice.candidate for choice in allocate(groups, 1e30).chosen] == [2, 1]
+    assert [choice.candidate for choice in best_allocation(groups, 3).chosen] == [0, 0]
+    assert [choice.candidate for choice in best_allocation(groups, 1e30).chosen] == [2, 1]
 
 
 def test_a_budget_that_rounding_lost_is_met() -> None:
     """0.1 + 0.2 is a little more than 0.3, which is no reason to refuse 0.3."""
     groups = [group((1, 0.1), (0, 5)), group((1, 0.2), (0, 5))]
-    assert allocate(groups, 0.3).sensitivity == 2
+    assert best_allocation(groups, 0.3).sensitivity == 2
     with pytest.raises(AllocationError, match=r"the smallest possible cost is 0\.3, the budget 0\.299"):
-        allocate(groups, 0.299)
+        best_allocation(groups, 0.299)
 
 
 @pytest.mark.parametrize("harm", [math.nan, math.inf, -math.inf])
 def test_sensitivities_that_are_not_finite(harm: float) -> None:
     with pytest.raises(AllocationError) as caught:
-        allocate([group((1, 1)), group((1, 1), (harm, 2), name="up")], 10)
+        best_allocation([group((1, 1)), group((1, 1), (harm, 2), name="up")], 10)
     assert str(caught.value) == (
         "the sensitivity of up is not finite: the model overflows with one of the candidates;"
         " leave that format out, or check the model"
@@ -164,6 +164,6 @@ def test_scipy_is_named_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> N
     """The answers that need no solver are given all the same."""
     monkeypatch.setitem(sys.modules, "scipy", None)
     groups = [group((2, 1), (1, 2)), group((3, 1), (1, 2))]
-    assert allocate(groups, 4).sensitivity == 2 and allocate(groups, 2).sensitivity == 5
+    assert best_allocation(groups, 4).sensitivity == 2 and best_allocation(groups, 2).sensitivity == 5
     with pytest.raises(DependencyError, match=r"allocation under a budget needs scipy.*microscale\[allocate\]"):
-        allocate(groups, 3)
+        best_allocation(groups, 3)

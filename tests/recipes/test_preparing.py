@@ -17,7 +17,7 @@ from microscale.layerwise.blocks import BlockRunner
 from microscale.recipes.apply import QuantizationReport, quantize_model
 from microscale.recipes.calibration import Calibration, ChannelOrder
 from microscale.recipes.plan import make_plan
-from microscale.recipes.preparing import Block, Preparer
+from microscale.recipes.preparing import ActiveBlock, Preparer
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.recipe import make_recipe
 from microscale.transforms import TransformKind
@@ -44,7 +44,7 @@ class Work:
         names = [block.name for block in structure.blocks]
         runner = BlockRunner(self.model, names, Batch(token_ids=WINDOWS), batch=2) if with_text else None
         hidden: list[Tensor] = [] if runner is None else list(runner.embedded())
-        self.block = Block(index=0, structure=structure.blocks[0], runner=runner, hidden=hidden, targets=())
+        self.block = ActiveBlock(index=0, structure=structure.blocks[0], runner=runner, hidden=hidden, targets=())
 
 
 def test_scales_without_a_place_are_said() -> None:

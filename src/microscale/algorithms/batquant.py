@@ -79,7 +79,9 @@ class BatQuant(BlockStep):
 
 class _BlockMatrices(LearnedTransform):
     def __init__(self, group: GroupProblem, options: BatQuant) -> None:
-        super().__init__(group, has_clip=options.clip)
+        super().__init__(group)
+        if options.clip:
+            self.learn_clips()
         self.size = fitting_size(group.cols, options.size)
         count = 1 if options.mode == "shared" else group.cols // self.size
         inner = min(SHARED_SIZE, self.size) if options.mode == "gpk" else 1

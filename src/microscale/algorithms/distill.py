@@ -139,7 +139,7 @@ class _LearnedGroup(LearnedTransform):
     """
 
     def __init__(self, group: GroupProblem, options: Distill) -> None:
-        super().__init__(group, has_clip=False)
+        super().__init__(group)
         self.weights = [weight.detach().clone().requires_grad_() for weight in self.weights]
         self.size = fitting_size(group.cols, options.size) if options.transform != "none" else 1
         self.is_learned = options.transform in ("block", "shared") and self.size > 1

@@ -75,7 +75,9 @@ def kronecker_sizes(cols: int) -> tuple[int, int]:
 
 class _Kronecker(LearnedTransform):
     def __init__(self, group: GroupProblem, options: FlatQuant, seed: int) -> None:
-        super().__init__(group, has_clip=options.clip)
+        super().__init__(group)
+        if options.clip:
+            self.learn_clips()
         self.sizes = kronecker_sizes(group.cols)
         own = seed + zlib.crc32(group.layers[0].name.encode())
         device = self.weights[0].device

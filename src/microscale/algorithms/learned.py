@@ -53,16 +53,19 @@ class Learner(Protocol):
 
 
 class LearnedTransform:
-    """A group with a transform of its input, found by gradients, and a clip for each block of its weights.
+    """A group with a transform of its input, found by gradients.
 
     The transform comes after those that the group has already.
     """
 
-    def __init__(self, group: GroupProblem, *, has_clip: bool) -> None:
+    def __init__(self, group: GroupProblem) -> None:
         self.group = group
         self.weights = [layer.target for layer in group.layers]
-        pairs = zip(group.layers, self.weights, strict=True)
-        self.clips = [_clip(layer, weight) if has_clip else None for layer, weight in pairs]
+        self.clips: list[LearnedClip | None] = [None] * len(self.weights)
+
+    def learn_clips(self) -> None:
+        """Learn a clip for each block of the weights, too."""
+        self.clips = [_clip(layer, weight) for layer, weight in zip(self.group.layers, self.weights, strict=True)]
 
     @property
     def clip_parameters(self) -> list[Tensor]:

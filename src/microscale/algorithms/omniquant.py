@@ -73,7 +73,9 @@ def start_scale(group: GroupProblem) -> Tensor:
 
 class _Scale(LearnedTransform):
     def __init__(self, group: GroupProblem, options: OmniQuant) -> None:
-        super().__init__(group, has_clip=options.clip)
+        super().__init__(group)
+        if options.clip:
+            self.learn_clips()
         self.is_learned = options.scale
         start = start_scale(group).log() if options.scale else torch.zeros(group.cols, device=self.weights[0].device)
         self.scale_log = start.detach().requires_grad_(options.scale)

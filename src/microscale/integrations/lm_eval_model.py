@@ -23,7 +23,7 @@ from microscale.families.batch import Batch, run_model
 _HFLM: Any = huggingface.HFLM
 """lm-eval's class; its decorator hides the type from checkers."""
 
-Request = tuple[Any, list[int], list[int]]
+TokenRequest = tuple[Any, list[int], list[int]]
 """What lm-eval asks: (texts, tokens of the context, tokens of the continuation)."""
 
 
@@ -63,7 +63,7 @@ class EvaluatedModel(_HFLM):
             self._is_rolling = False
 
     def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """Return (log-likelihood, whether greedy) of each continuation; the longest sequences come first.
 
@@ -89,7 +89,7 @@ class EvaluatedModel(_HFLM):
         return answers
 
     def _ends(
-        self, chunk: Sequence[tuple[int, ...]], requests: list[Request], rows: dict[tuple[int, ...], list[int]]
+        self, chunk: Sequence[tuple[int, ...]], requests: list[TokenRequest], rows: dict[tuple[int, ...], list[int]]
     ) -> list[Tensor]:
         """Return for each row of tokens the log-probabilities of its last predictions, as many as are asked for."""
         wanted = [max(len(requests[place][2]) for place in rows[tokens]) for tokens in chunk]

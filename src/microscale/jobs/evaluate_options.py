@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from microscale.jobs.option import MODEL, Option, Options
-from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, Dtype, Seed, TaskData, Tokenizer
+from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, DtypeWord, Seed, TaskData, Tokenizer
 
 TEXT_HELP = "UTF-8 text file to score."
 Tokens = Annotated[int | None, Option(help="Use only the first N text tokens (the text must have as many).")]
@@ -29,7 +29,7 @@ class EvaluateOptions(Options):
     batch: Annotated[int | None, Option(help="Windows (4) or task requests (16) in one forward call.", minimum=1)] = (
         None
     )
-    dtype: Dtype = "float32"
+    dtype: DtypeWord = "float32"
     rounding: AttentionOptions = field(default_factory=AttentionOptions)
     reference: Annotated[
         Any,

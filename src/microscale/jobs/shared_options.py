@@ -21,7 +21,7 @@ else:
     Source = RoundedWord = Any
 
 Seed = Annotated[int, Option(help="Seed of everything random.", minimum=0, maximum=2**63 - 1)]
-Dtype = Annotated[str, Option(help="Float type of the computation.")]
+DtypeWord = Annotated[str, Option(help="Float type of the computation.")]
 CHECKPOINT_HELP = "Checkpoint directory (quantized or not), or hub name."
 CheckpointModel = Annotated[Any, Option(help=CHECKPOINT_HELP, place=Place.ARGUMENT, command_type=str, kind=MODEL)]
 """A model as it is scored or generates, quantized or not: where it lies, in Python also the model itself."""

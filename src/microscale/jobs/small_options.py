@@ -12,7 +12,7 @@ from microscale.jobs.option import FREE_TEXT, Option, Options, Place
 from microscale.jobs.shared_options import (
     CHECKPOINT_HELP,
     CheckpointModel,
-    Dtype,
+    DtypeWord,
     OriginalModel,
     Seed,
     TaskData,
@@ -74,7 +74,7 @@ class BenchOptions(Options):
     repeat: Annotated[int, Option(help="How often both are measured.", minimum=1)] = 5
     threads: Annotated[int | None, Option(help="Threads (default: torch's number).", minimum=1)] = None
     cache: Annotated[str, Option(help="Keys and values are kept in float32 or bfloat16.")] = "float32"
-    dtype: Dtype = "float32"
+    dtype: DtypeWord = "float32"
     seed: Seed = 0
 
 
@@ -118,7 +118,7 @@ class GenerateOptions(Options):
     max_new_tokens: Annotated[int, Option(help="Tokens to generate.", short="-n", minimum=1)] = 64
     temperature: Annotated[float, Option(help="0 takes the likeliest token; higher samples.", minimum=0.0)] = 0.0
     top_p: Annotated[float, Option(help="Sample from this probability mass.", minimum=0.0, maximum=1.0)] = 1.0
-    dtype: Dtype = "float32"
+    dtype: DtypeWord = "float32"
     seed: Seed = 0
     tokenizer: Tokenizer = None
     on_text: Annotated[

@@ -8,7 +8,6 @@ judge; after that a number is rounded by one binary search in place of the encod
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from enum import Enum
 
 import torch
@@ -19,8 +18,7 @@ from microscale.formats import BlockFormat, FloatElement
 from microscale.formats.codec import decode, encode
 from microscale.kernels.reference.decode import decode_largest
 from microscale.kernels.reference.encode import encode_largest
-
-Round = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
+from microscale.kernels.straight_through import RoundingFunction
 
 
 class Zeros(Enum):
@@ -37,7 +35,7 @@ class RoundingTable:
     becomes numbers[i + 1]. ``nan``: what NaN becomes.
     """
 
-    def __init__(self, function: Round, numbers: Float[Tensor, "n"], zeros: Zeros) -> None:
+    def __init__(self, function: RoundingFunction, numbers: Float[Tensor, "n"], zeros: Zeros) -> None:
         self.numbers = numbers
         self.steps = _steps(function, numbers)
         self.nan = float(function(torch.tensor([torch.nan]))[0])
@@ -89,7 +87,7 @@ def largest_table(fmt: BlockFormat, device: torch.device) -> RoundingTable:
     return RoundingTable(function, torch.unique(numbers), Zeros.PLAIN).to(device)
 
 
-def _steps(function: Round, numbers: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+def _steps(function: RoundingFunction, numbers: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
     """Find, between neighbours of ``numbers``, the smallest float32 that becomes the upper one."""
     upper = numbers[1:]
     below, found = _place_of(numbers[:-1]), _place_of(upper)  # the lower one becomes itself, as the upper one does

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Rounding = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
+RoundingFunction = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 """Of numbers to numbers of the same shape and dtype."""
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rounding: Rounding) -> Tensor:
+    def forward(ctx: Any, values: Tensor, rounding: RoundingFunction) -> Tensor:
         return rounding(values.detach())
 
     @staticmethod
@@ -23,7 +23,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
-def straight_through(values: Float[Tensor, "..."], rounding: Rounding) -> Float[Tensor, "..."]:
+def straight_through(values: Float[Tensor, "..."], rounding: RoundingFunction) -> Float[Tensor, "..."]:
     """Return ``rounding(values)``; where autograd records, the gradient passes as if nothing was rounded.
 
     A graph that is traced by torch.compile records none.

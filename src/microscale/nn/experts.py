@@ -109,10 +109,10 @@ class Expert(nn.Module):
     up_proj: nn.Linear
     down_proj: nn.Linear
 
-    def __init__(self, layers: dict[str, tuple[Tensor, Tensor | None]], *, is_trained: bool = False) -> None:
+    def __init__(self, layers: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         for name, parts in layers.items():
-            copies = [None if part is None else part.clone().requires_grad_(is_trained) for part in parts]
+            copies = [None if part is None else part.clone() for part in parts]
             assert copies[0] is not None
             self.add_module(name, _linear(*copies))
 
@@ -137,7 +137,7 @@ def _experts_of(module: nn.Module) -> list[Expert]:
             gate, up = _halves(joined, is_in_turn=is_in_turn)
             gate_bias, up_bias = (None, None) if bias is None else _halves(bias, is_in_turn=is_in_turn)
             layers = {"gate_proj": (gate, gate_bias), "up_proj": (up, up_bias), "down_proj": down}
-        experts.append(Expert(layers, is_trained=is_trained))
+        experts.append(Expert(layers).requires_grad_(is_trained))
     return experts
 
 

@@ -67,7 +67,7 @@ def largest_cost(groups: Sequence[ChoiceGroup]) -> float:
     return math.fsum(choice.cost for choice in best)
 
 
-def allocate(groups: Sequence[ChoiceGroup], budget: float) -> Allocation:
+def best_allocation(groups: Sequence[ChoiceGroup], budget: float) -> Allocation:
     """Return the allocation of least summed sensitivity within the budget; of equal ones not always the cheapest.
 
     Optimal up to a relative gap of 1e-9 of the worst possible sum.
@@ -179,7 +179,7 @@ def allocation_front(groups: Sequence[ChoiceGroup], points: int, budgets: Sequen
     spaced = [low + (high - low) * step / max(points - 1, 1) for step in range(points)]
     found: list[Allocation] = []
     for budget in sorted({*spaced, *(budget for budget in budgets if low <= budget)}):
-        one = allocate(groups, budget)
+        one = best_allocation(groups, budget)
         if not found or one.sensitivity < found[-1].sensitivity:
             found.append(one)
     return found

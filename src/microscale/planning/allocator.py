@@ -21,8 +21,8 @@ from microscale.planning.allocation import (
     Allocation,
     Choice,
     ChoiceGroup,
-    allocate,
     allocation_front,
+    best_allocation,
     largest_cost,
     least_cost,
 )
@@ -172,7 +172,7 @@ def solve(table: LayerTable, budget: Budget, *, points: int = 25) -> Solution:
     def point(allocation: Allocation) -> FrontPoint:
         return _point(table, groups, allocation, (allocation.cost + constant) / scale)
 
-    best = allocate(groups, limit * scale - constant)
+    best = best_allocation(groups, limit * scale - constant)
     uniform: dict[str, FrontPoint] = {}
     budgets = [best.cost]
     for index, candidate in enumerate(table.candidates):

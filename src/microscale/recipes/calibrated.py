@@ -40,7 +40,7 @@ from microscale.recipes.folding import fuse_norms
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
-from microscale.recipes.preparing import Block, Preparer
+from microscale.recipes.preparing import ActiveBlock, Preparer
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 from microscale.recipes.rotating import rotate_model
@@ -224,16 +224,16 @@ class Quantizer:
         self._loader.load(name)
         to_float32(self._model.get_submodule(name))
 
-    def _block(self, index: int, stream: LayerStream | None) -> Block:
+    def _block(self, index: int, stream: LayerStream | None) -> ActiveBlock:
         structure = self._structure.blocks[index]
         if stream is None:
-            return Block(index=index, structure=structure, runner=None, hidden=(), targets=())
+            return ActiveBlock(index=index, structure=structure, runner=None, hidden=(), targets=())
         targets = stream.targets(index)
-        return Block(
+        return ActiveBlock(
             index=index, structure=structure, runner=stream.runner, hidden=stream.inputs(index), targets=targets
         )
 
-    def _finish(self, block: Block, stream: LayerStream | None) -> None:
+    def _finish(self, block: ActiveBlock, stream: LayerStream | None) -> None:
         """Leave a layer behind: what is still float gets its dtype back, and the result is stored."""
         layer = self._model.get_submodule(block.structure.name)
         for module in layer.modules():
@@ -248,14 +248,14 @@ class Quantizer:
         else:
             self._store.finish_layer(block.index + 1)
 
-    def _prepare_block(self, block: Block) -> None:
+    def _prepare_block(self, block: ActiveBlock) -> None:
         for pipeline in self._book.distinct:
             if not pipeline.is_found_ahead:
                 self._preparer.find(block, pipeline)
         for pipeline in self._book.distinct:  # what is learned for the rows of a weight must not see them change
             self._preparer.learn(block, pipeline)
 
-    def _round_block(self, block: Block, replace: Replace) -> None:
+    def _round_block(self, block: ActiveBlock, replace: Replace) -> None:
         groups = [group for group in block.structure.groups if self._book.chosen(block.structure, group)]
         measure = self._preparer.measure
         is_ahead = self._calibration is not None and self._calibration.feed is Feed.ORIGINAL
@@ -270,7 +270,7 @@ class Quantizer:
                 replace(name, module)
                 self._book.drop(name)
 
-    def _wanted(self, block: Block, group: LinearGroup) -> list[Wanted | None]:
+    def _wanted(self, block: ActiveBlock, group: LinearGroup) -> list[Wanted | None]:
         """Return what the rounding of a group's layers, and what follows it, wants to be measured."""
         names = self._book.chosen(block.structure, group)
         pipelines = {self._pipelines[name].text: self._pipelines[name] for name in names}

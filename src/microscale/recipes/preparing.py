@@ -38,7 +38,7 @@ from microscale.transforms import scale_transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Block:
+class ActiveBlock:
     """One decoder layer at work: its inputs, and what the unquantized model makes of them where that is wanted.
 
     Without a runner the layer's inputs play no part.
@@ -71,7 +71,7 @@ class Preparer:
         found = [online.format(step, len(names), names[0]) for step, names in self._online.items()]
         return found + [left.format(step, len(names), names[0]) for step, names in self._unscaled.items()]
 
-    def find(self, block: Block, pipeline: Pipeline) -> None:
+    def find(self, block: ActiveBlock, pipeline: Pipeline) -> None:
         """Fold scales, find transforms, cut segments: all that follows from a layer's inputs alone."""
         for step in pipeline.of_kind(FoldStep):
             self._fold(block, step, pipeline)
@@ -83,13 +83,13 @@ class Preparer:
         for step in pipeline.of_kind(SegmentStep):
             self._segment(block, step, pipeline)
 
-    def learn(self, block: Block, pipeline: Pipeline) -> None:
+    def learn(self, block: ActiveBlock, pipeline: Pipeline) -> None:
         """Run the steps that learn from the layer's outputs."""
         for step in pipeline.of_kind(BlockStep):
             self._learn(block, step, pipeline)
 
     def measure(
-        self, block: Block, groups: Sequence[LinearGroup], wanted: Sequence[Wanted | None]
+        self, block: ActiveBlock, groups: Sequence[LinearGroup], wanted: Sequence[Wanted | None]
     ) -> dict[str, InputStatistics]:
         """Measure the inputs of groups, by the name of each group's first layer; nothing where nothing is wanted."""
         asked = [what for what in wanted if what is not None]
@@ -108,14 +108,14 @@ class Preparer:
         return {linears[name]: statistics for name, statistics in found.items()}
 
     def _measured(
-        self, block: Block, pipeline: Pipeline, wanted: Wanted | None
+        self, block: ActiveBlock, pipeline: Pipeline, wanted: Wanted | None
     ) -> list[tuple[LinearGroup, GroupProblem]]:
         """Return the groups of a pipeline with what is wanted of their inputs, the layers included."""
         pairs = self._book.groups(block.structure, pipeline)
         found = self.measure(block, [group for group, _ in pairs], [wanted])
         return [(group, with_inputs(problem, found.get(group.linears[0]))) for group, problem in pairs]
 
-    def _fold(self, block: Block, step: FoldStep, pipeline: Pipeline) -> None:
+    def _fold(self, block: ActiveBlock, step: FoldStep, pipeline: Pipeline) -> None:
         """Scale the inputs of every group: folded where that is exact, else kept online."""
         shared = Counter(group.fold.name for group in block.structure.groups if group.fold is not None)
         for group, problem in self._measured(block, pipeline, step.wanted):
@@ -137,7 +137,7 @@ class Preparer:
             fold_scale(self._model, block.structure, group, shared_scale(fold, scale))
             self._book.refresh(block.structure)
 
-    def _segment(self, block: Block, step: SegmentStep, pipeline: Pipeline) -> None:
+    def _segment(self, block: ActiveBlock, step: SegmentStep, pipeline: Pipeline) -> None:
         """Cut segments; the order of their channels is folded where that is exact, else kept online.
 
         Groups come in the order of execution: what an order is folded into has its own segments by then.
@@ -152,7 +152,7 @@ class Preparer:
             self._book.keep(cut)
             self._book.refresh(block.structure)
 
-    def _learn(self, block: Block, step: BlockStep, pipeline: Pipeline) -> None:
+    def _learn(self, block: ActiveBlock, step: BlockStep, pipeline: Pipeline) -> None:
         pairs = self._measured(block, pipeline, step.wanted)
         groups = tuple(found for _, found in pairs)
 

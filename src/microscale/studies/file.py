@@ -60,8 +60,8 @@ def _parse_inputs(given: Any) -> Written[ActivationSpec | Same | None]:
     return Written(given, Same.SAME) if given == Same.SAME.value else parse_inputs(given)
 
 
-WeightsField = Annotated[Written[Format], read_by(_parse_weights), AS_WRITTEN]
-InputsField = Annotated[Written[ActivationSpec | Same | None], read_by(_parse_inputs), AS_WRITTEN]
+StudyWeightsField = Annotated[Written[Format], read_by(_parse_weights), AS_WRITTEN]
+StudyInputsField = Annotated[Written[ActivationSpec | Same | None], read_by(_parse_inputs), AS_WRITTEN]
 
 FOLDER = "folder"
 """The one field that comes from where the file lies, not from what it says."""
@@ -96,8 +96,8 @@ class StudyFormat(AttentionFields, _Record):
     """Formats of weights, activations, the products of attention and the KV cache, under one name."""
 
     main = "weights"
-    weights: WeightsField
-    activations: InputsField | None = None
+    weights: StudyWeightsField
+    activations: StudyInputsField | None = None
     name: str = ""
 
     @property
@@ -166,7 +166,7 @@ class Study(_Record):
     formats: tuple[StudyFormat, ...]
     methods: tuple[StudyMethod, ...] = (StudyMethod(method=RTN),)
     tasks: tuple[StudyTask, ...]
-    activations: InputsField = Written(Same.SAME.value, Same.SAME)
+    activations: StudyInputsField = Written(Same.SAME.value, Same.SAME)
     calibration: StudyCalibration | None = None
     effort: str = "fast"
     seed: int = 0

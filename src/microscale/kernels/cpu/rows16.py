@@ -60,6 +60,7 @@ from microscale.kernels.cpu.largest import compact_largest, join_largest, split_
 from microscale.layouts import Layout, row_major, segments
 from microscale.layouts.bits import pack_bits, unpack_bits
 from microscale.layouts.row_major import PartSpec, grid_shape, matrix_shape, padded_cols, scale_dtype
+from microscale.layouts.slicing import Parts
 
 NAME = "rows16"
 ROWS = 16
@@ -72,8 +73,6 @@ PLANES: Mapping[int, tuple[int, ...]] = MappingProxyType(
 """Widths of the bit planes of an element, the plane of its lowest bits first."""
 PIECE_ELEMENTS = 1 << 19
 """Groups of rows are worked on in pieces of about this many elements, which bounds the memory used meanwhile."""
-
-Parts = Mapping[str, Tensor]
 
 
 def refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:
