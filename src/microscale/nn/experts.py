@@ -112,9 +112,8 @@ class Expert(nn.Module):
     def __init__(self, layers: dict[str, tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         for name, parts in layers.items():
-            copies = [None if part is None else part.clone() for part in parts]
-            assert copies[0] is not None
-            self.add_module(name, _linear(*copies))
+            weight, bias = parts
+            self.add_module(name, _linear(weight.clone(), None if bias is None else bias.clone()))
 
     @property
     def has_gate(self) -> bool:
