@@ -82,18 +82,7 @@ MAX_FILE_LINES = 400
 LONG_FILES = {"formats/block.py": "the record of a format with every check of its fields; it is to be cut along them"}
 """Files that are longer, each with its reason: the list may only shrink."""
 
-YET = "its tests are yet to be written"
-UNTESTED = {
-    "cli/explain_command.py": YET,
-    "integrations/decoding.py": "it is tested through the decoder, in nn/test_decoder.py",
-    "integrations/layerwise.py": YET,
-    "integrations/lm_eval_model.py": "it is tested with the tool, in test_lm_eval_tasks.py",
-    "integrations/lm_eval_runner.py": "it is tested with the tool, in test_lm_eval_tasks.py",
-    "jobs/analyze_page.py": YET,
-    "jobs/calibration.py": YET,
-    "jobs/study_executor.py": YET,
-    "nn/decoder_linear.py": "it is tested through the decoder, in test_decoder.py",
-}
+UNTESTED: dict[str, str] = {}
 """Modules with logic and without a file of tests of their name, each with its reason: the list may only shrink."""
 
 

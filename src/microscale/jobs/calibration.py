@@ -22,7 +22,6 @@ from microscale.nn.inference import cached_weights
 from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.ranges import RangeReport, calibrate_ranges
 
-"""What feeds a decoder layer while it is measured: the quantized layers before it, or the original ones."""
 BATCH = 4
 """Windows that run through a model at once."""
 
