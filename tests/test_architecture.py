@@ -79,7 +79,7 @@ KERNELS = "microscale.kernels"
 BACKEND_FOLDERS = {path.parent.name for path in (PACKAGE_DIR / "kernels").glob("*/__init__.py")} - {"reference"}
 
 MAX_FILE_LINES = 400
-LONG_FILES = {"formats/block.py": "the record of a format with every check of its fields; it is to be cut along them"}
+LONG_FILES: dict[str, str] = {}
 """Files that are longer, each with its reason: the list may only shrink."""
 
 UNTESTED: dict[str, str] = {}

@@ -33,7 +33,7 @@ from microscale.formats import (
     power_of_two_scale,
     uint_element,
 )
-from microscale.formats.block import Block
+from microscale.formats.block_shape import Block
 from microscale.formats.elements import BF16, E4M3, E8M0, FP16, FP32, FloatElement
 from microscale.formats.spec_text import block_text, option_words, scale_text, sparse_text, spec_text
 

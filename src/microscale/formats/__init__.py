@@ -7,20 +7,16 @@ Start with :func:`parse_format` (a name or a spec to a record) and :data:`NAMED_
 
 from microscale.formats.activation import ActivationSpec, RangeKind, parse_activation
 from microscale.formats.block import (
-    Block,
     BlockFormat,
-    ChannelBlock,
     Extension,
     PairFormat,
     SparseElement,
     SparseTable,
     SubScale,
     SubScaleKind,
-    TensorBlock,
-    TileBlock,
-    VectorBlock,
     ZeroPoint,
 )
+from microscale.formats.block_shape import Block, ChannelBlock, TensorBlock, TileBlock, VectorBlock
 from microscale.formats.draw import Draw, tensor_place
 from microscale.formats.elements import (
     NAMED_ELEMENTS,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from microscale.errors import FormatError, FormatSpecError
-from microscale.formats.block import BlockFormat, ChannelBlock, TensorBlock
+from microscale.formats.block import BlockFormat
+from microscale.formats.block_shape import ChannelBlock, TensorBlock
 from microscale.formats.fields import check_fields
 from microscale.formats.registry import format_name, parse_format
 from microscale.formats.rules import AMAX_RULES, number_word

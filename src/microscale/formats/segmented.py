@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from microscale.errors import FormatError
-from microscale.formats.block import BlockFormat, PairFormat, TileBlock
+from microscale.formats.block import BlockFormat, PairFormat
+from microscale.formats.block_shape import TileBlock
 from microscale.formats.fields import check_fields
 from microscale.formats.policies import InfPolicy, NaNPolicy
 

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from microscale.errors import FormatError, check_kind
-from microscale.formats.block import (
-    Block,
-    BlockFormat,
-    ChannelBlock,
-    SparseTable,
-    TensorBlock,
-    TileBlock,
-    VectorBlock,
-    ZeroPoint,
-)
+from microscale.formats.block import BlockFormat, SparseTable, ZeroPoint
+from microscale.formats.block_shape import Block, ChannelBlock, TensorBlock, TileBlock, VectorBlock
 from microscale.formats.elements import FloatElement, IntElement, SpecialValues, int_element
 from microscale.formats.policies import InfPolicy, NaNPolicy, Overflow, Rounding
 from microscale.formats.rules import number_word

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from microscale.errors import FormatError
-from microscale.formats.block import Block, ChannelBlock, TensorBlock, TileBlock, VectorBlock
+from microscale.formats.block_shape import Block, ChannelBlock, TensorBlock, TileBlock, VectorBlock
 from microscale.formats.elements import (
     BF16,
     FP16,
