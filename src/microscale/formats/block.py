@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from microscale.errors import FormatError
-from microscale.formats.block_shape import Block, TensorBlock, VectorBlock
+from microscale.formats.block_shape import Block, ChannelBlock, TensorBlock, TileBlock, VectorBlock
 from microscale.formats.draw import Draw
 from microscale.formats.elements import FP32, Element, FloatElement, IntElement
 from microscale.formats.fields import check_fields

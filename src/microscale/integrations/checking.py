@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import CheckpointWriteError, MicroscaleError
+from microscale.integrations.hf_quantizer import register
 from microscale.integrations.model_class import class_at
 from microscale.integrations.places import places_of
 
@@ -47,6 +48,7 @@ def check_readable(directory: Path, layout: str, leftover: Collection[str] = ())
     """
     if any(importlib.util.find_spec(name) is None for name in LIBRARIES.get(layout, ("accelerate",))):
         return
+    register()
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
