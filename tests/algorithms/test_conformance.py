@@ -15,6 +15,7 @@ from microscale.algorithms.contract import (
     FoldStep,
     FormatStep,
     ModelStep,
+    RefineStep,
     RotationStep,
     RoundStep,
     SegmentStep,
@@ -50,6 +51,7 @@ QUICK: dict[str, str] = {
     "batquant": "batquant:epochs=8",
     "spinquant": "spinquant:steps=4",
     "awq": "awq:steps=8",
+    "balance": "balance:size=1",
 }
 SMOOTH = "smoothquant:search=true"
 """A fixed exponent is not the best of anything; the searched one is."""
@@ -63,7 +65,8 @@ def steps_of(kind: type[Step]) -> list[str]:
 
 
 def test_every_step_is_checked_here() -> None:
-    kinds = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)
+    found_ahead = (FormatStep, RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep)
+    kinds = (*found_ahead, RoundStep, RefineStep, SideStep)
     assert all(sum(issubclass(found, kind) for kind in kinds) == 1 for found in STEPS.values())
     assert all(found.source for found in STEPS.values())
     for text in METHODS.values():

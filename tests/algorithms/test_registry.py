@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 
-from microscale.algorithms.distill import Distill
+from microscale.algorithms.balance import Balance
 from microscale.algorithms.gptq import Gptq
 from microscale.algorithms.pipeline import parse_method
+from microscale.algorithms.refine import Refine
 from microscale.algorithms.registry import EFFORTS, FINE_EFFORTS, METHODS, PLAIN, STEPS, is_method
 from microscale.algorithms.rtn import Rtn
 from microscale.algorithms.scale_rule import ScaleRuleStep
@@ -48,27 +49,21 @@ def test_prescaling_divides_both_sides_by_three_quarters() -> None:
     assert (rule.weights, rule.activations) == ("prescale(0.75)", "prescale(0.75)")
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
-def test_every_effort_begins_by_smoothing_what_gains_three_times(effort: str) -> None:
-    for fmt in ("mxfp4", "nvfp4"):
-        texts = [step.text for step in parse_method("best", effort=effort, fmt=parse_format(fmt)).steps]
-        assert "smoothquant:gain=3" in texts
+@pytest.mark.parametrize("fmt", ["mxfp4", "mxfp4_plus", "nvfp4"])
+def test_every_effort_goes_on_from_the_one_below(fmt: str) -> None:
+    fast, good, most = (
+        parse_method("best", effort=one, fmt=parse_format(fmt)).steps for one in ("fast", "good", "max")
+    )
+    assert good[: len(fast)] == fast and most[: len(good)] == good
+    assert any(isinstance(step, Balance) for step in fast) and any(isinstance(step, Gptq) for step in fast)
+    assert [type(step) for step in most[len(fast) :]] == [Refine, Refine]
     assert set(EFFORTS) == set(FINE_EFFORTS) == {"fast", "good", "max"}
-
-
-def test_more_effort_learns_more() -> None:
-    fast, good, most = (parse_method("best", effort=effort) for effort in ("fast", "good", "max"))
-    assert isinstance(fast.rounding, Gptq) and not fast.of_kind(Distill)
-    assert good.of_kind(Distill)[0].epochs < most.of_kind(Distill)[0].epochs
 
 
 def test_best_does_not_rotate_blocks_with_fine_scales() -> None:
     coarse, fine = (parse_method("best", fmt=parse_format(name)).text for name in ("mxfp4", "nvfp4"))
     assert "hadamard" in coarse and coarse == parse_method("best").text
-    assert fine == parse_method("smoothquant:gain=3+gptq").text
-    for effort in ("good", "max"):
-        learned = parse_method("best", effort=effort, fmt=parse_format("nvfp4")).of_kind(Distill)
-        assert [step.transform for step in learned] == ["none"]
+    assert fine == parse_method("balance:size=1+gptq").text
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_roles_of_what_is_left_alone_by_default(load: Callable[..., Any]) -> Non
 def test_layers_that_learn_together_have_one_chain(load: Callable[..., Any]) -> None:
     rules = (parse_rule("*mlp*=nvfp4"),)
     together = make_plan(load(), make_recipe(format="mxfp4", method="best", effort="good", rules=rules))
-    assert len({layer.method for layer in together.layers}) == 1 and "distill" in together.layers[0].method
+    assert len({layer.method for layer in together.layers}) == 1 and "refine" in together.layers[0].method
     apart = make_plan(load(), make_recipe(format="mxfp4", method="best", rules=rules))
     assert len({layer.method for layer in apart.layers}) == 2
 

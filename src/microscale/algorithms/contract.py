@@ -12,6 +12,7 @@ TransformStep  finds a transform of a group's input that stays online, and chang
 SegmentStep    sorts the channels of a group's input, and gives segments of them formats of their own
 BlockStep      learns from the outputs of one decoder layer
 RoundStep      turns a weight into a quantized tensor
+RefineStep     goes on from the rounded model, end to end, and keeps what is better
 SideStep       adds a side path that gives back some of what rounding took
 =============  ==============================================================================================
 
@@ -331,6 +332,17 @@ class ModelStep(Step):
 
     def learn(self, problem: ModelProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with new weights, transforms or clips."""
+        raise NotImplementedError
+
+
+class RefineStep(Step):
+    """Goes on from a model that is rounded."""
+
+    def refine(self, problem: ModelProblem, rounded: Mapping[str, LayerFunction]) -> tuple[GroupProblem, ...] | None:
+        """Return the groups with new weights, to be rounded to nearest; None where ``rounded`` is no worse.
+
+        ``rounded`` is what the layers compute as they are rounded now, those of other chains included.
+        """
         raise NotImplementedError
 
 

@@ -17,6 +17,7 @@ from microscale.algorithms.contract import (
     FoldStep,
     FormatStep,
     ModelStep,
+    RefineStep,
     RotationStep,
     RoundStep,
     SegmentStep,
@@ -28,7 +29,18 @@ from microscale.algorithms.registry import AUTO, BEST, EFFORTS, FINE_EFFORTS, ME
 from microscale.errors import RecipeError
 from microscale.formats import ActivationSpec, BlockFormat, Format, format_name, list_items
 
-ORDER = (FormatStep, RotationStep, FoldStep, ModelStep, TransformStep, SegmentStep, BlockStep, RoundStep, SideStep)
+ORDER = (
+    FormatStep,
+    RotationStep,
+    FoldStep,
+    ModelStep,
+    TransformStep,
+    SegmentStep,
+    BlockStep,
+    RoundStep,
+    RefineStep,
+    SideStep,
+)
 
 SEGMENTED_ORDER = (FormatStep, RotationStep, FoldStep, TransformStep, SegmentStep, ModelStep, *ORDER[6:])
 """The order of a chain with segments: what learns end to end must know them."""
@@ -60,7 +72,12 @@ class Pipeline:
     def needs_calibration(self) -> bool:
         """Whether calibration text is needed."""
         learned = any(step.is_learned for step in self.of_kind(RotationStep))
-        return learned or self.is_streamed or bool(self.of_kind(ModelStep))
+        return learned or self.is_streamed or self.is_end_to_end
+
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether a step learns from the whole model."""
+        return bool(self.of_kind(ModelStep) or self.of_kind(RefineStep))
 
     @property
     def is_streamed(self) -> bool:
@@ -177,7 +194,7 @@ def make_pipeline(steps: Sequence[Step], asked: str = "") -> Pipeline:
     """
     steps = list(steps)
     if not any(isinstance(step, RoundStep) for step in steps):
-        first_side = next((i for i, step in enumerate(steps) if isinstance(step, SideStep)), len(steps))
+        first_side = next((i for i, step in enumerate(steps) if isinstance(step, RefineStep | SideStep)), len(steps))
         steps.insert(first_side, PLAIN)
     _check_order(asked or "+".join(step.text for step in steps), steps)
     return Pipeline(steps=tuple(steps))
@@ -291,6 +308,11 @@ def _check_order(text: str, steps: list[Step]) -> None:
     if sum(isinstance(step, RoundStep) for step in steps) != 1:
         rounding = ", ".join(step.name for step in steps if isinstance(step, RoundStep))
         raise RecipeError(f"method {text!r} rounds more than once ({rounding}); keep one of these steps")
+    refining, sides = (next((s for s in steps if isinstance(s, kind)), None) for kind in (RefineStep, SideStep))
+    if refining is not None and sides is not None:
+        raise RecipeError(
+            f"method {text!r}: {sides.name} makes up for a rounding that {refining.name} changes; keep one of the two"
+        )
     for step, after in itertools.pairwise(steps):
         if step.next_step not in (None, after.name):
             raise RecipeError(f"method {text!r}: {step.next_step} must follow {step.name}, not {after.name}")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from microscale.algorithms.autoround import AutoRound
 from microscale.algorithms.awq import Awq
+from microscale.algorithms.balance import Balance
 from microscale.algorithms.batquant import BatQuant
 from microscale.algorithms.contract import RoundStep, Step
 from microscale.algorithms.distill import Distill
@@ -23,6 +24,7 @@ from microscale.algorithms.mxplus import MxPlus
 from microscale.algorithms.omniquant import OmniQuant
 from microscale.algorithms.permute import Permute
 from microscale.algorithms.quarot import QuaRot
+from microscale.algorithms.refine import Refine
 from microscale.algorithms.rtn import Rtn
 from microscale.algorithms.scale_rule import ScaleRuleStep
 from microscale.algorithms.smoothquant import SmoothQuant
@@ -37,6 +39,7 @@ REGISTERED: dict[str, type[Step]] = {
         SpinQuant,
         Distill,
         SmoothQuant,
+        Balance,
         Awq,
         MacroBlock,
         Permute,
@@ -48,6 +51,7 @@ REGISTERED: dict[str, type[Step]] = {
         AutoRound,
         Rtn,
         Gptq,
+        Refine,
         LowRankStep,
     )
 }
@@ -92,25 +96,17 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 """Named chains."""
 
-_SMOOTHED = "smoothquant:gain=3"
-"""How ``best`` begins. Outlier channels that a scale takes care of are rare in models as they are trained (of two small
-ones no group gains three times), but where they are, no rotation of blocks makes up for it."""
-
 EFFORTS: Mapping[str, str] = MappingProxyType(
     {
-        "fast": f"rule+{_SMOOTHED}+hadamard+gptq",
-        "good": f"rule+{_SMOOTHED}+distill+rtn",
-        "max": f"rule+{_SMOOTHED}+distill:epochs=8+rtn",
+        "fast": "rule+balance+hadamard+gptq",
+        "good": "rule+balance+hadamard+gptq+refine",
+        "max": "rule+balance+hadamard+gptq+refine+refine:epochs=8,rate=0.003",
     }
 )
-"""The chain of :data:`BEST` at each effort."""
+"""The chain of :data:`BEST` at each effort: each goes on from what the one below it found."""
 
 FINE_EFFORTS: Mapping[str, str] = MappingProxyType(
-    {
-        "fast": f"{_SMOOTHED}+gptq",
-        "good": f"{_SMOOTHED}+distill:transform=none+rtn",
-        "max": f"{_SMOOTHED}+distill:transform=none,epochs=8+rtn",
-    }
+    {effort: chain.replace("rule+balance+hadamard", "balance:size=1") for effort, chain in EFFORTS.items()}
 )
 """Where :data:`BEST` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from microscale.algorithms.contract import FoldStep, ModelStep, RotationStep
+from microscale.algorithms.contract import FoldStep, ModelStep, RefineStep, RotationStep
 from microscale.algorithms.pipeline import Method, read_method
 from microscale.algorithms.registry import is_method
 from microscale.errors import AllocationError, FormatError
@@ -89,7 +89,8 @@ def parse_candidate(text: str) -> Candidate:
     if found.is_kept:
         raise AllocationError(f"candidate {text.strip()!r} has a method for a layer that it leaves alone")
     asked = read_method(method)
-    tied = next((s for kind in (FoldStep, RotationStep, ModelStep) for s in asked.pipeline().of_kind(kind)), None)
+    kinds = (FoldStep, RotationStep, ModelStep, RefineStep)
+    tied = next((step for kind in kinds for step in asked.pipeline().of_kind(kind)), None)
     if tied is not None:
         raise AllocationError(
             f"candidate {text.strip()!r}: step {tied.name} changes more than one layer, so it cannot be chosen for one"

@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from microscale.algorithms.contract import FoldStep, Formats, FormatStep, ModelStep, RotationStep, SegmentStep
+from microscale.algorithms.contract import (
+    FoldStep,
+    Formats,
+    FormatStep,
+    ModelStep,
+    RefineStep,
+    RotationStep,
+    SegmentStep,
+)
 from microscale.algorithms.pipeline import Pipeline, beside_segments, make_pipeline, parse_method
 from microscale.errors import AllocationError, MicroscaleError
 from microscale.formats import NONE
@@ -48,7 +56,7 @@ def measured_method(candidate: Candidate, method: str, effort: str) -> Pipeline:
 
 def is_tied(pipeline: Pipeline) -> bool:
     """Whether a chain has steps that make of all layers one problem."""
-    return any(pipeline.of_kind(kind) for kind in (RotationStep, ModelStep))
+    return any(pipeline.of_kind(kind) for kind in (RotationStep, ModelStep, RefineStep))
 
 
 def needs_text(candidates: Sequence[Candidate], method: str, effort: str) -> bool:

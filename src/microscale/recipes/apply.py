@@ -16,6 +16,7 @@ from microscale.algorithms.contract import (
     LayerProblem,
     ModelStep,
     Progress,
+    RefineStep,
     RotationStep,
     SegmentStep,
     TransformStep,
@@ -169,7 +170,7 @@ def structure_for(
         ModelError: a model whose layers cannot be told apart, where a chain must know them, or whose residual stream
             cannot be rotated, where a chain does so.
     """
-    kinds = (RotationStep, ModelStep, FoldStep, TransformStep, SegmentStep, BlockStep)
+    kinds = (RotationStep, ModelStep, RefineStep, FoldStep, TransformStep, SegmentStep, BlockStep)
     is_plain = not any(pipeline.is_streamed or any(map(pipeline.of_kind, kinds)) for pipeline in pipelines)
     if is_plain and walk is Walk.WHOLE:
         return NO_BLOCKS, []

@@ -22,10 +22,12 @@ from microscale.algorithms.contract import (
     ModelProblem,
     ModelStep,
     Progress,
+    RefineStep,
     RotationStep,
     SideStep,
 )
 from microscale.algorithms.pipeline import Pipeline
+from microscale.algorithms.rtn import Rtn
 from microscale.calibration.cache import ActivationStore
 from microscale.calibration.statistics import Wanted
 from microscale.families.batch import Batch, run_model
@@ -35,6 +37,7 @@ from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.returned import Returned
 from microscale.layerwise.stream import Flow, LayerStream
 from microscale.nn.linear import QuantizedLinear
+from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration, ChannelOrder, Feed
 from microscale.recipes.folding import fuse_norms
 from microscale.recipes.matrices import parameter_of
@@ -44,10 +47,11 @@ from microscale.recipes.preparing import ActiveBlock, Preparer
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
 from microscale.recipes.rotating import rotate_model
+from microscale.tensor import QuantizedTensor
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
-StepT = TypeVar("StepT", ModelStep, RotationStep)
+StepT = TypeVar("StepT", ModelStep, RefineStep, RotationStep)
 
 
 class Quantizer:
@@ -104,7 +108,10 @@ class Quantizer:
             self._find_ahead()
             for step, pipelines in self._sharing(ModelStep):
                 self._learn_model(step, pipelines)
-            self._stream(replace)
+            if self._is_refined:
+                self._stream_and_refine(replace)
+            else:
+                self._stream(replace)
         return [name for name in names if name in self._layers]
 
     @property
@@ -113,6 +120,37 @@ class Quantizer:
             refuse_without_text(self._book.distinct)
         assert self._calibration is not None
         return self._calibration
+
+    @property
+    def _is_refined(self) -> bool:
+        """Whether a step goes on from the rounded model."""
+        return any(pipeline.of_kind(RefineStep) for pipeline in self._book.distinct)
+
+    def _stream_and_refine(self, replace: Replace) -> None:
+        """Round all layers, then let steps go on from there, the float layers beside the rounded ones."""
+        floats: dict[str, nn.Module] = {}
+        rounded: dict[str, QuantizedLinear] = {}
+
+        def put(name: str, module: QuantizedLinear) -> None:
+            floats[name], rounded[name] = self._model.get_submodule(name), module
+            replace(name, module)
+
+        self._stream(put)
+        for name, module in floats.items():
+            replace_module(self._model, name, module)
+        to_float32(self._model)
+        for step, pipelines in self._sharing(RefineStep):
+            for module in rounded.values():
+                module.cache_weight()
+            problem = self._model_problem(pipelines)
+            with torch.enable_grad():
+                learned = step.refine(problem, rounded)
+            for group in learned or ():
+                self._book.keep(group)
+                rounded |= {layer.name: self._module(layer, Rtn().quantize(layer)) for layer in group.layers}
+        for name, module in rounded.items():
+            module.drop_cached_weight()
+            replace(name, module)
 
     def _find_ahead(self) -> None:
         """Fold scales and cut segments by what the unquantized model gives, for chains that then learn end to end.
@@ -193,7 +231,7 @@ class Quantizer:
 
     def _restored(self) -> int:
         """Take over the layers that an earlier run has finished; returns how many."""
-        done = self._store.last_complete_layer() or 0
+        done = 0 if self._is_refined else self._store.last_complete_layer() or 0
         for index in range(done):
             name = self._structure.blocks[index].name
             restore_layer(self._model, name, self._store.state(index), self._layers)
@@ -268,7 +306,8 @@ class Quantizer:
                 if block.runner is not None:
                     module.cache_weight(torch.float32)
                 replace(name, module)
-                self._book.drop(name)
+                if not self._is_refined:
+                    self._book.drop(name)
 
     def _wanted(self, block: ActiveBlock, group: LinearGroup) -> list[Wanted | None]:
         """Return what the rounding of a group's layers, and what follows it, wants to be measured."""
@@ -283,6 +322,11 @@ class Quantizer:
         side: tuple[Tensor, Tensor] | None = None
         for step in pipeline.of_kind(SideStep):
             side = step.side(layer, tensor)
+        return self._module(layer, tensor, side)
+
+    def _module(
+        self, layer: LayerProblem, tensor: QuantizedTensor, side: tuple[Tensor, Tensor] | None = None
+    ) -> QuantizedLinear:
         planned = self._layers[layer.name]
         bias = parameter_of(self._model.get_submodule(layer.name), "bias")
         return QuantizedLinear.from_tensor(

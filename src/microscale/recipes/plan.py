@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from microscale.algorithms.contract import ModelStep
 from microscale.algorithms.pipeline import Pipeline
 from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
 from microscale.checkpoint.registry import layout_named
@@ -219,7 +218,7 @@ def _plan_layer(
         activations, method = None, RTN
     spec = None if activations is None else activations.record
     pipeline = method.pipeline(effort=recipe.effort, fmt=fmt)
-    if pipeline.of_kind(ModelStep):  # layers that learn together have one chain, that of the recipe's own format
+    if pipeline.is_end_to_end:  # layers that learn together have one chain, that of the recipe's own format
         pipeline = method.pipeline(effort=recipe.effort, fmt=recipe.format.record or fmt)
     problem = pipeline.refusal(fmt, spec)
     if problem is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from microscale.algorithms.contract import ModelStep, RotationStep
+from microscale.algorithms.contract import ModelStep, RefineStep, RotationStep
 from microscale.algorithms.pipeline import Pipeline
 from microscale.errors import CalibrationError
 
@@ -16,7 +16,7 @@ def refuse_whole(pipelines: Iterable[Pipeline]) -> None:
         CalibrationError: with the step and the remedy.
     """
     for pipeline in pipelines:
-        whole = (*pipeline.of_kind(ModelStep), *pipeline.of_kind(RotationStep))
+        whole = [step for kind in (ModelStep, RefineStep, RotationStep) for step in pipeline.of_kind(kind)]
         if whole:
             raise CalibrationError(
                 f"method {pipeline.text}: {whole[0].name} works on the whole model at once, but with --offload its"
