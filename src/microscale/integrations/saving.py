@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from microscale.errors import (
 )
 from microscale.families.modules import is_transposed
 from microscale.integrations.beside import copy_beside, source_directory
+from microscale.integrations.card import model_card
 from microscale.integrations.checking import UnreadableError, check_readable
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
 from microscale.integrations.places import leftover_of
@@ -99,12 +100,14 @@ def save_model(
     overwrite: bool = False,
     max_shard_size: str = "5GB",
     check: bool = True,
+    about: Sequence[str] = (),
 ) -> str:
     """Write a quantized model atomically as a Hugging Face directory; returns the name of the layout written.
 
     All files that lie beside the weights of the model's source are copied (processors, templates, code), and tensors
     that the model had no place for. ``check``: transformers opens the directory before it takes its name; what it
-    cannot load in the layout of another tool is written in ours where the layout is ``auto``, with a note.
+    cannot load in the layout of another tool is written in ours where the layout is ``auto``, with a note. README.md
+    is a model card, in which ``about`` are lines on how the model was made.
 
     Raises:
         LayoutError: the layout cannot hold a layer.
@@ -131,7 +134,9 @@ def save_model(
     attention = attention_entry(model)
     if attention and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
-    writing = _Writing(model=model, layers=layers, tokenizer=tokenizer, max_shard_size=max_shard_size, check=check)
+    writing = _Writing(
+        model=model, layers=layers, tokenizer=tokenizer, max_shard_size=max_shard_size, check=check, about=tuple(about)
+    )
     with row_major_weights(model):
         try:
             write_directory(target, lambda place: writing.fill(place, chosen), overwrite=overwrite)
@@ -153,6 +158,7 @@ class _Writing:
     tokenizer: Any
     max_shard_size: str
     check: bool
+    about: tuple[str, ...]
 
     def fill(self, directory: Path, layout: FileLayout) -> None:
         """Write everything into a directory."""
@@ -175,6 +181,8 @@ class _Writing:
         if not isinstance(layout, NativeLayout):
             config["dtype"] = "bfloat16"
         write_json(directory / "config.json", config)
+        card = model_card(model, self.layers, layout.name, self.about)
+        (directory / "README.md").write_text(card, encoding="utf-8")
         if self.check:
             check_readable(directory, layout.name, () if leftover is None else leftover.names)
 

@@ -240,8 +240,19 @@ def _write(
         overwrite=options.overwrite,
         max_shard_size=options.max_shard_size,
         check=options.check,
+        about=_about(options),
     )
     return Checkpoint(output=output, layout=layout, inspection=inspect_checkpoint(output))
+
+
+def _about(options: QuantizeOptions) -> list[str]:
+    """Return what a model card says of how a model was made, beside its formats."""
+    text = options.calibration
+    if text.source is None:
+        return ["No calibration text was used."]
+    if isinstance(text.source, str | Path):
+        return [f"Calibrated on {text.samples} windows of {text.window} tokens of {Path(text.source).name}."]
+    return [f"Calibrated on {text.samples} windows of {text.window} tokens."]
 
 
 def _notes(
