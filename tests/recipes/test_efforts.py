@@ -87,3 +87,14 @@ def test_layers_that_stay_float_stand_beside_it() -> None:
     assert "refine" in note
     kinds = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize(("windows", "is_noted"), [(1, True), (8, False)])
+def test_layers_with_fewer_tokens_than_inputs_are_named(windows: int, is_noted: bool) -> None:
+    """16 tokens say nothing of a layer with 32 inputs; 128 say something."""
+    model = family_model("llama", dtype=torch.float32)
+    recipe = make_recipe(format="mxfp4", method="gptq", exclude=("down_proj",))
+    report = quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS[:windows], batch=2))
+    told = [note for note in report.plan.notes if "fewer tokens than they have inputs" in note]
+    assert bool(told) is is_noted
+    assert not told or "q_proj 16 tokens for 32 inputs" in told[0]

@@ -29,7 +29,7 @@ from microscale.algorithms.contract import (
 from microscale.algorithms.pipeline import Pipeline
 from microscale.algorithms.rtn import Rtn
 from microscale.calibration.cache import ActivationStore
-from microscale.calibration.statistics import Wanted
+from microscale.calibration.statistics import InputStatistics, Wanted
 from microscale.families.batch import Batch, run_model
 from microscale.families.structure import LinearGroup, ModelStructure
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
@@ -77,6 +77,7 @@ class Quantizer:
         self._store = store
         self._loader = loader
         self._told: list[str] = []
+        self._scarce: dict[str, str] = {}
         self._dtypes: Mapping[str, torch.dtype] = {}
         self._book = ProblemBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
@@ -86,7 +87,14 @@ class Quantizer:
     @property
     def notes(self) -> list[str]:
         """What a user should know of what was done."""
-        return self._told + (self._preparer.notes if self._structure.is_known else [])
+        told = self._told + (self._preparer.notes if self._structure.is_known else [])
+        if self._scarce:
+            name, count = next(iter(self._scarce.items()))
+            told.append(
+                f"{len(self._scarce)} group(s) of layers saw fewer tokens than they have inputs, e.g. {name} {count}:"
+                " errors are fed back along what was seen alone; give more calibration text"
+            )
+        return told
 
     def run(self, replace: Replace) -> list[str]:
         """Quantize every planned layer that lies in a decoder layer; returns their names.
@@ -141,7 +149,7 @@ class Quantizer:
         to_float32(self._model)
         for step, pipelines in self._sharing(RefineStep):
             for module in rounded.values():
-                module.cache_weight()
+                module.cache_weight(torch.float32)
             problem = self._model_problem(pipelines)
             with torch.enable_grad():
                 learned = step.refine(problem, rounded)
@@ -301,6 +309,7 @@ class Quantizer:
         for group in groups:
             found = ahead if is_ahead else measure(block, [group], self._wanted(block, group))
             inputs = found.pop(group.linears[0], None)
+            self._note_scarce(f"{block.structure.name}.{group.linears[0]}", inputs)
             for name in self._book.chosen(block.structure, group):
                 module = self.rounded(dataclasses.replace(self._book.problem(name), inputs=inputs))
                 if block.runner is not None:
@@ -308,6 +317,10 @@ class Quantizer:
                 replace(name, module)
                 if not self._is_refined:
                     self._book.drop(name)
+
+    def _note_scarce(self, name: str, inputs: InputStatistics | None) -> None:
+        if inputs is not None and inputs.second_moment is not None and inputs.num_tokens < len(inputs.second_moment):
+            self._scarce[name] = f"{inputs.num_tokens} tokens for {len(inputs.second_moment)} inputs"
 
     def _wanted(self, block: ActiveBlock, group: LinearGroup) -> list[Wanted | None]:
         """Return what the rounding of a group's layers, and what follows it, wants to be measured."""
