@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from method_problems import COLS, group_problem, input_rows, layer_problem, random
+from microscale.algorithms.balance import Balance
 from microscale.algorithms.contract import SegmentStep, Step, TransformStep, as_it_is, clipped, forget, option_word
 from microscale.algorithms.registry import STEPS
 from microscale.formats import parse_format
@@ -155,8 +156,10 @@ def test_which_steps_may_stand_beside_segments() -> None:
         "autoround",
         "rtn",
         "gptq",
+        "refine",
         "lowrank",
     }
+    assert Balance(size=1).segment_obstacle is None
     mixing = [kind().segment_obstacle for kind in STEPS.values() if issubclass(kind, TransformStep)]
     assert all("their order is lost" in str(obstacle) for obstacle in mixing) and len(mixing) == 2
 

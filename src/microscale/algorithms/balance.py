@@ -57,6 +57,11 @@ class Balance(FoldStep):
         """Rows of the input."""
         return Wanted.SAMPLE
 
+    @property
+    def segment_obstacle(self) -> str | None:
+        """The rotation that it scales for mixes channels."""
+        return None if self.size == 1 else "it scales channels for a rotation, which cannot follow (size=1 needs none)"
+
     def input_scale(self, group: GroupProblem) -> Float[Tensor, "cols"]:
         """Return s; a channel without input or without weights keeps 1."""
         share = token_shares(group.sample)
