@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
+
 WIDTH, INNER, LAYERS, HEADS, HEAD_DIM, VOCABULARY, EXPERTS, POSITIONS = 64, 96, 2, 4, 16, 160, 4, 256
 
 NAMES: dict[int, str] = {
@@ -171,7 +174,7 @@ TOKENS = torch.arange(3, 35)[None]
 def logits(model: Any) -> Tensor:
     """Return what a model makes of a text."""
     with torch.no_grad():
-        return model(input_ids=TOKENS, use_cache=False).logits
+        return run_model(model, Batch(token_ids=TOKENS)).logits
 
 
 def add_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from family_models import family_model
 from microscale.errors import ModelError, ShapeError, TextError
 from microscale.evaluation.layer_error import decoder_layers, layer_errors
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from small_models import save_random_model
 
 

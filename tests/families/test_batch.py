@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from microscale.errors import ShapeError
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
 
 IDS = torch.arange(12).reshape(4, 3)
 PIXELS = torch.rand(4, 2, 2)
@@ -41,13 +39,3 @@ def test_all_of_it_moves_to_a_device() -> None:
 def test_another_number_of_samples_is_refused() -> None:
     with pytest.raises(ShapeError, match="pixel_values holds 3 samples, the token ids 4"):
         Batch(token_ids=IDS, others={"pixel_values": PIXELS[:3]})
-
-
-def test_a_batch_becomes_the_keywords_of_a_call() -> None:
-    def model(**given: Any) -> dict[str, Any]:
-        return given
-
-    batch = Batch(token_ids=IDS, others={"pixel_values": PIXELS})
-    given = run_model(model, batch, logits_to_keep=1)
-    assert given == {"input_ids": IDS, "pixel_values": PIXELS, "use_cache": False, "logits_to_keep": 1}
-    assert run_model(model, batch, use_cache=True)["use_cache"] is True

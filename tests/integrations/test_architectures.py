@@ -62,17 +62,17 @@ def quiet_quantize(source: Path, method: str) -> tuple[Any, list[str]]:
     return model, [str(note.message) for note in notes]
 
 
-def packed_share(model: nn.Module) -> float:
+def packed_share(model: Any) -> float:
     """Return which share of the matrices of the language part's layers is packed; routers and short convolutions do
     not count.
     """
-    roots, routers = part_roots(model), router_names(model)
+    roots, routers, head = part_roots(model), router_names(model), model.get_output_embeddings()
     packed = sum(each.shape[0] * each.shape[1] for each in model.modules() if isinstance(each, PackedModule))
     floats = 0
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
         owner = model.get_submodule(module)
-        is_left = isinstance(owner, nn.Embedding | nn.Conv1d) or module in routers or "lm_head" in name
+        is_left = isinstance(owner, nn.Embedding | nn.Conv1d) or module in routers or owner is head
         is_matrix = parameter.ndim in (2, 3) and min(parameter.shape[-2:]) >= 32
         if is_matrix and not is_left and part_of(module, roots) == "language":
             floats += parameter.numel()

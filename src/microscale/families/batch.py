@@ -1,4 +1,4 @@
-"""What a model is given, as a record, and the one place that turns it into a call.
+"""What a model is given, as a record.
 
 Text is token ids. What a family takes beside them (pixel values, positions) stands in ``others`` by the name that the
 model's ``forward`` has for it; the first axis of each counts the samples, as that of the ids does.
@@ -55,9 +55,18 @@ class Batch:
         return Batch(token_ids=change(self.token_ids), others=others)
 
 
-def run_model(model: Any, batch: Batch, **options: Any) -> Any:
-    """Call a model of transformers on a batch, which lies on its device; a cache is made on request alone.
+Runner = Callable[..., Any]
+"""Calls a model on a batch that lies on its device: (model, batch, **keywords of its forward) -> what it returns."""
 
-    ``options`` are other keywords of its ``forward``, e.g. ``logits_to_keep``.
-    """
-    return model(input_ids=batch.token_ids, **batch.others, **{"use_cache": False, **options})
+
+def run_text(model: Any, batch: Batch, **options: Any) -> Any:
+    """Call a model that reads token ids, and whatever the batch holds besides."""
+    return model(input_ids=batch.token_ids, **batch.others, **options)
+
+
+def run_both_sides(model: Any, batch: Batch, **options: Any) -> Any:
+    """Call a model with an encoder and a decoder: both read the text, unless the batch brings what one of them does."""
+    others = {"decoder_input_ids": batch.token_ids, **batch.others}
+    if "input_features" in others:  # the encoder hears
+        return model(**others, **options)
+    return model(input_ids=batch.token_ids, **others, **options)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from microscale.families.batch import Runner
 from microscale.families.decoders import DECODER_FAMILIES, DecoderFamily
 from microscale.families.structure import FoldKind, NormKind, Signs
 
@@ -78,10 +79,11 @@ class TowerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRecord:
-    """The towers of a family."""
+    """The towers of a family, and what calls its models on a batch (None: as their structure asks for)."""
 
     language: TowerRecord
     vision: TowerRecord | None = None
+    runner: Runner | None = None
 
 
 def norm(name: str, *others: str, holds: Callable[[Any], bool] = always) -> FoldRecord:

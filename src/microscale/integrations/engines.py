@@ -18,6 +18,8 @@ from transformers import DynamicCache
 from microscale.checkpoint.native import online_infos
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.checkpoint.registry import read_stored_layers
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from microscale.formats.dtypes import dtype_name
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.loading import check_local, is_gguf, load_model
@@ -107,8 +109,8 @@ class TransformersEngine:
         """Append tokens; returns the logits after the last one."""
         if self._cache is None:
             self.reset()
-        inputs = torch.tensor([tokens], device=self.model.device)
-        output = self.model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        batch = Batch(token_ids=torch.tensor([tokens], device=self.model.device))
+        output = run_model(self.model, batch, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1].float()
 
     def step(self, token: int) -> Float[Tensor, "vocabulary"]:

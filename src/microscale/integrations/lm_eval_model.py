@@ -18,7 +18,8 @@ from lm_eval.models import huggingface
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 
 _HFLM: Any = huggingface.HFLM
 """lm-eval's class; its decorator hides the type from checkers."""

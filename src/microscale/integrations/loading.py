@@ -35,7 +35,8 @@ from microscale.errors import (
     check_path,
 )
 from microscale.evaluation.perplexity import LanguageModel
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3

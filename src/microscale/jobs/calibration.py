@@ -13,7 +13,8 @@ from torch import Tensor
 
 from microscale.calibration.windows import calibration_windows
 from microscale.errors import CalibrationError, ModelError, TextError
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from microscale.integrations.calibration_text import read_calibration
 from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids

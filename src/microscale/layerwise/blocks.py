@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from microscale.algorithms.contract import LayerFunction
 from microscale.errors import ModelError
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from microscale.layerwise.returned import CARRIED, Returned
 
 

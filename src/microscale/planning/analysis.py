@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from microscale.algorithms.contract import Progress
 from microscale.calibration.cache import ActivationStore
 from microscale.errors import CalibrationError, ModelError
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
 from microscale.families.look_up import describe
 from microscale.families.modules import is_transposed
 from microscale.families.parts import is_inside
+from microscale.families.running import run_model
 from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, LayerSource

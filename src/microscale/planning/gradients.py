@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.calibration.cache import ActivationStore
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
 from microscale.families.parts import is_inside, part_roots
+from microscale.families.running import run_model
 from microscale.families.structure import BlockStructure
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters

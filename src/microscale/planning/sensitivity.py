@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from microscale.algorithms.contract import Progress
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from microscale.layerwise.blocks import removed_after, replaced_forward
 from microscale.layerwise.returned import Returned
 from microscale.nn.packed import PackedModule

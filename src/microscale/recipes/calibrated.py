@@ -30,7 +30,8 @@ from microscale.algorithms.pipeline import Pipeline
 from microscale.algorithms.rtn import Rtn
 from microscale.calibration.cache import ActivationStore
 from microscale.calibration.statistics import InputStatistics, Wanted
-from microscale.families.batch import Batch, run_model
+from microscale.families.batch import Batch
+from microscale.families.running import run_model
 from microscale.families.structure import LinearGroup, ModelStructure
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.layerwise.loader import LayerLoader
