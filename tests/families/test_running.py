@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
+from microscale.errors import ModelError
 from microscale.families.batch import Batch
 from microscale.families.records import FAMILIES
-from microscale.families.running import run_model, runner_of, takes
-from tiny_models import tiny_model
+from microscale.families.running import predict, run_model, runner_of, takes
+from tiny_models import tiny_config, tiny_model
 
 IDS = torch.arange(12).reshape(4, 3)
 PIXELS = torch.rand(4, 2, 2)
@@ -62,3 +64,17 @@ def test_a_family_brings_a_runner_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setitem(FAMILIES, "llama", record)  # type: ignore[arg-type]
         assert runner_of(model) is backwards
         assert torch.equal(run_model(model, batch).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["LlamaModel", "LlamaForSequenceClassification"])
+def test_a_model_that_predicts_no_token_is_named(kind: str) -> None:
+    model = getattr(transformers, kind)(tiny_config("llama")).eval()
+    with torch.no_grad(), pytest.raises(ModelError, match=f"{kind} does not predict the next token of a text"):
+        predict(model, Batch(token_ids=IDS))
+
+
+def test_predictions_are_the_models_logits() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        assert torch.equal(predict(model, Batch(token_ids=IDS)), model(input_ids=IDS, use_cache=False).logits)
+        assert predict(model, Batch(token_ids=IDS), logits_to_keep=1).shape == (4, 1, 160)

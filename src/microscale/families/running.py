@@ -7,6 +7,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
+from microscale.errors import ModelError
 from microscale.families.batch import Batch, Runner, run_both_sides, run_text
 from microscale.families.records import FAMILIES
 
@@ -43,3 +47,18 @@ def run_model(model: Any, batch: Batch, **options: Any) -> Any:
     if takes(model, "use_cache"):
         options = {"use_cache": False, **options}
     return runner_of(model)(model, batch, **options)
+
+
+def predict(model: Any, batch: Batch, **options: Any) -> Float[Tensor, "samples tokens words"]:
+    """Return a language model's logits of the next token, as :func:`run_model` has them computed.
+
+    Raises:
+        ModelError: the model returns none: it is a base model, a classifier or something else.
+    """
+    logits = getattr(run_model(model, batch, **options), "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        raise ModelError(
+            f"{type(model).__name__} does not predict the next token of a text; scores, text and methods that learn end"
+            " to end need a language model (a class such as ...ForCausalLM in config.json)"
+        )
+    return logits

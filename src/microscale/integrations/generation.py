@@ -19,7 +19,7 @@ from transformers import TextStreamer
 
 from microscale.errors import ModelError, TextError
 from microscale.families.batch import Batch
-from microscale.families.running import run_model
+from microscale.families.running import predict
 from microscale.integrations.engines import DecoderEngine, Engine, Runtime, TransformersEngine, make_engine
 from microscale.kernels import largest_index
 
@@ -231,7 +231,7 @@ def _transformers_tokens(
     model = engine.model
     inputs = torch.tensor([ids], device=model.device)
     with torch.inference_mode():
-        if not bool(torch.isfinite(run_model(model, Batch(token_ids=inputs)).logits[:, -1]).all()):
+        if not bool(torch.isfinite(predict(model, Batch(token_ids=inputs))[:, -1]).all()):
             raise _not_finite()
         torch.manual_seed(seed)
         output = model.generate(

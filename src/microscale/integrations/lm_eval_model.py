@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microscale.families.batch import Batch
-from microscale.families.running import run_model
+from microscale.families.running import predict
 
 _HFLM: Any = huggingface.HFLM
 """lm-eval's class; its decorator hides the type from checkers."""
@@ -102,9 +102,9 @@ class EvaluatedModel(_HFLM):
         with torch.inference_mode():
             batch = Batch(token_ids=padded.to(self.device))
             if self._keeps_logits:
-                logits = run_model(self.model, batch, logits_to_keep=length - first).logits
+                logits = predict(self.model, batch, logits_to_keep=length - first)
             else:
-                logits = run_model(self.model, batch).logits[:, first:]
+                logits = predict(self.model, batch)[:, first:]
         ends: list[Tensor] = []
         for row, (tokens, count) in enumerate(zip(chunk, wanted, strict=True)):
             end = len(tokens) - first

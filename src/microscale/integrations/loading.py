@@ -36,7 +36,7 @@ from microscale.errors import (
 )
 from microscale.evaluation.perplexity import LanguageModel
 from microscale.families.batch import Batch
-from microscale.families.running import run_model
+from microscale.families.running import predict
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3
@@ -374,7 +374,7 @@ def logits_of(model: Any) -> LanguageModel:
     """Return a callable from batches to logits, as the evaluation room wants it."""
 
     def call(batch: Batch) -> Tensor:
-        return run_model(model, batch.to(model.device)).logits
+        return predict(model, batch.to(model.device))
 
     return call
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from microscale.calibration.cache import ActivationStore
 from microscale.families.batch import Batch
 from microscale.families.parts import is_inside, part_roots
-from microscale.families.running import run_model
+from microscale.families.running import predict, run_model
 from microscale.families.structure import BlockStructure
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
 from microscale.layerwise.loader import LayerLoader, float32_parameters
@@ -100,7 +100,7 @@ def _through_head(
     give = runner.returned.stand_in(hidden)
     window = window.to(runner.device)
     with replaced_forward(dict.fromkeys(names, give), model):
-        logits = run_model(model, window).logits[:, :-1]
+        logits = predict(model, window)[:, :-1]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), window.token_ids[:, 1:].flatten(), reduction="sum")
     (loss / num_predicted).backward()
     assert hidden.grad is not None

@@ -30,7 +30,7 @@ from microscale.algorithms.contract import Progress
 from microscale.errors import AllocationError
 from microscale.evaluation.fidelity import divergence
 from microscale.families.batch import Batch
-from microscale.families.running import run_model
+from microscale.families.running import predict
 from microscale.layerwise.blocks import removed_after, replaced_forward
 from microscale.layerwise.returned import Returned
 from microscale.nn.packed import PackedModule
@@ -135,7 +135,7 @@ def _output_errors(
         for index, window in enumerate(windows.split(1)):
             progress(index, len(windows), "windows")
             with torch.set_grad_enabled(is_fisher):
-                logits = run_model(model, window.to(model.device)).logits[:, :-1]
+                logits = predict(model, window.to(model.device))[:, :-1]
                 num_tokens += logits.shape[0] * logits.shape[1]
                 if is_fisher:
                     _drawn_loss(logits, generator).backward()
@@ -213,7 +213,7 @@ def _divergences(
     for piece in pieces:
         batch = piece.to(model.device)
         with _recorded(model, blocks) as inputs:
-            reference = run_model(model, batch).logits
+            reference = predict(model, batch)
         num_rows += reference.shape[0] * reference.shape[1]
         for name, stand_ins in layers.items():
             progress(done, num_steps, name)
@@ -224,7 +224,7 @@ def _divergences(
                 if stand_in is None:
                     continue
                 with _float_weight(stand_in), replaced_forward({**before, name: stand_in.forward}, model):
-                    logits = run_model(model, batch).logits
+                    logits = predict(model, batch)
                 totals[name][place] += float(divergence(reference, logits).sum())
     progress(num_steps, num_steps, "")
     return {name: [value / num_rows for value in values] for name, values in totals.items()}

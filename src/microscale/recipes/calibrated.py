@@ -31,7 +31,7 @@ from microscale.algorithms.rtn import Rtn
 from microscale.calibration.cache import ActivationStore
 from microscale.calibration.statistics import InputStatistics, Wanted
 from microscale.families.batch import Batch
-from microscale.families.running import run_model
+from microscale.families.running import predict
 from microscale.families.structure import LinearGroup, ModelStructure
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
 from microscale.layerwise.loader import LayerLoader
@@ -209,7 +209,7 @@ class Quantizer:
 
         def logits(stand_ins: Mapping[str, LayerFunction], batch: Batch) -> Tensor:
             with replaced_forward(stand_ins, self._model):
-                return run_model(self._model, batch).logits
+                return predict(self._model, batch)
 
         return ModelProblem(
             groups=groups,
