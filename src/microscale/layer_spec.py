@@ -19,6 +19,7 @@ class LayerSpec:
     found (``rtn`` …). ``kind`` is ``linear``, ``conv1d`` (linear, but kept as [in, out] by the
     model), ``embedding`` or ``experts``. ``transforms`` act on the inputs at run time; ``low_rank`` is the rank of a
     side path, 0 for none. ``has_bias``: a module has one; a file holds it as a tensor by itself and does not say so.
+    ``tied_to`` names the layer whose weight this one uses (a head: its embedding), None for a weight of its own.
     """
 
     name: str
@@ -31,3 +32,4 @@ class LayerSpec:
     transforms: tuple[TransformSpec, ...] = ()
     low_rank: int = 0
     has_bias: bool = False
+    tied_to: str | None = None

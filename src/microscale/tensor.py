@@ -182,16 +182,14 @@ class QuantizedTensor:
     def select_rows(self, rows: Tensor) -> QuantizedTensor | None:
         """Return the tensor of some rows (an embedding look-up), or None where rows share storage or scales.
 
-        Rows stand alone in row_major under blocks along the last axis and per channel, without a sparse table or a
-        pair.
+        Rows stand alone under blocks along the last axis and per channel, without a sparse table or a pair; the result
+        is in row_major. Of a layout with groups of rows, the groups of these rows are unpacked.
         """
         expected = "a tensor of integers with one axis"
         check_kind(rows, Tensor, "what select_rows takes", expected, error=DtypeError)
         if rows.dtype not in (torch.int64, torch.int32) or rows.dim() != 1:
             raise DtypeError(f"select_rows takes {expected}, got {rows.dtype} {list(rows.shape)}")
         fmt = self.format
-        if self.layout != ROW_MAJOR:
-            return None
         if isinstance(fmt, SegmentedFormat):
             chosen = [segment.select_rows(rows) for segment in self.segments]
             found = [segment for segment in chosen if segment is not None]
@@ -201,11 +199,28 @@ class QuantizedTensor:
         if not isinstance(fmt.block, VectorBlock | ChannelBlock):
             return None
         try:
+            if self.layout != ROW_MAJOR:
+                return self._select_grouped(rows)
             parts = slicing.pick_rows(self.parts, fmt, rows)
         except IndexError:
             edges = f"{int(rows.min())} to {int(rows.max())}"
             raise RowError(f"select_rows takes rows 0 to {self.rows - 1} of this tensor, got {edges}") from None
         return QuantizedTensor(format=fmt, shape=(rows.numel(), self.cols), dtype=self.dtype, parts=parts)
+
+    def _select_grouped(self, rows: Tensor) -> QuantizedTensor | None:
+        """Return some rows, in row_major, of a layout whose parts hold groups of rows one after another."""
+        layout = find_layout(self.layout)
+        if layout.row_group is None:
+            return None
+        rows = torch.arange(self.rows, device=rows.device)[rows]  # a group may end with rows that are none
+        groups = rows // layout.row_group
+        parts = {name: part if layout.is_shared(name) else part[groups] for name, part in self.parts.items()}
+        shape = (rows.numel() * layout.row_group, self.cols)
+        picked = QuantizedTensor(
+            format=self.format, shape=shape, dtype=self.dtype, parts=layout.unpack(parts, self.format, shape)
+        )
+        places = torch.arange(rows.numel(), device=rows.device) * layout.row_group + rows % layout.row_group
+        return picked.select_rows(places)
 
 
 def join_segments(tensors: Sequence[QuantizedTensor], fmt: SegmentedFormat) -> QuantizedTensor:

@@ -311,7 +311,7 @@ def with_quantization(path: Path, edit: Callable[[dict[str, Any]], Any]) -> Path
 
 LAYER = "model.layers.0.mlp.up_proj"
 CONFIG_LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "a newer version": (lambda config: config.update(format_version=2), "format_version 2"),
+    "a newer version": (lambda config: config.update(format_version=3), "format_version 3"),
     "an older version": (lambda config: config.update(format_version=0), "format_version 0"),
     "no version": (lambda config: config.pop("format_version"), "format_version None"),
     "another method": (lambda config: config.update(quant_method="gptq"), "'gptq' is not one that microscale reads"),

@@ -99,7 +99,10 @@ CASES: dict[str, tuple[list[str], set[tuple[str, str | None]]]] = {
         ["-f", "mxfp4", "--rule", "down_proj=mxfp4/mxfp8"],
         {("mxfp4", None), ("mxfp4", "mxfp8_e4m3:even(1)")},
     ),
-    "tied head": (["-f", "mxfp8", "--include", "lm_head"], {("mxfp8_e4m3", None)}),
+    "tied head": (
+        ["-f", "mxfp8", "--include", "lm_head", "--layout", "compressed-tensors"],
+        {("mxfp8_e4m3", None)},
+    ),
 }
 
 

@@ -223,11 +223,12 @@ def test_a_conv1d_is_planned_as_the_linear_layer_that_it_is(load: Callable[..., 
 
 
 def test_embeddings_that_compute_something_else_are_left_alone(load: Callable[..., Any]) -> None:
-    """Gemma multiplies its embeddings, OPT shifts its positions: a plain look-up would be another model."""
-    gemma, opt = load("gemma3_text"), load("opt")
-    assert "model.embed_tokens" not in quantizable_modules(gemma)
-    with pytest.raises(RecipeError, match="matches no layer"):
-        planned(gemma, include=("embed_tokens",))
+    """OPT shifts its positions, a table with max_norm rescales its rows: a plain look-up would be another model."""
+    opt, llama = load("opt"), load()
+    llama.model.embed_tokens.max_norm = 1.0
+    assert "model.embed_tokens" not in quantizable_modules(llama)
+    with pytest.raises(RecipeError, match=r"'embedding' means model.embed_tokens, .*: Embedding rescales .*max_norm"):
+        planned(llama, include=("embedding",))
     assert "model.decoder.embed_positions" not in quantizable_modules(opt)
     assert "model.decoder.embed_tokens" in planned(opt, include=("embed_tokens",))
 
@@ -243,7 +244,8 @@ def test_including_all_gives_the_same_model_up_to_rounding(family: str, load: Ca
         quantized = microscale.quantize(load(family, **changes).float(), "int8/8:fp32", include=["*"])
         found = quantized(input_ids=tokens).logits
     assert sum(isinstance(module, PackedModule) for module in quantized.modules()) > KINDS[family]
-    assert float((found - expected).abs().max()) < 0.06 * float(expected.abs().max())
+    share = 0.07 if family == "gemma3_text" else 0.06  # its tied embedding is rounded too
+    assert float((found - expected).abs().max()) < share * float(expected.abs().max())
     assert tokens.shape[1] < POSITIONS
 
 

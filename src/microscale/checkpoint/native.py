@@ -3,7 +3,8 @@
 A quantized layer X has the tensors ``X.weight_<part>`` with the parts of :mod:`microscale.layouts.row_major`, and
 ``X.activations.amax`` where its activations have a stored range, ``X.transforms.<i>_<part>`` for its online
 transforms, and ``X.low_rank.down`` and ``.up`` for a low-rank side path. ``quantization_config`` lists the
-schemes (format, activations, method, transforms) and which layer, of which shape, has which.
+schemes (format, activations, method, transforms) and which layer, of which shape, has which. A layer that is tied to
+another one (a head to its embedding) names it and has no ``weight_<part>``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from microscale.tensor import QuantizedTensor
 from microscale.transforms import parse_transform
 
 QUANT_METHOD = "microscale"
-FORMAT_VERSION = 1
-"""Version of the layout; a reader refuses a higher one."""
+FORMAT_VERSION = 2
+"""Version of the layout; a reader refuses a higher one. A file without tied layers says 1, and has what 1 has."""
 
 
 class NativeLayout:
@@ -39,11 +40,13 @@ class NativeLayout:
         return None
 
     def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
-        """Name the parts.
+        """Name the parts; a layer that is tied to another one has none.
 
         Raises:
             LayoutError: a piece of a tensor whose sparse table or pair has another share than its format names.
         """
+        if layer.tied_to is not None:
+            return {}
         for part, spec in part_specs(layer.format, layer.shape).items():
             if tuple(tensor.parts[part].shape) != spec.shape:
                 raise LayoutError(
@@ -72,9 +75,11 @@ class NativeLayout:
             if scheme not in schemes:
                 schemes.append(scheme)
             listed[layer.name] = {"scheme": schemes.index(scheme), "shape": list(layer.shape)}
+            if layer.tied_to is not None:
+                listed[layer.name]["tied_to"] = layer.tied_to
         return {
             "quant_method": QUANT_METHOD,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if any(layer.tied_to for layer in layers) else 1,
             "schemes": schemes,
             "layers": listed,
             "unquantized": list(unquantized),
@@ -86,7 +91,8 @@ class NativeLayout:
         """Read the map back and check every tensor's header against it."""
         layers = read_layers(config)
         for layer in layers.values():
-            for part, spec in part_specs(layer.format, layer.shape).items():
+            own = {} if layer.tied_to is not None else part_specs(layer.format, layer.shape)
+            for part, spec in own.items():
                 name = f"{layer.name}.weight_{part}"
                 info = infos.get(name)
                 if info is None:
@@ -107,7 +113,9 @@ class NativeLayout:
         return QuantizedTensor(format=layer.format, shape=layer.shape, dtype=layer.dtype, parts=parts)
 
     def tensor_names(self, layer: LayerSpec) -> list[str]:
-        """Name the parts."""
+        """Name the parts of a layer with a weight of its own."""
+        if layer.tied_to is not None:
+            return []
         return [f"{layer.name}.weight_{part}" for part in part_specs(layer.format, layer.shape)]
 
 
@@ -170,9 +178,9 @@ def read_layers(config: Mapping[str, Any]) -> dict[str, LayerSpec]:
         CheckpointError: a newer version, or entries that are missing or cannot be read.
     """
     version = config.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
-            f"quantization_config has format_version {version!r}, this microscale reads {FORMAT_VERSION};"
+            f"quantization_config has format_version {version!r}, this microscale reads 1 to {FORMAT_VERSION};"
             " install a newer microscale"
         )
     schemes, listed = config.get("schemes"), config.get("layers")
@@ -184,6 +192,14 @@ def read_layers(config: Mapping[str, Any]) -> dict[str, LayerSpec]:
             result[name] = _layer(name, entry, cast("list[Any]", schemes))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, FormatError) as error:
             raise CheckpointError(f"quantization_config: layer {name!r} cannot be read: {error!r}") from None
+    for name, layer in result.items():
+        owner = None if layer.tied_to is None else result.get(layer.tied_to)
+        fits = owner is not None and (owner.tied_to, owner.format, owner.shape) == (None, layer.format, layer.shape)
+        if layer.tied_to is not None and not fits:
+            raise CheckpointError(
+                f"quantization_config: layer {name!r} is tied to {layer.tied_to!r}, which is no layer of its format and"
+                " shape with a weight of its own"
+            )
     return result
 
 
@@ -219,4 +235,5 @@ def _layer(name: str, entry: Mapping[str, Any], schemes: list[Any]) -> LayerSpec
         kind=str(scheme.get("kind", "linear")),
         transforms=specs,
         low_rank=low_rank,
+        tied_to=None if entry.get("tied_to") is None else str(entry["tied_to"]),
     )

@@ -115,8 +115,8 @@ def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
         first.format,
         first.activations or "",
         first.method or "",
-        f"{first.bits_per_weight:.3f}",
-        size_text(sum(layer.num_bytes for layer in layers)),
+        f"{first.bits_per_weight:.3f}" if first.num_weights else "",
+        f"tied to {first.tied_to}" if first.tied_to else size_text(sum(layer.num_bytes for layer in layers)),
     ]
 
 

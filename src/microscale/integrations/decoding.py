@@ -75,8 +75,11 @@ def _module_refusal(model: Any, family: DecoderFamily) -> str | None:
         module = model.get_submodule(name)
         if type(module) not in (types if isinstance(types, tuple) else (types,)):
             return f"the module {name} is a {type(module).__name__}"
-    if getattr(model.get_submodule(family.embedding), "max_norm", None) is not None:
+    embedding = model.get_submodule(family.embedding)
+    if getattr(embedding, "max_norm", None) is not None:
         return "the embedding rescales its rows (max_norm)"
+    if isinstance(embedding, QuantizedEmbedding) and embedding.scaling is not None:
+        return f"the embedding scales its rows ({type(embedding.scaling).__name__})"
     return None
 
 

@@ -117,10 +117,15 @@ class MicroscaleQuantizer(HfQuantizer):
         layers = read_layers(config.to_dict())
         listed = [*layers, *config.unquantized]
         unstack_experts(model, lambda name: _has_layers_in(name, listed, model.base_model_prefix))
-        for name, layer in _present_layers(model, layers).items():
+        present = _present_layers(model, layers)
+        for name, layer in present.items():
             module = empty_module(model.get_submodule(name), layer, cast(torch.dtype, model.config.dtype))
             replace_module(model, name, module)
-        untie(model, set(layers))
+        places = {layer.name: model.get_submodule(name) for name, layer in present.items()}
+        tied = {name for name, layer in present.items() if layer.tied_to is not None}
+        for name in tied:
+            places[present[name].name].share(places[cast(str, present[name].tied_to)])
+        untie(model, set(present), tied)
         for name, stored in config.narrow_tables.items():
             keep_narrow(model, name, stored)
 
@@ -196,7 +201,7 @@ def empty_module(old: nn.Module, layer: LayerSpec, dtype: torch.dtype) -> Packed
             f"layer {layer.name!r} is {list(layer.shape)} in quantization_config, but {list(shape)} in the model"
         )
     if isinstance(old, nn.Embedding):
-        module = QuantizedEmbedding(dataclasses.replace(layer, kind="embedding"), device=device)
+        module = QuantizedEmbedding(dataclasses.replace(layer, kind="embedding"), original=old, device=device)
         module.output_dtype = dtype
     elif isinstance(old, nn.Linear) or is_transposed(old):
         kind = "conv1d" if is_transposed(old) else "linear"
@@ -205,7 +210,8 @@ def empty_module(old: nn.Module, layer: LayerSpec, dtype: torch.dtype) -> Packed
     else:
         raise CheckpointError(f"layer {layer.name!r} is a {type(old).__name__}, which cannot be quantized")
     for part in module.modules():
-        part.__dict__["_is_hf_initialized"] = True
+        # The constant of an embedding that scales its rows is in no file: transformers sets it.
+        part.__dict__["_is_hf_initialized"] = not isinstance(part, nn.Embedding)
     return module
 
 
@@ -231,15 +237,20 @@ def check_loaded(name: str, module: PackedModule) -> None:
     Raises:
         CheckpointError: naming the layer.
     """
+    if module.is_tied and module.holder.tensor.device.type == "meta":
+        return
     buffers = dict(module.named_buffers(recurse=False))
     for child_name, child in module.named_children():
+        if isinstance(child, nn.Embedding):
+            continue
         buffers.update({f"{child_name}.{key}": value for key, value in child.named_buffers()})
     for key, value in buffers.items():
         if value.is_meta:
             return
         if not getattr(value, "_is_hf_initialized", False):
             raise CheckpointError(f"tensor '{name}.{key}' is missing in the checkpoint; it is incomplete")
-    check_parts(name, module.format, module.shape, module.tensor.parts)
+    if not module.is_tied:
+        check_parts(name, module.format, module.shape, module.tensor.parts)
     if isinstance(module, QuantizedLinear):
         check_online(name, module)
 

@@ -295,6 +295,9 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     packed: dict[str, LayerSpec] = {}
     is_transposed = getattr(source.config, "model_type", "") == "gpt_oss"
     for name, layer in source.layers.items():
+        if layer.tied_to is not None:
+            packed[name] = layer
+            continue
         tensor = source.load_layer(layer)
         if layer.kind == "experts":
             values = dequantize(tensor)
@@ -331,19 +334,14 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     return model
 
 
-def settle_tying(config: Any, packed: dict[str, LayerSpec], state: dict[str, Any]) -> None:
-    """Give a head that is tied to a packed embedding its own packed copy; a packed head is never tied."""
+def settle_tying(config: Any, packed: dict[str, LayerSpec], state: Mapping[str, Any]) -> None:
+    """Tie a head that a file leaves out to its packed embedding; a packed head that it holds is tied to nothing."""
     heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
     embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]
     if embeddings and not heads and config.tie_word_embeddings and "lm_head.weight" not in state:
         source = packed[embeddings[0]]
-        packed["lm_head"] = dataclasses.replace(source, name="lm_head", kind="linear")
-        prefix = f"{source.name}."
-        copies = {
-            f"lm_head.{name.removeprefix(prefix)}": part for name, part in state.items() if name.startswith(prefix)
-        }
-        state.update(copies)
-    if heads or embeddings:
+        packed["lm_head"] = dataclasses.replace(source, name="lm_head", kind="linear", tied_to=source.name)
+    elif heads or embeddings:
         config.tie_word_embeddings = False
 
 

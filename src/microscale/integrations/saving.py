@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,9 +44,14 @@ from microscale.version import __version__
 
 
 def stored_layers_of(model: nn.Module) -> dict[str, LayerSpec]:
-    """Describe the packed modules of a model."""
-    modules = model.named_modules()
-    return {name: module.layer_spec(name) for name, module in modules if isinstance(module, PackedModule)}
+    """Describe the packed modules of a model, and say which use the weight of another one."""
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
+    names = {module: name for name, module in packed.items()}
+    specs = {name: module.layer_spec(name) for name, module in packed.items()}
+    return {
+        name: dataclasses.replace(spec, tied_to=names[packed[name].holder]) if packed[name].is_tied else spec
+        for name, spec in specs.items()
+    }
 
 
 def unquantized_linears(model: nn.Module) -> list[str]:

@@ -21,7 +21,9 @@ class Layout:
     """Where the bits of a quantized tensor lie.
 
     ``part_specs`` names the parts of a format and shape; ``refusal`` says why a format has no such layout, or None;
-    ``pack`` turns the parts of row_major into those of this layout, ``unpack`` turns them back, bit for bit.
+    ``pack`` turns the parts of row_major into those of this layout, ``unpack`` turns them back, bit for bit. Where all
+    parts but those that ``is_shared`` names hold groups of ``row_group`` rows one after the other, that number is
+    given.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Layout:
     refusal: Callable[[Format, tuple[int, ...]], str | None]
     pack: Relayout
     unpack: Relayout
+    row_group: int | None = None
+    is_shared: Callable[[str], bool] = lambda name: False
 
 
 def _no_refusal(fmt: Format, shape: tuple[int, ...]) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from microscale.errors import ShapeError
 from microscale.formats import Format
-from microscale.kernels import BoundPlan, Gate, KeyValueCache, Rotation, bind, dequantize, make_cache
+from microscale.kernels import BoundPlan, Gate, KeyValueCache, Rotation, bind, make_cache
 from microscale.kernels.backend import Call, PlanStep
 from microscale.kernels.decoder_ops import add_rms_norm, attend, store_heads
 from microscale.nn.decoder_linear import Execution, LinearCalls, rows_stand_alone
@@ -214,10 +214,7 @@ class Decoder:
         indices = torch.tensor(tokens, device=self._device)
         embedding = self._parts.embedding
         if isinstance(embedding, QuantizedEmbedding):
-            chosen = embedding.tensor.select_rows(indices)
-            if chosen is not None:
-                return dequantize(chosen, torch.float32)
-            return dequantize(embedding.tensor, torch.float32)[indices]
+            return embedding.rows(indices, torch.float32)
         assert self._table is not None
         return self._table[indices]
 

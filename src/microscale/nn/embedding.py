@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.nn.modules import KeptDtypes
 from microscale.nn.packed import PackedModule
 from microscale.tensor import QuantizedTensor
 
+PIECE_ROWS = 1024
+"""Rows that are looked up at a time: a layout that stores rows in groups gives whole groups."""
+
 
 class QuantizedEmbedding(PackedModule):
-    """Rows of a packed table [num_embeddings, embedding_dim]; only the rows asked for are dequantized."""
+    """Rows of a packed table [num_embeddings, embedding_dim]; only the rows asked for are dequantized.
 
-    def __init__(self, spec: LayerSpec, *, device: torch.device | str | None = None) -> None:
+    ``scaling`` is the model's own embedding without its table, where that does more than look rows up (Gemma multiplies
+    them by a constant): its forward runs on the rows that were found.
+    """
+
+    scaling: nn.Embedding | None
+
+    def __init__(
+        self, spec: LayerSpec, *, original: nn.Module | None = None, device: torch.device | str | None = None
+    ) -> None:
         super().__init__(spec, device=device)
         self.num_embeddings, self.embedding_dim = spec.shape
         self.output_dtype = spec.dtype
+        self.scaling = _without_table(original) if isinstance(original, nn.Embedding) else None
 
     @classmethod
-    def from_tensor(cls, tensor: QuantizedTensor, *, method: str = "rtn") -> QuantizedEmbedding:
-        """Build the table around a quantized weight [num_embeddings, embedding_dim]."""
+    def from_tensor(
+        cls, tensor: QuantizedTensor, *, method: str = "rtn", original: nn.Module | None = None
+    ) -> QuantizedEmbedding:
+        """Build the table around a quantized weight [num_embeddings, embedding_dim], for what stood in its place."""
         spec = LayerSpec(
             name="", format=tensor.format, shape=tensor.shape, dtype=tensor.dtype, method=method, kind="embedding"
         )
-        layer = cls(spec, device="meta")
+        layer = cls(spec, original=original, device="meta")
         layer.set_tensor(tensor)
         return layer
 
@@ -41,13 +57,42 @@ class QuantizedEmbedding(PackedModule):
 
     def forward(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... embedding_dim"]:
         """Look rows up; the result has the float dtype of the model (:attr:`output_dtype`)."""
-        cached = self.float_weight(self.output_dtype)
+        rows = self.rows(indices.reshape(-1), self.output_dtype)
+        if self.scaling is not None:
+            rows = _with_table(self.scaling, rows)(torch.arange(rows.shape[0], device=rows.device))
+        return rows.reshape(*indices.shape, self.embedding_dim)
+
+    def rows(self, indices: Int[Tensor, " count"], dtype: torch.dtype) -> Float[Tensor, "count embedding_dim"]:
+        """Return rows of the table as floats, not scaled."""
+        cached = self.float_weight(dtype)
         if cached is None:
-            chosen = self.tensor.select_rows(indices.reshape(-1))
-            if chosen is not None:
-                return dequantize(chosen, self.output_dtype).reshape(*indices.shape, self.embedding_dim)
-            cached = dequantize(self.tensor, self.output_dtype)
+            step = PIECE_ROWS if self.layout != ROW_MAJOR else max(1, indices.numel())
+            pieces = [self.tensor.select_rows(piece) for piece in indices.split(step)]
+            chosen = [dequantize(piece, dtype) for piece in pieces if piece is not None]
+            if len(chosen) == len(pieces):
+                return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+            cached = dequantize(self.tensor, dtype)
         return functional.embedding(indices, cached)
+
+
+def _without_table(original: nn.Embedding) -> nn.Embedding | None:
+    """Return a copy of an embedding that has no rows, or None for one that does nothing but look them up."""
+    if type(original).forward is nn.Embedding.forward:
+        return None
+    found = copy.copy(original)
+    buffers, kept = dict(original.named_buffers(recurse=False)), set(vars(original)["_non_persistent_buffers_set"])
+    vars(found).update(_parameters={}, _buffers=buffers, _non_persistent_buffers_set=kept)
+    found.padding_idx = None  # the rows that are put in are others than those it counts
+    empty = torch.empty(0, original.embedding_dim, dtype=original.weight.dtype, device=original.weight.device)
+    found.register_buffer("weight", empty, persistent=False)
+    return found
+
+
+def _with_table(scaling: nn.Embedding, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the forward of an embedding whose table are these rows; the module itself stays as it is."""
+    found = copy.copy(scaling)
+    vars(found).update(_buffers={**dict(scaling.named_buffers(recurse=False)), "weight": rows})
+    return lambda indices: type(found).forward(found, indices)
 
 
 class NarrowEmbedding(KeptDtypes):

@@ -45,6 +45,7 @@ class QuantizedLinear(PackedModule):
         self.transforms = InputTransforms(spec.transforms, self.in_features, device=device) if spec.transforms else None
         self.low_rank = LowRank(low_rank, self.in_features, self.out_features, device=device) if low_rank else None
         self.inference_dtype: torch.dtype | None = None
+        self.inference_device: torch.device | None = None
         self.watch: GradientWatch | None = None
 
     @classmethod
@@ -119,16 +120,16 @@ class QuantizedLinear(PackedModule):
 
         From then on every move to another device, and every cast, does so for the new device and dtype.
         """
-        self.inference_dtype = dtype
+        self.inference_dtype, self.inference_device = dtype, self.tensor.device
         before = self.layout
         self.set_layout(preferred_layout(self.tensor, dtype, activations=self.rounding))
         return self.layout != before
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
-        before = (self.inference_dtype, self.tensor.device)
+        before = (self.inference_dtype, self.inference_device)
         super()._apply(fn, recurse)
         if self.inference_dtype is not None:
-            dtype = fn(torch.empty(0, dtype=self.inference_dtype, device=before[1])).dtype
+            dtype = fn(torch.empty(0, dtype=self.inference_dtype, device=self.inference_device)).dtype
             if (dtype, self.tensor.device) != before:
                 self.prepare(dtype)
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,22 +17,36 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent_name), child_name, module)
 
 
-def untie(model: Any, quantized: set[str]) -> None:
-    """Stop weight tying where one side of a tied pair is packed now: each side keeps its own weight."""
-    tied = getattr(model, "all_tied_weights_keys", None)
-    if not isinstance(tied, dict) or not quantized:
+def untie(model: Any, quantized: Collection[str], tied: Collection[str] = ()) -> None:
+    """Stop transformers from tying weights of which one side is packed now.
+
+    Each side keeps its own weight, or uses that of another packed module (``tied``: the names of those that do).
+    """
+    sides = getattr(model, "all_tied_weights_keys", None)
+    if not isinstance(sides, dict) or not quantized:
         return
-    kept: dict[str, str] = {}
-    for target, source in tied.items():
-        sides = {str(target).removesuffix(".weight"), str(source).removesuffix(".weight")}
-        if not sides & quantized:
-            kept[str(target)] = str(source)
-    if len(kept) != len(tied):
+    kept = _without(sides, "", quantized)
+    for name, module in model.named_modules():
+        own: Any = getattr(module, "_tied_weights_keys", None)
+        if isinstance(own, dict):  # from these, transformers makes the others anew
+            module._tied_weights_keys = _without(own, f"{name}." if name else "", quantized)
+    if len(kept) != len(sides):
         model.all_tied_weights_keys = kept
         ends = [getattr(model, name)() for name in ("get_input_embeddings", "get_output_embeddings")]
         names = {name for name, module in model.named_modules() if any(module is end for end in ends)}
-        if names & quantized:  # others than head and embedding may be tied: layers that several blocks share
+        # others than head and embedding may be tied: layers that several blocks share
+        if names & set(quantized) and not names & set(tied):
             model.config.tie_word_embeddings = False
+
+
+def _without(sides: Mapping[Any, Any], prefix: str, quantized: Collection[str]) -> dict[str, str]:
+    """Return the pairs of tied weights, target to source, that no packed module takes part in."""
+    names = set(quantized)
+    return {
+        str(target): str(source)
+        for target, source in sides.items()
+        if not names & {f"{prefix}{side}".removesuffix(".weight") for side in (str(target), str(source))}
+    }
 
 
 def float_weight(module: nn.Module) -> Tensor:

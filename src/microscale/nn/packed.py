@@ -41,7 +41,12 @@ class PackedModule(KeptDtypes):
     found, ``kind`` what the module stands for in the model: ``linear``, ``conv1d`` (a linear layer whose float weight
     the model keeps as [in, out]) or ``embedding``. ``requested`` is what a recipe or a file asked for in its own words,
     where that is known; what runs may differ.
+
+    A module may use the weight of another one (:meth:`share`): a head that is tied to its embedding. It has no parts
+    then; layout, cached floats and bytes are those of the ``owner``.
     """
+
+    owner: PackedModule | None
 
     def __init__(self, spec: LayerSpec, *, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -51,12 +56,37 @@ class PackedModule(KeptDtypes):
         self.weight_dtype = spec.dtype
         self.method = spec.method
         self.requested: Precision | None = None
-        self.layout = ROW_MAJOR
+        self.__dict__["owner"] = None  # beside the children of the module: the weight stands in the model once
+        self._layout = ROW_MAJOR
         self._part_names = tuple(part_specs(spec.format, spec.shape))
         self._cached_weight: Tensor | None = None
         self._cached_tensor: QuantizedTensor | None = None
         for name, part in part_specs(spec.format, spec.shape).items():
             self.register_buffer(PREFIX + name, torch.empty(part.shape, dtype=part.dtype, device=device))
+
+    @property
+    def holder(self) -> PackedModule:
+        """The module that has the parts: the owner, or this one."""
+        return self if self.owner is None else self.owner
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the weight is that of another module."""
+        return self.holder is not self
+
+    @property
+    def layout(self) -> str:
+        """The name of the memory layout of the weight."""
+        return self.holder._layout
+
+    def share(self, owner: PackedModule) -> None:
+        """Use the weight of another module, of the same format and shape, in the place of an own one."""
+        assert owner.format == self.format and owner.shape == self.shape and not owner.is_tied and owner is not self
+        for name in self._part_names:
+            delattr(self, PREFIX + name)
+        self._part_names = ()
+        self._cached_weight = self._cached_tensor = None
+        self.__dict__["owner"] = owner
 
     def layer_spec(self, name: str) -> LayerSpec:
         """Return what the module is, under its name in a model."""
@@ -67,13 +97,16 @@ class PackedModule(KeptDtypes):
     def set_tensor(self, tensor: QuantizedTensor) -> None:
         """Take over the parts and the layout of a quantized tensor of the module's format and shape."""
         assert tensor.format == self.format and tensor.shape == self.shape
+        if self.is_tied:
+            self.holder.set_tensor(tensor)
+            return
         for name in self._part_names:
             if name not in tensor.parts:
                 delattr(self, PREFIX + name)
         for name, part in tensor.parts.items():
             self.register_buffer(PREFIX + name, part)
         self._part_names = tuple(tensor.parts)
-        self.layout = tensor.layout
+        self._layout = tensor.layout
         self._cached_weight = None
         self._cached_tensor = None
 
@@ -89,6 +122,8 @@ class PackedModule(KeptDtypes):
     @property
     def tensor(self) -> QuantizedTensor:
         """The packed weight in its present layout; it shares memory with the module's buffers."""
+        if self.is_tied:
+            return self.holder.tensor
         parts = {name: self._part(name) for name in self._part_names}
         cached = self._cached_tensor
         # Loaders put other tensors into the buffers without telling us; then the record is made anew.
@@ -103,8 +138,10 @@ class PackedModule(KeptDtypes):
     def num_bytes(self) -> int:
         """Bytes that a file holds for the weight and for what works beside it at run time, whatever the layout.
 
-        A bias does not count.
+        A bias does not count, nor does the weight of another module.
         """
+        if self.is_tied:
+            return 0
         specs = part_specs(self.format, self.shape).values()
         return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 
@@ -116,29 +153,31 @@ class PackedModule(KeptDtypes):
     @property
     def weight(self) -> Float[Tensor, "..."]:
         """The dequantized weight, made anew at every access unless it is kept; on ``meta`` as empty as the parts."""
-        if self._cached_weight is not None:
-            return self._cached_weight
+        cached = self.holder._cached_weight
+        if cached is not None:
+            return cached
         if self.tensor.device.type == "meta":
             return torch.empty(self.shape, dtype=self.weight_dtype, device="meta")
         return dequantize(self.tensor)
 
     def float_weight(self, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
         """Return the weight that :func:`cached_weights` keeps in a float dtype, or None outside of it."""
-        if self._cached_weight is not None and self._cached_weight.dtype != dtype:
-            self._cached_weight = dequantize(self.tensor, dtype)
-        return self._cached_weight
+        holder = self.holder
+        if holder._cached_weight is not None and holder._cached_weight.dtype != dtype:
+            holder._cached_weight = dequantize(self.tensor, dtype)
+        return holder._cached_weight
 
     def cache_weight(self, dtype: torch.dtype | None = None) -> None:
         """Dequantize once, to a float dtype (None: the one the weight had), until :meth:`drop_cached_weight`."""
-        self._cached_weight = dequantize(self.tensor, dtype or self.weight_dtype)
+        self.holder._cached_weight = dequantize(self.tensor, dtype or self.weight_dtype)
 
     def drop_cached_weight(self) -> None:
         """Forget the float weight."""
-        self._cached_weight = None
+        self.holder._cached_weight = None
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.layout == ROW_MAJOR:
+        if self.layout == ROW_MAJOR or self.is_tied:
             return
         for name in self._part_names:
             del destination[prefix + PREFIX + name]
@@ -146,6 +185,9 @@ class PackedModule(KeptDtypes):
             destination[prefix + PREFIX + name] = part
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        if self.is_tied:
+            super()._load_from_state_dict(*args, **keywords)
+            return
         layout = self.layout
         self.set_layout(ROW_MAJOR)
         super()._load_from_state_dict(*args, **keywords)
@@ -153,7 +195,7 @@ class PackedModule(KeptDtypes):
         self.set_layout(layout)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedModule:
-        if self.layout != ROW_MAJOR:
+        if self.layout != ROW_MAJOR and not self.is_tied:
             before = self.tensor.device
             device = fn(torch.empty(0, dtype=torch.uint8, device=before)).device
             if device != before and not is_at_home(self.layout, self.format, self.weight_dtype, device):

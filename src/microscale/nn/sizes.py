@@ -61,9 +61,12 @@ def module_bytes(module: nn.Module) -> int:
 
 
 def packed_size(modules: Iterable[nn.Module]) -> Size:
-    """Return the size of the packed layers among some modules, with what stays for run time."""
+    """Return the size of the packed layers among some modules, with what stays for run time.
+
+    The weight of a layer that is tied to another one counts there.
+    """
     packed = [module for module in modules if isinstance(module, PackedModule)]
-    weights = sum(module.shape[0] * module.shape[1] for module in packed)
+    weights = sum(module.shape[0] * module.shape[1] for module in packed if not module.is_tied)
     return Size(num_weights=weights, num_bytes=sum(map(module_bytes, packed)))
 
 

@@ -24,7 +24,8 @@ from microscale.nn.sizes import Size, spec_bytes, total_size
 class LayerFacts:
     """One tensor or quantized layer: where it stands, what it is, what it takes.
 
-    ``online``: the transforms and the side path that the layer computes at run time, in words.
+    ``online``: the transforms and the side path that the layer computes at run time, in words. ``tied_to``: the layer
+    whose weight this one uses; weights and bytes count there.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerFacts:
     num_weights: int
     num_bytes: int
     online: str = ""
+    tied_to: str | None = None
 
     @property
     def size(self) -> Size:
@@ -158,9 +160,10 @@ def _quantized_facts(layer: LayerSpec, num_bytes: int) -> LayerFacts:
         format=format_name(layer.format),
         activations=None if layer.activations is None else str(layer.activations),
         method=layer.method,
-        num_weights=math.prod(layer.shape),
+        num_weights=math.prod(layer.shape) if layer.tied_to is None else 0,
         num_bytes=num_bytes,
         online=_online_words(layer),
+        tied_to=layer.tied_to,
     )
 
 

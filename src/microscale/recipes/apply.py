@@ -43,6 +43,8 @@ from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.ranges import check_observer
 from microscale.recipes.recipe import NanWord, Recipe
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
+from microscale.recipes.tying import tied_groups
+from microscale.tensor import QuantizedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,18 +129,39 @@ def quantize_model(
     notes += quantizer.notes
     loader.load_rest()
     rest = [name for name in layers if name not in done]
-    for index, name in enumerate(rest):
+    owners = _owners(model, layers)
+    makers = {owner: name for name, owner in owners.items() if layers[name].kind != "embedding"}
+    for index, name in enumerate(sorted(rest, key=lambda name: name in owners)):
         progress(index, len(rest), name)
-        replace_module(model, name, quantize_module(model.get_submodule(name), layers[name], pipelines[name]))
+        module, maker = model.get_submodule(name), makers.get(name, name)
+        if name in owners:
+            owner = model.get_submodule(owners[name])
+            assert isinstance(owner, PackedModule)
+            packed = packed_module(module, layers[name], owner.tensor)
+            packed.share(owner)
+        else:
+            tensor = rounded(module, layers[maker], pipelines[maker])
+            packed = packed_module(module, dataclasses.replace(layers[name], method=layers[maker].method), tensor)
+        replace_module(model, name, packed)
     if rest:
         progress(len(rest), len(rest), "")
-    untie(model, set(layers))
+    untie(model, set(layers), owners)
     tell_quantized(model)
     size = packed_size(model.get_submodule(name) for name in layers)
     _note_requests(model, plan.layers)
     executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)
     plan = dataclasses.replace(plan, layers=executed, notes=(*plan.notes, *notes))
     return QuantizationReport(plan=plan, num_weights=size.num_weights, num_bytes=size.num_bytes)
+
+
+def _owners(model: nn.Module, layers: Mapping[str, PlannedLayer]) -> dict[str, str]:
+    """Return which layers use the weight of which embedding: they still share it, and are to have one format."""
+    return {
+        name: owner
+        for owner, *others in tied_groups(model)
+        for name in others
+        if owner in layers and name in layers and layers[owner].format == layers[name].format
+    }
 
 
 def _note_requests(model: nn.Module, layers: Sequence[PlannedLayer]) -> None:
@@ -249,6 +272,11 @@ def quantize_module(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) 
 
     What a pipeline learns from inputs does not reach these: they are rounded on their own.
     """
+    return packed_module(module, layer, rounded(module, layer, pipeline))
+
+
+def rounded(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) -> QuantizedTensor:
+    """Return the weight of a module, quantized on its own."""
     problem = LayerProblem(
         name=layer.name,
         weight=float_weight(module),
@@ -256,9 +284,13 @@ def quantize_module(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) 
         activations=layer.activations,
         dtype=layer.dtype,
     )
-    tensor = pipeline.rounding.quantize(problem)
+    return pipeline.rounding.quantize(problem)
+
+
+def packed_module(module: nn.Module, layer: PlannedLayer, tensor: QuantizedTensor) -> PackedModule:
+    """Return the packed module of a weight that takes the place of a float one."""
     if layer.kind == "embedding":
-        return QuantizedEmbedding.from_tensor(tensor, method=layer.method)
+        return QuantizedEmbedding.from_tensor(tensor, method=layer.method, original=module)
     return QuantizedLinear.from_tensor(
         tensor,
         bias=parameter_of(module, "bias"),

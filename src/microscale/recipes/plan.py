@@ -13,6 +13,7 @@ from microscale.algorithms.pipeline import Pipeline
 from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
 from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError
+from microscale.families.embeddings import embedding_obstacle, is_lookup
 from microscale.families.forward_source import (
     expert_stacks,
     names_read_by_parents,
@@ -28,6 +29,7 @@ from microscale.nn.packed import PackedModule
 from microscale.recipes.fields import RTN
 from microscale.recipes.recipe import Recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
+from microscale.recipes.tying import is_left_alone, separation_note, tied_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,8 @@ class Plan:
 def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """Return name -> (kind, module) of every linear layer and embedding with a float weight.
 
-    A subclass that computes something else than its class (Gemma scales its embeddings) cannot be replaced and is left
-    out.
+    A subclass that computes something else than its class cannot be replaced and is left out; an embedding may
+    multiply its rows by a constant.
     """
     found: dict[str, tuple[str, nn.Module]] = {}
     for name, module in model.named_modules():
@@ -66,7 +68,7 @@ def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
             found[name] = ("conv1d", module)
         elif is_linear(module):
             found[name] = ("linear", module)
-        elif type(module).forward is nn.Embedding.forward:
+        elif is_lookup(module):
             found[name] = ("embedding", module)
     return found
 
@@ -158,14 +160,16 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         raise ModelError(f"{type(model).__name__} has no linear layers to quantize")
     roles = layer_roles(model, modules, recipe.part)
     for pattern in (*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.layer_rules)):
-        _check_pattern(pattern, roles)
+        _check_pattern(pattern, roles, model)
     outside = outside_of_part(model, recipe.part, list(modules))
     exclusions = default_exclusions(model) | outside
-    layers: list[PlannedLayer] = []
+    found: dict[str, PlannedLayer] = {}
     for name, (kind, module) in modules.items():
         layer = _plan_layer(name, kind, roles[name], module, recipe, is_default_off=name in exclusions)
         if layer is not None:
-            layers.append(layer)
+            found[name] = layer
+    tying_notes = _join_tied(model, modules, roles, recipe, found)
+    layers = [found[name] for name in modules if name in found]
     if not layers:
         raise RecipeError("this leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
@@ -177,6 +181,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         if recipe.layout == "quark":
             raise LayoutError(_refusal_text(recipe.layout, [ATTENTION_OBSTACLE]))
     layers, layout, notes = _settle_layout(layers, recipe.layout, obstacle)
+    notes.extend(tying_notes)
     notes.extend(_expert_notes(model))
     notes.extend(dict.fromkeys(note for layer in layers for note in layer.idle_steps))
     notes.extend(_reading_notes(model, layers))
@@ -188,9 +193,13 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     return Plan(layers=tuple(layers), unquantized=linear_left, layout=layout, notes=tuple(notes))
 
 
-def _check_pattern(pattern: str, roles: Mapping[str, str]) -> None:
+def _check_pattern(pattern: str, roles: Mapping[str, str], model: nn.Module) -> None:
     if any(is_meant(pattern, name, role) for name, role in roles.items()):
         return
+    for name, module in model.named_modules():
+        problem = embedding_obstacle(module) if isinstance(module, nn.Embedding) else None
+        if problem is not None and is_meant(pattern, name, "embedding"):
+            raise RecipeError(f"pattern {pattern!r} means {name}, which cannot be quantized: {problem}")
     endings = sorted({name.rsplit(".", 1)[-1] for name in roles})
     close = difflib.get_close_matches(pattern.rsplit(".", 1)[-1].strip("*"), endings, n=3) or endings[:12]
     raise RecipeError(
@@ -199,10 +208,59 @@ def _check_pattern(pattern: str, roles: Mapping[str, str]) -> None:
     )
 
 
+def _join_tied(
+    model: nn.Module,
+    modules: Mapping[str, tuple[str, nn.Module]],
+    roles: Mapping[str, str],
+    recipe: Recipe,
+    found: dict[str, PlannedLayer],
+) -> list[str]:
+    """Add the layers that share the weight of a planned one: who names either means the weight.
+
+    Returns what a user should know of weights that are stored more than once after all.
+    """
+    notes: list[str] = []
+    for group in tied_groups(model):
+        planned = next((found[name] for name in group if name in found), None)
+        if planned is None:
+            continue
+        why = ""
+        for name in group:
+            if name not in modules:
+                module = model.get_submodule(name)
+                why = f"{name} stays, {embedding_obstacle(module) if isinstance(module, nn.Embedding) else ''}"
+            elif name not in found and is_left_alone(name, roles[name], recipe):
+                why = f"{name} is to stay as it is"
+            elif name not in found:
+                kind, module = modules[name]
+                layer = _plan_layer(
+                    name, kind, roles[name], module, recipe, is_default_off=False, weights=planned.requested_weights
+                )
+                refusal = layer and recipe.layout not in (None, "auto") and layout_named(recipe.layout).refusal(layer)
+                if refusal:
+                    why = f"{name} stays, for {refusal}"
+                elif layer is not None:
+                    found[name] = layer
+        if len({found[name].format for name in group if name in found}) > 1:
+            why = "their formats differ"
+        if why:
+            notes.append(separation_note(model, group, found, why))
+    return notes
+
+
 def _plan_layer(
-    name: str, kind: str, role: str, module: nn.Module, recipe: Recipe, *, is_default_off: bool
+    name: str,
+    kind: str,
+    role: str,
+    module: nn.Module,
+    recipe: Recipe,
+    *,
+    is_default_off: bool,
+    weights: WrittenWeights | None = None,
 ) -> PlannedLayer | None:
-    weights, activations, method = recipe.format, recipe.activations, recipe.method
+    """Return what a recipe says of a layer, None where it stays as it is; ``weights`` goes before the recipe's word."""
+    forced, activations, method = weights, recipe.activations, recipe.method
+    weights = recipe.format
     is_off = is_default_off and not any(is_meant(pattern, name, role) for pattern in recipe.include)
     is_off = is_off or any(is_meant(pattern, name, role) for pattern in recipe.exclude)
     for rule in recipe.layer_rules:
@@ -211,6 +269,7 @@ def _plan_layer(
             weights = rule.weights or weights
             activations = rule.activations or activations
             method = rule.method or method
+    weights = forced or weights
     fmt = None if is_off else weights.record
     if fmt is None:
         return None

@@ -8,7 +8,7 @@
     kv_cache: mxfp8             # optional; keys and values as they are stored
     method: rtn                 # a method or a chain of steps, see docs/methods.md
     effort: fast                # of method best: fast, good or max
-    include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings)
+    include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings; tied: both)
     exclude: ["*.down_proj"]    # leave these alone
     rules:                      # win over the lines above, later ones over earlier ones
       - match: "*.o_proj"

@@ -350,5 +350,13 @@ def _any_of_tile(flags: Bool[Tensor, "groups chunks 512"]) -> UInt8[Tensor, "gro
     return (flags.view(torch.int64).sum(-1) != 0).to(torch.uint8)  # 64 words of eight times 0 or 1
 
 
-LAYOUT = Layout(name=NAME, part_specs=part_specs, refusal=refusal, pack=pack, unpack=unpack)
+LAYOUT = Layout(
+    name=NAME,
+    part_specs=part_specs,
+    refusal=refusal,
+    pack=pack,
+    unpack=unpack,
+    row_group=ROWS,
+    is_shared=is_shared,
+)
 """This layout as all others know it."""
