@@ -62,7 +62,7 @@ def test_a_spec_error_points_at_the_word(position: int, pointer: str) -> None:
 
 
 def test_an_absent_library_comes_with_its_command() -> None:
-    text = "drawing needs plotly, which is not installed; run: pip install 'microscale[plots]'"
+    text = "drawing needs plotly, which is not installed; run: pip install plotly (part of microscale[plots])"
     assert str(DependencyError("plotly", "plots", "drawing")) == text
 
 
@@ -116,3 +116,15 @@ def test_a_value_of_another_kind_is_refused(value: object, kinds: type | tuple[t
     with pytest.raises(RecipeError) as other:
         check_kind(value, kinds, "n", "a number", error=RecipeError)
     assert str(other.value) == text
+
+
+def test_numbers_and_their_nouns() -> None:
+    assert [errors.counted(n, "layer") for n in (0, 1, 2, 1234)] == ["0 layers", "1 layer", "2 layers", "1,234 layers"]
+    assert errors.counted(2, "half", "halves") == "2 halves" and errors.counted(1, "half", "halves") == "1 half"
+
+
+def test_the_nearest_word() -> None:
+    assert errors.nearest("gptqq", ["rtn", "gptq"]) == "; did you mean gptq?"
+    assert errors.nearest("PIQA", ["piqa"]) == "; did you mean piqa?"
+    assert errors.nearest("zzz", ["rtn"]) == "" and errors.nearest(3, ["rtn"]) == ""
+    assert errors.nearest("exclud", ["include", "exclude"], most=2) == "; did you mean exclude or include?"

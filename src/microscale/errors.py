@@ -7,7 +7,9 @@ Each message says what was expected, what came, and what to do. All classes deri
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections import abc
 from typing import cast
 
 
@@ -101,7 +103,10 @@ class DependencyError(MicroscaleError, ImportError):
     """An optional library is absent; the message names the extra to install."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {library}, which is not installed; run: pip install 'microscale[{extra}]'")
+        super().__init__(
+            f"{purpose} needs {library}, which is not installed; run: pip install {library}"
+            f" (part of microscale[{extra}])"
+        )
 
 
 class GradientNote(UserWarning):
@@ -170,3 +175,14 @@ def shown(value: object) -> str:
     is_long = isinstance(value, int) and value.bit_length() > 200  # Python writes no number of any length
     text = repr(cast("object", value)) if plain and not is_long else ""
     return f"{text} ({kind})" if 0 < len(text) <= 60 else f"a value of type {kind}"
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: 1 layer, 2 layers, 1,000 layers; ``plural`` where it takes no s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def nearest(word: object, known: abc.Iterable[str], *, most: int = 1) -> str:
+    """Return the question ``; did you mean …?`` for a word that is none of those known, empty where none is close."""
+    near = difflib.get_close_matches(str(word).lower(), list(known), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

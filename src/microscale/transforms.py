@@ -29,7 +29,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from microscale.errors import FormatError, ShapeError
+from microscale.errors import FormatError, ShapeError, counted
 
 
 class TransformKind(Enum):
@@ -140,7 +140,7 @@ def parse_transform(text: str) -> TransformSpec:
     kind = TransformKind(match[1])
     expected = {TransformKind.HADAMARD: 1, TransformKind.BLOCK: 1, TransformKind.KRONECKER: 2}.get(kind, 0)
     if len(numbers) != expected:
-        raise FormatError(f"transform {text!r}: {kind.value} takes {expected} number(s), got {len(numbers)}")
+        raise FormatError(f"transform {text!r}: {kind.value} takes {counted(expected, 'number')}, got {len(numbers)}")
     sizes = [int(word) for word in numbers]
     return TransformSpec(
         kind=kind,

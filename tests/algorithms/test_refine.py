@@ -59,7 +59,7 @@ def test_a_start_that_is_better_is_kept() -> None:
     problem = dataclasses.replace(model_problem(), tell=told.append)
     assert refined(problem, f"epochs=4,{full_rate(problem, 0.006)}", start={}) is None
     assert refined(problem, f"epochs=4,batch=1,{full_rate(problem, 1000.0)}") is None
-    assert len(told) == 2 and all("the rounded model is kept; KL on 1 held-out window(s)" in note for note in told)
+    assert len(told) == 2 and all("the rounded model is kept; KL on 1 held-out window" in note for note in told)
 
 
 def test_a_single_window_leaves_nothing_to_check_on() -> None:

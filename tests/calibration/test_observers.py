@@ -144,7 +144,7 @@ def test_words() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("max", r"unknown observer 'max'; there are minmax, percentile\(…\), ema"),
+        ("max", r"unknown observer 'max'; did you mean minmax\? there are minmax, percentile\(…\), ema"),
         ("", "unknown observer ''"),
         ("mse(3)", "takes no argument, got 3"),
         ("percentile(0)", "above 0 and at most 100, got 0"),

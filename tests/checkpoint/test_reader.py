@@ -89,7 +89,7 @@ def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
     [
         ({ONE: {"a": A}}, {"a": ONE, "b": TWO}, f"{TWO} is missing"),
         ({ONE: {"a": A}, TWO: {"a": A}}, {"a": ONE, "b": TWO}, "'a' stands in both"),
-        ({ONE: {"a": A}, TWO: {"b": B}}, {"a": TWO, "b": TWO}, "promises 1 tensor(s) that are not there, e.g. 'a'"),
+        ({ONE: {"a": A}, TWO: {"b": B}}, {"a": TWO, "b": TWO}, "promises 1 tensor that are not there, e.g. 'a'"),
         ({ONE: {"a": A}}, {"a": ONE, "c": ONE}, "e.g. 'c'"),
         ({ONE: {"a": A}}, {}, "no weight_map"),
         ({ONE: {"a": A}}, [ONE], "no weight_map"),

@@ -237,7 +237,7 @@ def with_bad_weight(model: Path, path: Path, value: float) -> Path:
 def test_a_weight_that_is_no_number(value: float, name: str, model: Path, tmp_path: Path) -> None:
     source = with_bad_weight(model, tmp_path / "source", value)
     message = fail("quantize", source, "-f", name, "-o", tmp_path / "out")
-    assert f"{BAD_LAYER}.weight holds 1 NaN or Inf value(s)" in message and "--nan poison" in message
+    assert f"{BAD_LAYER}.weight holds 1 NaN or Inf value" in message and "--nan poison" in message
     assert files(tmp_path) == {"source"}
     with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
         microscale.quantize(source, name)
@@ -518,7 +518,7 @@ def test_static_ranges_are_measured_and_layers_without_one_are_named(text: Path,
     edit_tensors(source, **{name.replace(".", "__"): tensor for name, tensor in gates.items()})
     options = ("-f", "nvfp4", "-a", "nvfp4@static", "--samples", "4", "--window", "24")
     found = succeed("quantize", source, *options, "--calibration", text, "-o", tmp_path / "out", "--json").json
-    notes = [note for note in found["notes"] if "12 layer(s) saw no calibration token and have no static range" in note]
+    notes = [note for note in found["notes"] if "no calibration token reached 12 layers" in note]
     assert len(notes) == 1 and "experts.2" in notes[0]
     ranges = {name: tensor for name, tensor in read_tensors(tmp_path / "out").items() if name.endswith("amax")}
     assert len(ranges) == 32 and sum(bool(torch.isnan(tensor).any()) for tensor in ranges.values()) == 12

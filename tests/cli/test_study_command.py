@@ -68,7 +68,7 @@ def test_failures_selection_and_import(folder: Path) -> None:
     done = microscale_command("study", str(path), "--only", "mxfp4", "--results", str(folder / "one.sqlite"))
     assert done.code == 1 and "failed: tiny mxfp4 gptq" in " ".join(done.stdout.split())
     answer = succeed("study", path, "--only", "none", "--import", folder / "one.sqlite", "--html", folder / "p.html")
-    assert "1 run(s) taken" in answer.stdout and (folder / "p.html").is_file()
+    assert "1 run taken" in answer.stdout and (folder / "p.html").is_file()
     found = succeed("study", path, "--report-only", "--json").json
     assert [(row["format"], row["state"]) for row in found] == [("none", "done"), ("mxfp4", "done")]
     assert found[1]["recovery"] is not None
@@ -105,8 +105,10 @@ def test_wrong_studies(folder: Path) -> None:
     assert "no run matches" in fail("study", write(folder, "w4"), "--only", "zzz")
     assert "gptqq" in fail("study", write(folder, "w5", methods="[rtn, gptqq]"))
     assert "is not a file" in fail("study", write(folder, "w5"), "--import", folder / "absent.sqlite")
-    for task in ("tokens: -3", "window: 1", "tokens: 0"):
-        assert "greater than or equal to" in fail("study", write(folder, "w6", tasks=f"{{text: book.txt, {task}}}"))
+    for task, least in (("tokens: -3", 1), ("window: 1", 2), ("tokens: 0", 1)):
+        name, _, value = task.partition(": ")
+        said = fail("study", write(folder, "w6", tasks=f"{{text: book.txt, {task}}}"))
+        assert f"tasks.0.{name}: must be {least} or more, got {value} (int)" in said
     path = write(folder, "w7")
     path.write_text(path.read_text() + "task_data: absent\n")
     assert "is no folder" in fail("study", path)

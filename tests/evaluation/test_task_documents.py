@@ -56,7 +56,7 @@ def test_piqa_with_labels_beside(tmp_path: Path) -> None:
     labels = tmp_path / "piqa" / "valid-labels.lst"
     labels.write_text("0\n1\n")
     assert load_documents("piqa", tmp_path).test == ROWS["piqa"]
-    for content, words in (("0\n", "1 answers for 2 questions"), ("0\n2\n", "from 0 to 1"), ("0\nx\n", "got 'x'")):
+    for content, words in (("0\n", "1 answer for 2 questions"), ("0\n2\n", "from 0 to 1"), ("0\nx\n", "got 'x'")):
         labels.write_text(content)
         with pytest.raises(TaskError, match=words):
             load_documents("piqa", tmp_path)

@@ -63,7 +63,7 @@ def test_a_text_is_a_task_of_its_own(file: str) -> None:
 @pytest.mark.parametrize("name", ["", "piqas", "mmlu_", "blimp_", "text:", "BLiMP", "piqa ", "arc"])
 def test_an_unknown_name(name: str) -> None:
     with pytest.raises(
-        TaskError, match=rf"^unknown task {re.escape(repr(name))}; possible: lambada, hellaswag, "
+        TaskError, match=rf"^unknown task {re.escape(repr(name))};( did you mean \w+\?)? possible: lambada, hellaswag, "
     ) as error:
         find_task(name)
     assert str(error.value).endswith("wikitext, parts such as blimp_causative, and text:FILE")

@@ -13,7 +13,9 @@ import transformers
 
 import microscale
 from microscale.errors import ArgumentError, CheckpointNotFoundError, ModelError, ShapeError
-from microscale.integrations.loading import check_local, check_window, stored_dtype
+from microscale.integrations import hub
+from microscale.integrations.hub import check_local
+from microscale.integrations.loading import check_window, stored_dtype
 from microscale.nn.embedding import NarrowEmbedding
 from small_models import edit_config, logits, read_config, same_bits, save_random_model
 
@@ -44,8 +46,7 @@ def test_what_may_be_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Without a network a hub name cannot be found; the message says what was tried."""
     monkeypatch.chdir(tmp_path)
     for name in ("nobody/no-such-model", "no-such-model"):
-        assert check_local(name) is None
-        with pytest.raises(ModelError, match=name):
+        with pytest.raises(CheckpointNotFoundError, match=name):
             microscale.load(name)
     for path in ("", "a/b/c", "./a", "~/a", "/a"):
         with pytest.raises(CheckpointNotFoundError, match="not a model directory"):
@@ -70,7 +71,8 @@ def test_loading_is_quiet(
     assert output.out == "" and output.err == "" and caplog.text == ""
 
 
-def test_loading_leaves_the_settings_of_transformers_alone(source: Path) -> None:
+def test_loading_leaves_the_settings_of_transformers_alone(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "check_hub_name", lambda name: None)
     settings = transformers.utils.logging
     before = (settings.get_verbosity(), settings.is_progress_bar_enabled())
     for verbosity in (logging.INFO, logging.ERROR):

@@ -47,7 +47,7 @@ def test_a_page_shows_so_many(more: int) -> None:
     shown = massive_values(layers, 1, lambda window, row: "")
     assert len(shown) == MAX_MASSIVE + bool(more)
     if more:
-        assert shown[-1].title == "others" and shown[-1].words.startswith(f"{more} more tensors")
+        assert shown[-1].title == "others" and shown[-1].words.startswith(f"{more} more tensor{'s' * (more > 1)};")
 
 
 def test_a_page_names_every_tensor_of_a_model() -> None:

@@ -96,4 +96,4 @@ def test_layers_without_a_range_are_named() -> None:
     unseen: Any = SimpleNamespace(unseen=("layers.1", "layers.2"))
     assert range_notes(seen) == [] and RangeReport.__doc__
     (note,) = range_notes(unseen)
-    assert note.startswith("2 layer(s) saw no calibration token") and "layers.1;" in note
+    assert note.startswith("no calibration token reached 2 layers") and "layers.1;" in note

@@ -58,7 +58,7 @@ def test_the_page_and_its_facts(model: Path, text: Path) -> None:
     }
     assert f"microscale {microscale.__version__}" in found.facts["versions"]
     page = found.page([("before", "a sample of text")])
-    assert "model in 1 formats" in page and "a sample of text" in page
+    assert "model in 1 format" in page and "a sample of text" in page
     assert [row.difference for row in found.report_rows] == [
         row.perplexity - found.rows[0].perplexity for row in found.rows
     ]

@@ -9,7 +9,7 @@ import torch
 
 import microscale
 from command_line import succeed
-from microscale.errors import ModelError, OptionError
+from microscale.errors import CheckpointNotFoundError, OptionError
 from microscale.kernels.cpu import BACKEND as CPU
 from small_models import save_random_model
 
@@ -74,7 +74,7 @@ def test_rounded_attention_is_told(tmp_path: Path) -> None:
 
 
 def test_a_name_that_cannot_be_reached() -> None:
-    with pytest.raises(ModelError, match="no-such/model has no config that can be read: We couldn't connect"):
+    with pytest.raises(CheckpointNotFoundError, match="no-such/model is no directory here"):
         microscale.explain("no-such/model")
 
 

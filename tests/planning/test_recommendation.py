@@ -98,7 +98,7 @@ def test_the_best_is_that_of_trying_each() -> None:
     ("crest", "outliers", "words"),
     [
         (2.30, 0, "crest factor of 2.30, close to a normal distribution's 2.3; kurtosis is 3;"),
-        (2.64, 2, "2.64, close to a normal distribution's 2.3; kurtosis is 3, and 2 channel(s) stand out;"),
+        (2.64, 2, "2.64, close to a normal distribution's 2.3; kurtosis is 3, and 2 channels stand out;"),
         (2.65, 0, "2.65, larger than a normal distribution's 2.3; kurtosis is 3;"),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_weight_that_is_not_finite_is_named_and_counted(bad: float) -> None:
     with pytest.raises(NonFiniteError) as caught:
         check_weight(module, layer, nan="raise")
     assert str(caught.value) == (
-        f"{name}.weight holds 3 NaN or Inf value(s) out of {module.weight.numel()}; mend the model, or let them poison"
+        f"{name}.weight holds 3 NaN or Inf values out of {module.weight.numel()}; mend the model, or let them poison"
         " their blocks (--nan poison, nan: poison in a recipe)"
     )
     check_weight(module.to("meta"), layer, nan="raise")  # it is still in its file

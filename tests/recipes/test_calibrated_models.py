@@ -280,7 +280,7 @@ def test_text_that_does_not_serve(tmp_path: Path) -> None:
     path = save_random_model(tmp_path / "model")
     (tmp_path / "short.txt").write_text("too short")
     options = {"method": "gptq", "samples": 4, "window": 16}
-    with pytest.raises(TextError, match=r"has 9 tokens; 4 windows of 16 .* need 60"):
+    with pytest.raises(TextError, match=r"has 9 tokens; 4 windows of 16 .* take 60"):
         microscale.quantize(path, "mxfp4", calibration=tmp_path / "short.txt", **options)
     with pytest.raises(TextError, match="cannot be read"):
         microscale.quantize(path, "mxfp4", calibration=tmp_path / "absent.txt", **options)

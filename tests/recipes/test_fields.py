@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core._pydantic_core import list_all_errors  # pyright: ignore
 
 from microscale.algorithms.pipeline import parse_method
-from microscale.errors import FormatError
+from microscale.errors import FormatError, RecipeError
 from microscale.formats import BlockFormat, parse_activation, parse_format
 from microscale.recipes.fields import (
     FORMATS,
@@ -18,7 +19,9 @@ from microscale.recipes.fields import (
     RoundedField,
     WeightsField,
     parse_rounded,
+    problem_text,
 )
+from microscale.recipes.recipe import Recipe
 
 
 class Words(BaseModel):
@@ -82,3 +85,46 @@ def test_attention_takes_a_format_by_the_numbers_at_hand(word: str) -> None:
     with pytest.raises(FormatError, match="attention"):
         parse_rounded(word)
     assert isinstance(parse_rounded("mxfp4").record, BlockFormat)
+
+
+SAMPLES: dict[str, Any] = {
+    "expected": "'fast', 'good' or 'max'",
+    "expected_schemes": "'file'",
+    "expected_tokens": "x",
+    "pattern": "x",
+    "class": "Path",
+    "class_name": "Path",
+    "error": ValueError("ours"),
+    "error_type": "x",
+    "context": {},
+}
+"""Details of problems of pydantic that are no numbers."""
+
+
+@pytest.mark.parametrize("problem", [one["type"] for one in list_all_errors()])
+def test_no_sentence_of_pydantic_is_passed_on(problem: str) -> None:
+    details = next(one for one in list_all_errors() if one["type"] == problem)
+    context = {key: SAMPLES.get(key, value) for key, value in (details["example_context"] or {}).items()}
+    if problem not in ("value_error", "assertion_error"):
+        context |= {"error": "x"} if "error" in context else {}
+    line: Any = {"type": problem, "loc": ("effort",), "input": "fsat"} | ({"ctx": context} if context else {})
+    error = ValidationError.from_exception_data("Recipe", [line])
+    said = problem_text(error, Recipe)
+    theirs = error.errors()[0]["msg"]
+    assert theirs not in said and "Input should" not in said and "pydantic" not in said
+    if problem not in ("value_error", "assertion_error", "extra_forbidden", "missing"):
+        assert said.startswith("effort: must be ") or said == "effort: is not valid, got 'fsat' (str)"
+        assert "{" not in said.replace("{match", "")
+
+
+def test_a_record_ends_in_our_errors_however_it_is_made() -> None:
+    for make in (
+        lambda: Recipe(format="mxfp4", effort="goood"),  # pyright: ignore[reportArgumentType]
+        lambda: Recipe.model_validate({"format": "mxfp4", "effort": "goood"}),
+    ):
+        with pytest.raises(RecipeError, match=r"effort: must be 'fast', 'good' or 'max', got 'goood'.*mean good\?"):
+            make()
+    with pytest.raises(RecipeError, match="Recipe does not change; make another one"):
+        Recipe(format="mxfp4").effort = "good"  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    with pytest.raises(RecipeError, match=r"layout: .*did you mean compressed-tensors\?"):
+        Recipe.model_validate({"format": "mxfp4", "layout": "compresed-tensors"})

@@ -15,6 +15,7 @@ import microscale
 from family_models import family_model
 from microscale.calibration.cache import ActivationStore
 from microscale.errors import CalibrationError, CheckpointError, ModelError, NonFiniteError
+from microscale.integrations import hub
 from microscale.integrations.layerwise import LayerFile
 from microscale.nn.packed import PackedModule
 from microscale.recipes.apply import quantize_model
@@ -248,7 +249,8 @@ def test_a_directory_that_cannot_be_used(path: Path, tmp_path: Path) -> None:
         quantize(path, "gptq", tmp_path / "file")
 
 
-def test_models_that_cannot_be_read_layer_by_layer(path: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_read_layer_by_layer(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "check_hub_name", lambda name: None)
     with pytest.raises(CheckpointError, match=r"does not exist|is not a model directory"):
         quantize(tmp_path / "absent", "gptq", tmp_path / "store")
     with pytest.raises(ModelError, match="is no local directory"):
@@ -258,7 +260,7 @@ def test_models_that_cannot_be_read_layer_by_layer(path: Path, tmp_path: Path) -
         quantize(tmp_path / "packed", "gptq", tmp_path / "store")
     broken = save_random_model(tmp_path / "broken")
     edit_tensors(broken, model__layers__1__mlp__up_proj__weight=None)
-    with pytest.raises(ModelError, match=r"lacks 1 tensor\(s\) of the model"):
+    with pytest.raises(ModelError, match=r"lacks 1 tensor of the model"):
         quantize(broken, "gptq", tmp_path / "store")
 
 

@@ -271,6 +271,18 @@ def test_layouts(load: Callable[..., Any]) -> None:
         plan(format="nvfp4", layout="quark")
 
 
+@pytest.mark.parametrize("method", ["rtn", "hadamard"])
+def test_a_refusal_counts_layers(method: str, load: Callable[..., Any]) -> None:
+    """Each layer counts once, whatever stands against it: its format, its activations and its method."""
+    recipe = make_recipe(format="mxfp4_plus", activations="nvfp4", method=method, layout="compressed-tensors")
+    with pytest.raises(LayoutError) as caught:
+        make_plan(load(), recipe)
+    assert f"and {14 - 3} more layers" in str(caught.value)
+    rules = tuple(parse_rule(f"{name}=mxint8") for name in ("q_proj", "k_proj"))
+    with pytest.raises(LayoutError, match=r"and 1 more layer\n"):
+        make_plan(load(), make_recipe(format="mxfp4", rules=rules, layout="compressed-tensors"))
+
+
 def test_the_model_of_the_tests_is_a_transformers_model(load: Callable[..., Any]) -> None:
     assert isinstance(load(), transformers.PreTrainedModel)
 

@@ -51,7 +51,7 @@ def test_scales_without_a_place_are_said() -> None:
     """Online scales of a family that folds most, experts behind one norm, and a head that a rotation unties."""
     report = apply(family_model("gpt2", dtype=torch.float32), "smoothquant", format="mxint8")
     assert any(
-        "smoothquant keeps its scales online for 2 layer(s), e.g. transformer.h.0.mlp.c_proj" in note
+        "smoothquant keeps its scales online for 2 layers, e.g. transformer.h.0.mlp.c_proj" in note
         for note in report.plan.notes
     )
     report = apply(family_model("mixtral", dtype=torch.float32), "awq", format="mxint8")
@@ -101,7 +101,7 @@ def test_folded_scales_leave_the_model_as_it_was(family: str) -> None:
     changed = {name for name in before if not torch.equal(work.book.problem(name).weight, before[name])}
     assert changed <= inside and changed
     assert [note.partition(":")[0] for note in work.preparer.notes] == [
-        f"smoothquant keeps its scales online for 1 layer(s), e.g. {name}" for name in online
+        f"smoothquant keeps its scales online for 1 layer, e.g. {name}" for name in online
     ]
     torch.testing.assert_close(run(work.model), expected, rtol=1e-4, atol=1e-4)
 

@@ -132,9 +132,9 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "an unknown key": (
         "format: mxfp4\nfromat: mxfp8\n",
         2,
-        "unknown key 'fromat', did you mean format? known keys: format, activations, ",
+        "unknown key 'fromat'; did you mean format? known keys: format, activations, ",
     ),
-    "a misspelt key that is missing": ("fromat: mxfp8\n", 1, "unknown key 'fromat', did you mean format?"),
+    "a misspelt key that is missing": ("fromat: mxfp8\n", 1, "unknown key 'fromat'; did you mean format?"),
     "no format": ("exclude: [a]\n", 1, "format"),
     "an unknown format": ("\n\nformat: mxfp5\n", 3, "unknown format 'mxfp5'"),
     "a number as format": ("activations: mxfp8\nformat: 4\n", 2, "format"),
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "a rule with an unknown key": (
         "format: mxfp4\nrules:\n  - match: a\n    wieghts: mxfp8\n",
         4,
-        "unknown key 'rules.0.wieghts', did you mean weights? known keys: match, weights, activations, method",
+        "unknown key 'rules.0.wieghts'; did you mean weights? known keys: match, weights, activations, method",
     ),
     "rules that are no list": ("format: mxfp4\nrules:\n  a: mxfp8\n", 2, "rules"),
     "a list": ("- format: mxfp4\n", 1, "begins with 'format: NAME'"),

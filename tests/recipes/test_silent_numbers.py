@@ -99,6 +99,6 @@ def servers_refuse(**options: Any) -> list[str]:
 
 def test_layers_that_servers_join_and_that_differ_are_named() -> None:
     (text,) = servers_refuse(rules=["*.q_proj=mxfp8"])
-    assert "q_proj, k_proj, v_proj of model.layers.0.self_attn" in text and "2 module(s)" in text
+    assert "q_proj, k_proj, v_proj of model.layers.0.self_attn" in text and "2 modules" in text
     assert len(servers_refuse(exclude=["*.1.mlp.up_proj"])) == 1, "a layer in floats differs too"
     assert servers_refuse() == servers_refuse(rules=["*.down_proj=mxfp8", "*.o_proj=mxfp8"]) == []

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 import microscale
-import microscale.hf
+import microscale.hf  # pyright: ignore[reportUnusedImport]  # registers with transformers
 from microscale.errors import CheckpointError, QuantizationNote
 from microscale.formats import parse_format
 from microscale.nn.embedding import QuantizedEmbedding

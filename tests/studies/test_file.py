@@ -46,13 +46,13 @@ def test_defaults_and_labels(tmp_path: Path) -> None:
         (
             ("models", "model"),
             1,
-            "unknown key 'model', did you mean models? known keys: models, formats, methods, tasks",
+            "unknown key 'model'; did you mean models? known keys: models, formats, methods, tasks",
         ),
-        (("tasks", "taskss"), 3, "unknown key 'taskss', did you mean tasks?"),
+        (("tasks", "taskss"), 3, "unknown key 'taskss'; did you mean tasks?"),
         (
             ("task: piqa", "task: piqa, limitt: 3"),
             3,
-            "unknown key 'tasks.0.limitt', did you mean limit? known keys: text",
+            "unknown key 'tasks.0.limitt'; did you mean limit? known keys: text",
         ),
         (
             ("tasks", "methods: [{methd: gptq}]\ntasks"),

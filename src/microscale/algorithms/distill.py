@@ -26,7 +26,7 @@ from microscale.algorithms.contract import GroupProblem, LayerFunction, LayerPro
 from microscale.algorithms.fit import Judged, adam, epoch_batches, fit, hold_out, warm_cosine
 from microscale.algorithms.hadamard import fitting_size
 from microscale.algorithms.learned import LearnedTransform, all_stand_ins
-from microscale.errors import RecipeError
+from microscale.errors import RecipeError, counted
 from microscale.families.batch import Batch
 from microscale.kernels.transform import block_product, hadamard_matrix, restore_weight
 from microscale.transforms import Transform, block_transform, hadamard_transform
@@ -107,7 +107,7 @@ class Distill(ModelStep):
         )
         if found.best.state is None:
             problem.tell(
-                f"distill learned nothing that lasts: KL on {len(held_out)} held-out window(s) went from"
+                f"distill learned nothing that lasts: KL on {counted(len(held_out), 'held-out window')} went from"
                 f" {start.error:.3g} to {found.last.error:.3g}, so the weights stay as they were; give more calibration"
                 " text, or a lower lr"
             )

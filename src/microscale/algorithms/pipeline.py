@@ -26,7 +26,7 @@ from microscale.algorithms.contract import (
     TransformStep,
 )
 from microscale.algorithms.registry import AUTO, BEST, EFFORTS, FINE_EFFORTS, METHODS, PLAIN, STEPS
-from microscale.errors import RecipeError
+from microscale.errors import RecipeError, nearest
 from microscale.formats import ActivationSpec, BlockFormat, Format, format_name, list_items
 
 ORDER = (
@@ -156,7 +156,9 @@ class Method:
             RecipeError: an unknown effort, or a chain of ``best`` that does not fit in.
         """
         if effort not in EFFORTS:
-            raise RecipeError(f"unknown effort {effort!r}; possible: {', '.join(EFFORTS)}")
+            raise RecipeError(
+                f"unknown effort {effort!r}{nearest(effort, EFFORTS) or ';'} possible: {', '.join(EFFORTS)}"
+            )
         steps = [step for own in self.steps for step in (_best(effort, fmt) if own is None else (own,))]
         return make_pipeline(steps, self.text)
 
@@ -262,8 +264,9 @@ def _parse_step(text: str) -> Step:
             " --method auto --bits 4.5, or auto+gptq with another method to round by)"
         )
     if kind is None:
+        hint = nearest(word, (AUTO, BEST, *METHODS, *STEPS)) or ";"
         raise RecipeError(
-            f"unknown method or step {word!r}; methods: {BEST}, {', '.join(METHODS)}; steps: {', '.join(STEPS)}"
+            f"unknown method or step {word!r}{hint} methods: {BEST}, {', '.join(METHODS)}; steps: {', '.join(STEPS)}"
         )
     options: dict[str, Any] = {}
     fields = {field.name: field for field in dataclasses.fields(kind)}

@@ -31,7 +31,7 @@ from microscale.algorithms.contract import GroupProblem, LayerFunction, LayerPro
 from microscale.algorithms.distill import ENOUGH_TOKENS, held_out_divergence, mean_divergence
 from microscale.algorithms.fit import Judged, adam, epoch_batches, fit, hold_out, warm_cosine
 from microscale.algorithms.straight_through import StandIn
-from microscale.errors import RecipeError
+from microscale.errors import RecipeError, counted
 from microscale.kernels import fake_quantize
 from microscale.kernels.transform import restore_weight
 
@@ -109,7 +109,8 @@ class Refine(RefineStep):
         )
         outcome = "is kept" if found.best.state is None else "is left for what was learned"
         problem.tell(
-            f"refine: the rounded model {outcome}; KL on {len(held_out)} held-out window(s) {before:.3g} before,"
+            f"refine: the rounded model {outcome}; KL on {counted(len(held_out), 'held-out window')}"
+            f" {before:.3g} before,"
             f" {found.last.error:.3g} after"
         )
         return found.best.state

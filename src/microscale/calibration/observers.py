@@ -28,7 +28,7 @@ from torch import Tensor
 from microscale.calibration.entropy import LinearHistogram, entropy_threshold
 from microscale.calibration.histogram import HistogramSketch
 from microscale.calibration.sampling import TailSample
-from microscale.errors import CalibrationError, NonFiniteError
+from microscale.errors import CalibrationError, NonFiniteError, counted, nearest
 from microscale.formats import BlockFormat, ChannelBlock, Format, TensorBlock, format_name
 
 Quantize = Callable[[Float[Tensor, "rows cols"], Float[Tensor, "1"]], Float[Tensor, "rows cols"]]
@@ -120,7 +120,7 @@ def parse_observer(text: str | ObserverSpec) -> ObserverSpec:
     words = [kind.value for kind in ObserverKind]
     if not match or match[1] not in words:
         known = ", ".join(f"{word}(…)" if ObserverKind(word) in _DEFAULTS else word for word in words)
-        raise CalibrationError(f"unknown observer {text!r}; there are {known}")
+        raise CalibrationError(f"unknown observer {text!r}{nearest(text, words) or ';'} there are {known}")
     kind = ObserverKind(match[1])
     try:
         argument = float(match[2]) if match[2] else _DEFAULTS.get(kind)
@@ -184,7 +184,8 @@ def largest_magnitude(inputs: Float[Tensor, "..."], name: str) -> Float[Tensor, 
     if not bool(torch.isfinite(largest)):
         num_bad = int((~torch.isfinite(inputs.to(torch.float32))).sum())
         raise NonFiniteError(
-            f"the input of {name} holds {num_bad} NaN or Inf value(s) out of {inputs.numel()}: no range follows from"
+            f"the input of {name} holds {counted(num_bad, 'NaN or Inf value')} out of {inputs.numel()}:"
+            " no range follows from"
             " them; the model overflows on this text in this dtype, or a weight is damaged: try float32"
         )
     return largest

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from microscale.calibration.accumulators import Crest, Histogram, MeanAbs, Moments, Reservoir, SecondMoment
 from microscale.calibration.histogram import HistogramSketch
-from microscale.errors import CalibrationError, DtypeError, NonFiniteError, ShapeError
+from microscale.errors import CalibrationError, DtypeError, NonFiniteError, ShapeError, counted
 
 DEFAULT_SAMPLE_ROWS = 512
 DEFAULT_BLOCK_COLS = 256
@@ -145,7 +145,9 @@ class StatisticsCollector:
             NonFiniteError: NaN or Inf, or a number beyond float32.
         """
         if inputs.ndim < 1 or inputs.shape[-1] != self.cols:
-            raise ShapeError(f"the input of {self.name} must end in {self.cols} channels, got {list(inputs.shape)}")
+            raise ShapeError(
+                f"the input of {self.name} must end in {counted(self.cols, 'channel')}, got {list(inputs.shape)}"
+            )
         if not inputs.is_floating_point():
             raise DtypeError(f"the input of {self.name} must be float, got {inputs.dtype}")
         rows = inputs.detach().reshape(-1, self.cols).to(self.device)
@@ -174,8 +176,10 @@ class StatisticsCollector:
         channels = (~finite.all(0)).nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (" …" if len(channels) > 8 else "")
         return (
-            f"the input of {self.name} holds {int((~finite).sum())} NaN or Inf value(s) out of {rows.numel()}, in"
-            f" channel(s) {listed}; the model overflows on this text in this dtype, or a weight before this layer is"
+            f"the input of {self.name} holds {counted(int((~finite).sum()), 'NaN or Inf value')} out of"
+            f" {rows.numel()}, in"
+            f" {'channel' if len(channels) == 1 else 'channels'} {listed}; the model overflows on this"
+            " text in this dtype, or a weight before this layer is"
             " damaged: try float32 or check the model"
         )
 

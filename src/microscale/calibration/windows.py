@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from microscale.errors import TextError
+from microscale.errors import TextError, counted
 
 DEFAULT_SAMPLES = 128
 DEFAULT_WINDOW = 2048
@@ -36,15 +36,16 @@ def calibration_windows(
         raise TextError(f"the number of calibration samples must be positive, got {samples}")
     minimum = 1 if bos is None else 2
     if window < minimum:
-        raise TextError(f"a calibration window needs at least {minimum} token(s), got {window}")
+        raise TextError(f"a calibration window needs at least {counted(minimum, 'token')}, got {window}")
     stream = torch.as_tensor(tokens, dtype=torch.int64).flatten()
     step = window if bos is None else window - 1
     available = stream.numel() // step
     if available < samples:
         raise TextError(
-            f"the calibration text has {stream.numel()} tokens; {samples} windows of {window}"
-            f" ({step} text tokens each) need {samples * step}. Give a longer text, or take"
-            + (f" at most {available} samples" if available else " shorter windows")
+            f"the calibration text has {counted(stream.numel(), 'token')}; {counted(samples, 'window')} of {window}"
+            f" ({counted(step, 'text token')} each) {'takes' if samples == 1 else 'take'} {samples * step}."
+            " Give a longer text, or take"
+            + (f" at most {counted(available, 'sample')}" if available else " shorter windows")
         )
     pieces = stream[: available * step].reshape(available, step)
     if available > samples:

@@ -94,7 +94,7 @@ class GgufModel:
         return values.reshape(source.stored_shape).permute(source.axes).contiguous()
 
     def stored_type(self, name: str) -> tuple[str, int]:
-        """Return the ggml type(s) of a tensor in words and its bytes in the file."""
+        """Return the ggml types of a tensor in words and its bytes in the file."""
         entries = self.tensors[name].entries
         words = sorted({_type_word(entry) for entry in entries})
         return "+".join(words), sum(_entry_bytes(self.path, entry) for entry in entries)

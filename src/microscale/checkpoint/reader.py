@@ -17,7 +17,7 @@ from torch import Tensor
 
 from microscale.checkpoint.file_bytes import read_tensor
 from microscale.checkpoint.schema import TensorInfo
-from microscale.errors import CheckpointError, CheckpointNotFoundError
+from microscale.errors import CheckpointError, CheckpointNotFoundError, counted
 from microscale.formats.dtypes import named_dtype
 
 CONFIG_NAME = "config.json"
@@ -144,7 +144,7 @@ class CheckpointReader:
         absent = [name for name, file in promised.items() if self._file_of.get(name) != self.path / file]
         if absent:
             raise CheckpointError(
-                f"{index_path} promises {len(absent)} tensor(s) that are not there, e.g. {absent[0]!r}"
+                f"{index_path} promises {counted(len(absent), 'tensor')} that are not there, e.g. {absent[0]!r}"
             )
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> Tensor:

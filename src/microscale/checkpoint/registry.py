@@ -15,7 +15,7 @@ from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.native import NativeLayout
 from microscale.checkpoint.quark import QuarkLayout
 from microscale.checkpoint.schema import FileLayout, TensorInfo
-from microscale.errors import CheckpointError, LayoutError
+from microscale.errors import CheckpointError, LayoutError, nearest
 from microscale.formats import (
     BlockFormat,
     Format,
@@ -52,7 +52,8 @@ def layout_named(word: str) -> FileLayout:
     """
     layout = WRITABLE_LAYOUTS.get(word)
     if layout is None:
-        raise LayoutError(f"unknown layout {word!r}; possible: auto, {', '.join(WRITABLE_LAYOUTS)}")
+        words = ("auto", *WRITABLE_LAYOUTS)
+        raise LayoutError(f"unknown layout {word!r}{nearest(word, words) or ';'} possible: {', '.join(words)}")
     return layout
 
 

@@ -30,9 +30,11 @@ def bench(result: BenchResult, _: BenchOptions) -> None:
     ]
     print_table(result.label, columns, rows)
     lines = [f"ran by: {runtime_text(executed.runtime)}"]
-    counted = {"weights": executed.formats, "activations": executed.activations}
-    counted |= {} if decoder is None else {"linear layers": decoder.linear_layers}
-    lines += [f"{name}: " + ", ".join(f"{word} × {n}" for word, n in found.items()) for name, found in counted.items()]
+    named = {"weights": executed.formats, "activations": executed.activations}
+    named |= {} if decoder is None else {"linear layers": decoder.linear_layers}
+    lines += [
+        f"{name}: " + ", ".join(f"{word} × {n}" for word, n in found.items()) for name, found in named.items() if found
+    ]
     read = f"weights read per token: {executed.weight_bytes_per_token / 1e6:.1f} MB"
     lines.append(read if decoder is None else f"{read}, {decoder.weight_bytes_per_second / 1e9:.1f} GB/s")
     shares = result.milliseconds_per_token

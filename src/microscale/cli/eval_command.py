@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from microscale.cli.output import Column, console, print_table
 from microscale.cli.parameters import result_command
+from microscale.errors import counted
 from microscale.jobs.evaluate_options import EvaluateOptions
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _print_text_scores(scores: TextScores, dtype: str) -> None:
 
     score = scores.score
     console.print(
-        f"perplexity {score.perplexity:.4f} over {score.tokens} tokens in {score.windows} window(s)"
+        f"perplexity {score.perplexity:.4f} over {counted(score.tokens, 'token')} in {counted(score.windows, 'window')}"
         f" of up to {scores.window} ({dtype}, {score.seconds:.1f} s)"
     )
     if isinstance(score, FidelityResult):

@@ -10,6 +10,7 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table
 from microscale.cli.parameters import job_command
+from microscale.errors import counted
 from microscale.jobs.small_options import ExplainOptions
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _cells(layer: LayerExplanation) -> list[str]:
 def _lines(group: Sequence[LayerExplanation]) -> list[str]:
     """Return what the table has no room for: the kernel, what was asked for otherwise, and all refusals."""
     first = group[0]
-    which = first.layer if len(group) == 1 else f"{len(group)} layers such as {first.layer}"
+    which = first.layer if len(group) == 1 else f"{counted(len(group), 'layer')} such as {first.layer}"
     lines = [f"{which}: {first.kernel}"]
     if first.reason is not None:
         asked = f"weights {first.requested.weights}, inputs {first.requested.activations or 'kept'}"

@@ -9,6 +9,7 @@ from microscale.cli.output import JsonOption, console, print_json, tell_missing_
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
 from microscale.cli.runtime import runtime_text
+from microscale.errors import counted
 from microscale.jobs.small_options import GenerateOptions
 
 
@@ -35,7 +36,7 @@ def generate(options: GenerateOptions, as_json: JsonOption = False) -> None:
     found = result.generation
     seconds = found.prefill_seconds + found.decode_seconds
     console.print(
-        f"[dim]{len(found.tokens)} tokens in {seconds:.1f} s: prompt {found.prefill_speed:.1f} tokens/s, new"
+        f"[dim]{counted(len(found.tokens), 'token')} in {seconds:.1f} s: prompt {found.prefill_speed:.1f} tokens/s, new"
         f" {found.decode_speed:.1f} tokens/s ({runtime_text(result.runtime)})[/dim]",
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ import typer
 
 from microscale.cli.output import Column, JsonOption, SeedOption, console, print_json, print_table
 from microscale.cli.parameters import job_command
+from microscale.errors import counted
 from microscale.jobs.small_options import InspectOptions
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def inspect(
     rows = [_cells(name, layers) for name, layers in group_layers(shown).items()]
     print_table(f"{options.path}: layout {found.layout}", _COLUMNS, rows)
     for name, count in Counter(_without_columns(layer.format) for layer in found.quantized).items():
-        console.print(f"{count} layers in {name}{_rule_text(name)}", markup=False)
+        console.print(f"{counted(count, 'layer')} in {name}{_rule_text(name)}", markup=False)
     for words, count in Counter(layer.online for layer in found.quantized if layer.online).items():
-        console.print(f"{count} layers compute at run time besides: {words}", markup=False)
+        console.print(f"{counted(count, 'layer')} compute at run time besides: {words}", markup=False)
     others = sum(layer.num_bytes for layer in found.others)
-    console.print(f"{len(found.others)} tensors not quantized, {size_text(others)}")
+    console.print(f"{counted(len(found.others), 'tensor')} not quantized, {size_text(others)}")
     if found.quantized:
         console.print(f"{found.bits_per_quantized_weight:.3f} bits per quantized weight")
     for side, word in found.attention.titled.items():

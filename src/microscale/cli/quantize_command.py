@@ -8,6 +8,7 @@ from microscale.cli.allocate_command import point_text
 from microscale.cli.inspect_command import group_names
 from microscale.cli.output import console
 from microscale.cli.parameters import result_command
+from microscale.errors import counted
 from microscale.jobs.quantize_options import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def quantize(result: QuantizeResult, _: QuantizeOptions) -> None:
         point = point_text(solution.point, result.allocation.budget)
         lines.append(f"chosen from a front of {len(solution.front)}: {point}")
     lines += [
-        f"{count} layers: weights {weights}, activations {inputs or 'not quantized'}"
+        f"{counted(count, 'layer')}: weights {weights}, activations {inputs or 'not quantized'}"
         for (weights, inputs), count in result.schemes.items()
     ]
     if report.plan.unquantized:

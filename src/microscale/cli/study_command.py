@@ -9,6 +9,7 @@ import typer
 from microscale.cli.output import Column, JsonOption, console, print_json, print_table, tell_missing_kernels
 from microscale.cli.parameters import job_command
 from microscale.cli.reporter import ConsoleReporter
+from microscale.errors import counted
 from microscale.jobs.small_options import StudyOptions
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def study(options: StudyOptions, as_json: JsonOption = False) -> None:
         print_json(result)
     else:
         for other, count in result.imported:
-            console.print(f"{count} run(s) taken from {other}", markup=False)
+            console.print(f"{counted(count, 'run')} taken from {other}", markup=False)
         _print_rows(result)
         console.print(f"wrote {result.page}", markup=False)
     if not options.report_only and result.has_failures:
@@ -68,7 +69,7 @@ def _print_rows(result: StudyResult) -> None:
             console.print(f"{word}: {row.model} {row.format} {row.method}: {row.message}", markup=False, soft_wrap=True)
     unfinished = sum(row.state.value in ("waiting", "running") for row in rows)
     if unfinished:
-        console.print(f"{unfinished} run(s) are not finished; the same command goes on")
+        console.print(f"not finished: {counted(unfinished, 'run')}; the same command goes on")
 
 
 def _number(value: float | None, digits: int) -> str:

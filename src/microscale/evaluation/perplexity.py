@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from microscale.errors import TextError
+from microscale.errors import TextError, counted
 from microscale.families.batch import Batch
 
 LanguageModel = Callable[[Batch], Float[Tensor, "batch tokens vocabulary"]]
@@ -52,11 +52,13 @@ def make_windows(
     if num_tokens is not None and num_tokens < 1:
         raise TextError(f"the number of tokens must be positive, got {num_tokens}")
     if num_tokens is not None and num_tokens > len(tokens):
-        raise TextError(f"the text has {len(tokens)} tokens, fewer than the {num_tokens} asked for; lower --tokens")
+        raise TextError(
+            f"the text has {counted(len(tokens), 'token')}, fewer than the {num_tokens} asked for; lower --tokens"
+        )
     used = torch.tensor(tokens[:num_tokens], dtype=torch.int64)
     minimum = 1 if bos is not None else 2
     if used.numel() < minimum:
-        raise TextError(f"the text has {used.numel()} token(s): nothing to predict; give a longer text")
+        raise TextError(f"the text has {counted(used.numel(), 'token')}: nothing to predict; give a longer text")
     step = window - 1 if bos is not None else window
     windows: list[Tensor] = []
     for start in range(0, used.numel(), step):

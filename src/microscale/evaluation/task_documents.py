@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from microscale.errors import TaskError
+from microscale.errors import TaskError, counted
 from microscale.evaluation.task_files import (
     TextFile,
     archive_names,
@@ -131,7 +131,10 @@ def _read_piqa(file: TextFile, path: Path) -> list[Row]:
         raise TaskError(f"task piqa: {labels_path} was expected beside {path.name}; it holds the answers")
     labels = read_file(labels_path).text.split()
     if len(labels) != len(rows):
-        raise TaskError(f"{labels_path} has {len(labels)} answers for {len(rows)} questions; one of them is truncated")
+        raise TaskError(
+            f"{labels_path} has {counted(len(labels), 'answer')} for {counted(len(rows), 'question')};"
+            " one of them is truncated"
+        )
     return [piqa_row({**row, "label": label}, where) for (where, row), label in zip(rows, labels, strict=True)]
 
 
@@ -174,7 +177,7 @@ def _multiple_choice(row: Row, where: str) -> tuple[str, list[str], int]:
     for number in range(2, count + 1):  # in this order only: a choice may itself speak of answers
         choice, mark, rest = rest.partition(f" Answer{number}: ")
         if not mark:
-            raise TaskError(f"{where}: {count} answers were announced, but there is no 'Answer{number}: '")
+            raise TaskError(f"{where}: {counted(count, 'answer')} were announced, but there is no 'Answer{number}: '")
         choices.append(choice)
     return found["question"], [*choices, rest], _answer_index(row, "answer", count, where)
 
@@ -248,7 +251,9 @@ def _with_gsm8k_examples(rows: list[Row], path: Path, folder: Path) -> TaskDocum
             return TaskDocuments(test=rows, fewshot=examples, source=str(path))
     if len(rows) <= GSM8K_EXAMPLES:
         return TaskDocuments(test=rows, fewshot=rows, source=str(path), note="few-shot examples from the test itself")
-    note = f"no train.jsonl: the first {GSM8K_EXAMPLES} questions are the few-shot examples and are not asked"
+    note = (
+        f"no train.jsonl: the first {counted(GSM8K_EXAMPLES, 'question')} are the few-shot examples and are not asked"
+    )
     return TaskDocuments(test=rows[GSM8K_EXAMPLES:], fewshot=rows[:GSM8K_EXAMPLES], source=str(path), note=note)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from microscale.errors import TaskError
+from microscale.errors import TaskError, nearest
 
 TEXT_PREFIX = "text:"
 """``text:FILE`` is the task that scores a text file: perplexity by word and by byte."""
@@ -161,5 +161,6 @@ def find_task(name: str) -> TaskRecord:
             name=name, about="a text, perplexity by word and byte", metric="word_perplexity", hub_task="", files=(file,)
         )
     raise TaskError(
-        f"unknown task {name!r}; possible: {', '.join(TASKS)}, parts such as blimp_causative, and {TEXT_PREFIX}FILE"
+        f"unknown task {name!r}{nearest(name, TASKS) or ';'} possible: {', '.join(TASKS)}, parts such"
+        f" as blimp_causative, and {TEXT_PREFIX}FILE"
     )

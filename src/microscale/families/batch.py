@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from microscale.errors import ShapeError
+from microscale.errors import ShapeError, counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,7 +31,7 @@ class Batch:
     def __post_init__(self) -> None:
         for name, values in self.others.items():
             if len(values) != len(self.token_ids):
-                raise ShapeError(f"{name} holds {len(values)} samples, the token ids {len(self.token_ids)}")
+                raise ShapeError(f"{name} holds {counted(len(values), 'sample')}, the token ids {len(self.token_ids)}")
 
     def __len__(self) -> int:
         """How many samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from microscale.errors import DtypeError
+from microscale.errors import DtypeError, nearest
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The floats that are quantized, and that layers compute in."""
@@ -29,7 +29,7 @@ def parse_dtype(word: str) -> torch.dtype:
     """
     known = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES}
     if word not in known:
-        raise DtypeError(f"unknown dtype {word!r}; possible: {', '.join(known)}")
+        raise DtypeError(f"unknown dtype {word!r}{nearest(word, known) or ';'} possible: {', '.join(known)}")
     return known[word]
 
 

@@ -24,12 +24,11 @@ Examples: ``e3m2/32:e8m0:rceil``, ``e2m1/16:e4m3+fp32``, ``int3/64:fp16:asym``, 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from microscale.errors import FormatError, FormatSpecError, check_kind
+from microscale.errors import FormatError, FormatSpecError, check_kind, counted, nearest
 from microscale.formats.block import (
     BlockFormat,
     Extension,
@@ -129,7 +128,9 @@ def _parse_pair(text: str, start: int, names: Mapping[str, Format]) -> PairForma
         raise SpecProblem(start + len(text), "the pair is not closed with ')'", remedy)
     pieces = _pieces(text[5:-1], ",", start + 5)
     if len(pieces) != 3 or not pieces[2][1].endswith("%"):
-        raise SpecProblem(start + 5, f"a pair has two formats and a percentage, got {len(pieces)} part(s)", remedy)
+        raise SpecProblem(
+            start + 5, f"a pair has two formats and a percentage, got {counted(len(pieces), 'part')}", remedy
+        )
     parts: list[BlockFormat] = []
     for offset, piece in pieces[:2]:
         part = _parse(piece, offset, names)
@@ -179,9 +180,7 @@ def _parse_block_format(text: str, start: int, names: Mapping[str, Format]) -> F
     else:
         named = names.get(head)
         if named is None:
-            close = difflib.get_close_matches(head, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise SpecProblem(head_start, f"unknown format {head!r}{hint}", _names_remedy(names))
+            raise SpecProblem(head_start, f"unknown format {head!r}{nearest(head, names)}", _names_remedy(names))
         options = pieces[1:]
         if not options:
             return named

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from microscale.errors import FormatError
+from microscale.errors import FormatError, counted
 from microscale.formats.fields import check_fields
 
 
@@ -94,8 +94,8 @@ class ScaleRule:
         check_fields(self)
         expected = _ARGUMENT_COUNTS.get(self.kind, (0,))
         if len(self.arguments) not in expected:
-            counts = " or ".join(str(count) for count in expected)
-            raise FormatError(f"scale rule {self.kind.value} takes {counts} argument(s), got {len(self.arguments)}")
+            counts = " or ".join(counted(count, "argument") for count in expected)
+            raise FormatError(f"scale rule {self.kind.value} takes {counts}, got {len(self.arguments)}")
         problem = self._argument_problem()
         if problem:
             raise FormatError(f"scale rule {self.kind.value}: {problem}, got {self.arguments}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from microscale.calibration.texts import DEFAULT_FIELD, JSON_LINES_SUFFIXES, checked_text, read_texts
-from microscale.errors import DependencyError, TextError
+from microscale.errors import DependencyError, TextError, counted
 
 DEFAULT_SPLIT = "train"
 LONGEST_NAME = 1024
@@ -44,7 +44,7 @@ def read_calibration(
 def _given_texts(source: Sequence[str]) -> Iterator[str]:
     texts = [text for text in source if text.strip()]
     if not texts:
-        raise TextError(f"the {len(source)} calibration text(s) are blank; give some text")
+        raise TextError(f"the {counted(len(source), 'calibration text')} are blank; give some text")
     return iter(texts)
 
 

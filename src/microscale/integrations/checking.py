@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.reader import CheckpointReader
-from microscale.errors import CheckpointWriteError, MicroscaleError
+from microscale.errors import CheckpointWriteError, MicroscaleError, counted
 from microscale.integrations.hf_quantizer import register
 from microscale.integrations.model_class import class_at
 from microscale.integrations.places import places_of
@@ -68,6 +68,6 @@ def check_readable(directory: Path, layout: str, leftover: Collection[str] = ())
     finally:
         transformers_logging.set_verbosity(level)
     found = {"finds no tensor for": missing, "finds another shape for": wrong, "would leave out": unread}
-    said = [f"{what} {len(names)} name(s), e.g. {names[0]!r}" for what, names in found.items() if names]
+    said = [f"{what} {counted(len(names), 'name')}, e.g. {names[0]!r}" for what, names in found.items() if names]
     if said:
         raise UnreadableError(f"layout {layout}: transformers opens what was written, but {' and '.join(said)}")

@@ -22,7 +22,8 @@ from microscale.families.batch import Batch
 from microscale.families.running import run_model
 from microscale.formats.dtypes import dtype_name
 from microscale.integrations.decoding import make_decoder, why_not_decoder
-from microscale.integrations.loading import check_local, is_gguf, load_model
+from microscale.integrations.hub import check_local
+from microscale.integrations.loading import is_gguf, load_model
 from microscale.nn.decoder import Decoder
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import TextStreamer
 
-from microscale.errors import ModelError, TextError
+from microscale.errors import ModelError, TextError, counted
 from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.integrations.engines import DecoderEngine, Engine, Runtime, TransformersEngine, make_engine
@@ -86,7 +86,8 @@ def encode_prompt(tokenizer: Any, prompt: str, config: Any, max_new_tokens: int)
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and len(ids) + max_new_tokens > limit:
         raise TextError(
-            f"prompt ({len(ids)} tokens) and new tokens ({max_new_tokens}) exceed the model's {limit} positions;"
+            f"prompt ({counted(len(ids), 'token')}) and new tokens ({max_new_tokens}) exceed the"
+            f" model's {counted(limit, 'position')};"
             " shorten the prompt or lower --max-new-tokens"
         )
     return ids

@@ -27,7 +27,7 @@ from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS, Com
 from microscale.checkpoint.native import FORMAT_VERSION, QUANT_METHOD, NativeLayout, read_layers
 from microscale.checkpoint.schema import FileLayout
 from microscale.checkpoint.validation import check_parts
-from microscale.errors import CheckpointError
+from microscale.errors import CheckpointError, counted
 from microscale.families.modules import is_transposed
 from microscale.formats import format_name
 from microscale.integrations.attention import apply_attention
@@ -180,7 +180,7 @@ def _present_layers(model: Any, layers: Mapping[str, LayerSpec]) -> dict[str, La
             )
     if layers and not present:
         raise CheckpointError(
-            f"quantization_config names {len(layers)} layers such as {next(iter(layers))!r}, none of which"
+            f"quantization_config names {counted(len(layers), 'layer')} such as {next(iter(layers))!r}, none of which"
             f" {type(model).__name__} has; config.json belongs to another model"
         )
     return present

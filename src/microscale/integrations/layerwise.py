@@ -20,10 +20,10 @@ from torch import nn
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import ModelError
 from microscale.families.look_up import describe
+from microscale.integrations.hub import check_local
 from microscale.integrations.loading import (
     LIBRARY_ERRORS,
     build_model,
-    check_local,
     read_generation_config,
     read_model_config,
 )

@@ -28,11 +28,11 @@ from microscale.checkpoint.registry import read_stored_layers
 from microscale.checkpoint.schema import FileLayout
 from microscale.errors import (
     CheckpointError,
-    CheckpointNotFoundError,
     MicroscaleError,
     ModelError,
     ShapeError,
     check_path,
+    counted,
 )
 from microscale.evaluation.perplexity import LanguageModel
 from microscale.families.batch import Batch
@@ -41,6 +41,7 @@ from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.formats.elements import E2M1, E4M3
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
+from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
 from microscale.integrations.pending import PendingTensor
 from microscale.integrations.places import find_leftover, keep_all, note_leftover
@@ -66,38 +67,6 @@ NVFP4_NUMERATOR = E4M3.max_value * E2M1.max_value
 """compressed-tensors stores a static NVFP4 range as this number over amax."""
 
 
-def check_local(path: str | Path) -> Path | None:
-    """Return the path of a local model directory whose files are whole, None for what may be a hub name.
-
-    Raises:
-        CheckpointNotFoundError: a path that looks local and does not exist.
-        CheckpointError: damaged files.
-    """
-    local = Path(path)
-    if local.is_dir() and str(path):
-        if any(local.glob("*.safetensors*")) or not any(local.glob("*.bin")):
-            CheckpointReader(local)
-        else:
-            read_json(local / "config.json")
-        return local
-    check_not_missing(path)
-    return None
-
-
-def check_not_missing(path: str | Path) -> None:
-    """Refuse what is neither a directory nor can be a hub name.
-
-    Raises:
-        CheckpointNotFoundError: a path that looks local and does not exist.
-    """
-    local = Path(path)
-    looks_local = local.exists() or str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1
-    if not str(path) or (looks_local and not local.is_dir()):
-        raise CheckpointNotFoundError(
-            f"{path} is not a model directory; give a directory with config.json, or a hub name"
-        )
-
-
 def _from_pretrained(path: str | Path | None, label: str | Path = "the model", **options: Any) -> Any:
     """Call transformers, quietly, and turn what it raises into our classes; ``label`` names a model without a path."""
     label = path or label
@@ -119,13 +88,13 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     missing = sorted(str(name) for name in info.get("missing_keys", ()))
     if missing:
         raise ModelError(
-            f"{label} lacks {len(missing)} tensor(s) of the model, e.g. {missing[0]!r};"
+            f"{label} lacks {counted(len(missing), 'tensor')} of the model, e.g. {missing[0]!r};"
             " they would be random numbers. The checkpoint is incomplete or of another architecture"
         )
     unused = sorted(str(name) for name in info.get("unexpected_keys", ()))
     if unused and not Path(label).is_dir():  # of a directory all names are compared: see keep_all
         warnings.warn(
-            f"{label} holds {len(unused)} tensor(s) that the model has no place for, e.g."
+            f"{label} holds {counted(len(unused), 'tensor')} that the model has no place for, e.g."
             f" {unused[0]!r}; they were left out",
             stacklevel=4,
         )
@@ -395,4 +364,6 @@ def check_window(model: Any, window: int) -> None:
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and window > limit:
-        raise ShapeError(f"window {window} is longer than the {limit} positions of the model; lower --window")
+        raise ShapeError(
+            f"window {window} is longer than the {counted(limit, 'position')} of the model; lower --window"
+        )

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from microscale.errors import CheckpointError, ModelError
+from microscale.integrations.hub import check_not_missing
 from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
-from microscale.integrations.loading import check_not_missing, load_original, load_tokenizer
+from microscale.integrations.loading import load_original, load_tokenizer
 
 
 class Original:

@@ -16,10 +16,10 @@ from microscale.checkpoint.registry import read_stored_layers
 from microscale.errors import ModelError
 from microscale.integrations.attention import apply_attention
 from microscale.integrations.hf_quantizer import MicroscaleConfig, MicroscaleQuantizer, note_requested
+from microscale.integrations.hub import check_local
 from microscale.integrations.layerwise import outline_model
 from microscale.integrations.loading import (
     LIBRARY_ERRORS,
-    check_local,
     is_gguf,
     read_generation_config,
     read_model_config,

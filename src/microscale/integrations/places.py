@@ -18,6 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from microscale.checkpoint.reader import CheckpointReader
+from microscale.errors import counted
 
 ATTRIBUTE = "microscale_leftover"
 """Under which name a model keeps what of its file has no place in it."""
@@ -49,7 +50,7 @@ class Leftover:
     num_bytes: int
 
     def __str__(self) -> str:
-        return f"{len(self.names)} tensor(s) ({self.num_bytes:,} bytes), e.g. {self.names[0]!r}"
+        return f"{counted(len(self.names), 'tensor')} ({self.num_bytes:,} bytes), e.g. {self.names[0]!r}"
 
     def load(self) -> dict[str, Tensor]:
         """Read them.

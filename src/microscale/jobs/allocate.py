@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microscale.algorithms.pipeline import parse_method
 from microscale.checkpoint.writer import check_text_target, write_text_file
-from microscale.errors import CalibrationError, TextError
+from microscale.errors import CalibrationError, TextError, counted
 from microscale.families.look_up import describe
 from microscale.formats import WrittenWeights
 from microscale.integrations.attention import attention_modules
@@ -297,8 +297,9 @@ def _method_windows(text: TextOptions, tokenizer: Any, model: Any) -> Calibratio
 def _work(cost: MeasuringCost, problem: AllocationProblem, layers: int, candidates: int) -> str:
     """Return what measuring takes."""
     return (
-        f"sensitivity {problem.sensitivity.value}: {layers} layers in {candidates} candidates, the work of about"
-        f" {cost.passes:.0f} passes over {cost.tokens} tokens"
+        f"sensitivity {problem.sensitivity.value}: {counted(layers, 'layer')} in"
+        f" {counted(candidates, 'candidate')}, the work of about"
+        f" {cost.passes:.0f} passes over {counted(cost.tokens, 'token')}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from microscale.calibration.cache import ActivationStore
 from microscale.checkpoint.writer import check_text_target, write_text_file
-from microscale.errors import CalibrationError, ModelError
+from microscale.errors import CalibrationError, ModelError, counted
 from microscale.integrations.layerwise import LayerFile
 from microscale.integrations.loading import load_original
 from microscale.integrations.originals import Original
@@ -93,7 +93,7 @@ def _page(options: AnalyzeOptions, result: AnalyzeResult) -> str:
     found = result.analysis
     facts = {
         "model": str(options.model),
-        "text": f"{options.calibration.source}, {found.num_tokens:,} tokens",
+        "text": f"{options.calibration.source}, {counted(found.num_tokens, 'token')}",
         "layers": str(len(found.layers)),
         "target": f"{options.target:g} dB",
         "microscale": __version__,

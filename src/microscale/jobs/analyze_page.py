@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from microscale.errors import counted
 from microscale.planning.analysis import ModelAnalysis
 from microscale.planning.candidates import Candidate
 from microscale.planning.layer_facts import LayerAnalysis, Side
@@ -139,13 +140,16 @@ def massive_values(found: ModelAnalysis, windows: int, token: Callable[[int, int
                 words.append(f"{one.value:.4g} at row {one.row}, channel {one.channel}")
             else:
                 place = f"token {one.row} ({token(one.window, one.row)!r}), channel {one.channel}"
-                words.append(f"{one.value:.4g} at {place}, in {one.windows} of {windows} windows")
+                words.append(f"{one.value:.4g} at {place}, in {one.windows} of {counted(windows, 'window')}")
         ratio = abs(facts.massive[0].value) / facts.std if facts.std else 0.0
         listed = f"{'; '.join(words)} (largest: {ratio:.0f} standard deviations)"
         shown.append(MassiveText(title=f"{side.value} of {layer.name}", words=listed))
     if len(shown) > MAX_MASSIVE:
         rest = len(shown) - MAX_MASSIVE
-        shown = [*shown[:MAX_MASSIVE], MassiveText(title="others", words=f"{rest} more tensors; --json lists them all")]
+        shown = [
+            *shown[:MAX_MASSIVE],
+            MassiveText(title="others", words=f"{counted(rest, 'more tensor')}; --json lists them all"),
+        ]
     return shown
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from microscale.errors import DtypeError, ModelError, ShapeError
+from microscale.errors import DtypeError, ModelError, ShapeError, counted
 from microscale.formats import ActivationSpec, RangeKind, format_name, parse_activation, parse_format
 from microscale.formats.dtypes import dtype_name, parse_dtype
 from microscale.integrations.engines import DecoderEngine, Engine, load_for_decoding, make_engine
@@ -171,7 +171,9 @@ def _open(options: BenchOptions, dtype: torch.dtype) -> Any:
         _change_activations(model, spec)
     limit = getattr(model.config, "max_position_embeddings", None)
     if isinstance(limit, int) and positions > limit:
-        raise ShapeError(f"prompt and new tokens ({positions}) exceed the model's {limit} positions; lower them")
+        raise ShapeError(
+            f"prompt and new tokens ({positions}) exceed the model's {counted(limit, 'position')}; lower them"
+        )
     return model
 
 

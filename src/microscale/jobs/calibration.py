@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from microscale.calibration.windows import calibration_windows
-from microscale.errors import CalibrationError, ModelError, TextError
+from microscale.errors import CalibrationError, ModelError, TextError, counted, nearest
 from microscale.families.batch import Batch
 from microscale.families.running import run_model
 from microscale.integrations.calibration_text import read_calibration
@@ -70,7 +70,7 @@ def parse_feed(feed: str) -> Feed:
     """
     possible = {each.value: each for each in Feed}
     if feed not in possible:
-        raise CalibrationError(f"unknown feed {feed!r}; possible: {', '.join(possible)}")
+        raise CalibrationError(f"unknown feed {feed!r}{nearest(feed, possible) or ';'} possible: {', '.join(possible)}")
     return possible[feed]
 
 
@@ -143,7 +143,8 @@ def range_notes(report: RangeReport) -> list[str]:
     if not report.unseen:
         return []
     return [
-        f"{len(report.unseen)} layer(s) saw no calibration token and have no static range, e.g. {report.unseen[0]};"
+        f"no calibration token reached {counted(len(report.unseen), 'layer')}, which thus have no static range,"
+        f" e.g. {report.unseen[0]};"
         " they will refuse to run: give more text, or leave their activations dynamic"
     ]
 

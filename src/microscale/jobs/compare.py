@@ -14,7 +14,7 @@ import torch
 
 from microscale.calibration.texts import read_text_file
 from microscale.checkpoint.writer import check_text_target, write_text_file
-from microscale.errors import FormatError, ModelError
+from microscale.errors import FormatError, ModelError, counted
 from microscale.formats import Format, list_items, parse_format
 from microscale.formats.dtypes import dtype_name
 from microscale.integrations.attention import apply_attention, attention_modules
@@ -78,7 +78,7 @@ class CompareResult:
         Raises:
             DependencyError: jinja2 or matplotlib is not installed.
         """
-        title = f"{Path(self.model).name} in {len(self.formats)} formats"
+        title = f"{Path(self.model).name} in {counted(len(self.formats), 'format')}"
         return comparison_html(title, self.report_rows, facts=self.facts, samples=samples)
 
 

@@ -16,7 +16,6 @@ help at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from microscale.errors import OptionError, is_path, shown
+from microscale.errors import OptionError, is_path, nearest, shown
 
 R = TypeVar("R", bound="Options")
 
@@ -185,8 +184,7 @@ def record_from(record: type[R], words: Mapping[str, Any]) -> R:
     options = {one.word: one for one in options_of(record)}
     for word in words:
         if word not in options:
-            near = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            hint = nearest(word, options, most=3) or "."
             raise OptionError(f"there is no option {word!r}{hint} Possible: {', '.join(options)}")
     missing = [word for word, one in options.items() if one.default is MISSING and word not in words]
     if missing:

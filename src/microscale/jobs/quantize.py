@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from microscale.checkpoint.writer import check_target
-from microscale.errors import CalibrationError, CheckpointWriteError, RecipeError
+from microscale.errors import CalibrationError, CheckpointWriteError, RecipeError, counted
 from microscale.formats import RangeKind
 from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.loading import check_window
@@ -251,8 +251,11 @@ def _about(options: QuantizeOptions) -> list[str]:
     if text.source is None:
         return ["No calibration text was used."]
     if isinstance(text.source, str | Path):
-        return [f"Calibrated on {text.samples} windows of {text.window} tokens of {Path(text.source).name}."]
-    return [f"Calibrated on {text.samples} windows of {text.window} tokens."]
+        return [
+            f"Calibrated on {counted(text.samples, 'window')} of {counted(text.window, 'token')} of"
+            f" {Path(text.source).name}."
+        ]
+    return [f"Calibrated on {counted(text.samples, 'window')} of {counted(text.window, 'token')}."]
 
 
 def _notes(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from microscale.checkpoint.writer import check_text_target, write_text_file
-from microscale.errors import StudyError, TextError
+from microscale.errors import StudyError, TextError, counted
 from microscale.evaluation.tasks import find_task
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.small_options import StudyOptions
@@ -122,7 +122,8 @@ def _page(plan: Study, rows: Sequence[StudyRow], file: Path) -> str:
         "tasks": ", ".join(task.key for task in plan.tasks),
         "calibration": "none"
         if plan.calibration is None
-        else f"{Path(plan.calibration.text).name}, {plan.calibration.samples} × {plan.calibration.window} tokens",
+        else f"{Path(plan.calibration.text).name}, {plan.calibration.samples} ×"
+        f" {counted(plan.calibration.window, 'token')}",
         "effort, seed": f"{plan.effort}, {plan.seed}",
         "machines": ", ".join(dict.fromkeys(row.machine for row in rows if row.machine)) or "–",
         "executed": linear_words(summed(row.executed for row in rows)),

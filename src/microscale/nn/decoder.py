@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from microscale.errors import ShapeError
+from microscale.errors import ShapeError, counted
 from microscale.formats import Format
 from microscale.kernels import BoundPlan, Gate, KeyValueCache, Rotation, bind, make_cache
 from microscale.kernels.backend import Call, PlanStep
@@ -206,7 +206,8 @@ class Decoder:
     def _check_room(self, count: int) -> None:
         if self.num_tokens + count > self.positions:
             raise ShapeError(
-                f"{count} more token(s) after {self.num_tokens} exceed the decoder's {self.positions} positions; make"
+                f"{counted(count, 'more token')} after {self.num_tokens} exceed the decoder's"
+                f" {counted(self.positions, 'position')}; make"
                 " it with more, or reset it"
             )
 

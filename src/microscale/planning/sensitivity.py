@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microscale.algorithms.contract import Progress
-from microscale.errors import AllocationError
+from microscale.errors import AllocationError, nearest
 from microscale.evaluation.fidelity import divergence
 from microscale.families.batch import Batch
 from microscale.families.running import predict
@@ -55,7 +55,7 @@ def parse_sensitivity(word: str) -> Sensitivity:
     """
     words = [kind.value for kind in Sensitivity]
     if word not in words:
-        raise AllocationError(f"unknown sensitivity {word!r}; possible: {', '.join(words)}")
+        raise AllocationError(f"unknown sensitivity {word!r}{nearest(word, words) or ';'} possible: {', '.join(words)}")
     return Sensitivity(word)
 
 

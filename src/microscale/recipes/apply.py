@@ -23,7 +23,7 @@ from microscale.algorithms.contract import (
 )
 from microscale.algorithms.pipeline import Pipeline
 from microscale.calibration.cache import ActivationStore
-from microscale.errors import NonFiniteError
+from microscale.errors import NonFiniteError, counted
 from microscale.families.look_up import describe
 from microscale.families.structure import ModelStructure
 from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
@@ -262,7 +262,8 @@ def check_weight(module: nn.Module, layer: PlannedLayer, nan: NanWord) -> None:
         return  # what is still in its file is looked at when it comes
     num_bad = int((~torch.isfinite(weight)).sum())
     raise NonFiniteError(
-        f"{layer.name}.weight holds {num_bad} NaN or Inf value(s) out of {weight.numel()}; mend the model, or let them"
+        f"{layer.name}.weight holds {counted(num_bad, 'NaN or Inf value')} out of {weight.numel()};"
+        " mend the model, or let them"
         " poison their blocks (--nan poison, nan: poison in a recipe)"
     )
 

@@ -30,6 +30,7 @@ from microscale.algorithms.pipeline import Pipeline
 from microscale.algorithms.rtn import Rtn
 from microscale.calibration.cache import ActivationStore
 from microscale.calibration.statistics import InputStatistics, Wanted
+from microscale.errors import counted
 from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.families.structure import LinearGroup, ModelStructure
@@ -92,7 +93,8 @@ class Quantizer:
         if self._scarce:
             name, count = next(iter(self._scarce.items()))
             told.append(
-                f"{len(self._scarce)} group(s) of layers saw fewer tokens than they have inputs, e.g. {name} {count}:"
+                f"{counted(len(self._scarce), 'group')} of layers saw fewer tokens than they have"
+                f" inputs, e.g. {name} {count}:"
                 " errors are fed back along what was seen alone; give more calibration text"
             )
         return told
@@ -321,7 +323,7 @@ class Quantizer:
 
     def _note_scarce(self, name: str, inputs: InputStatistics | None) -> None:
         if inputs is not None and inputs.second_moment is not None and inputs.num_tokens < len(inputs.second_moment):
-            self._scarce[name] = f"{inputs.num_tokens} tokens for {len(inputs.second_moment)} inputs"
+            self._scarce[name] = f"{counted(inputs.num_tokens, 'token')} for {len(inputs.second_moment)} inputs"
 
     def _wanted(self, block: ActiveBlock, group: LinearGroup) -> list[Wanted | None]:
         """Return what the rounding of a group's layers, and what follows it, wants to be measured."""

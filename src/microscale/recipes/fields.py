@@ -5,16 +5,17 @@ Each word is read once, and dumped as it was written. What is wrong with a recor
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 from microscale.algorithms.pipeline import Method, Pipeline, read_method
 from microscale.algorithms.registry import PLAIN
-from microscale.errors import MicroscaleError, shown
+from microscale.errors import MicroscaleError, nearest, shown
 from microscale.formats import (
     ActivationSpec,
     BlockFormat,
@@ -96,8 +97,29 @@ class Record(BaseModel):
         except ValidationError as error:
             raise self.refusal(problem_text(error, type(self))) from None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        del value
+        raise self.refusal(f"{type(self).__name__} does not change; make another one with its own {name}")
+
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
     """For pydantic: records in this one are checked with it, so that a problem is told with its whole place."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Return the record of a mapping; what is wrong with it ends in ``refusal``."""
+        try:
+            return cls.read(obj, **options)
+        except ValidationError as error:
+            raise cls.refusal(problem_text(error, cls)) from None
+
+    @classmethod
+    def read(cls, obj: Any, **options: Any) -> Self:
+        """Return the record of a mapping, for callers that tell the place of a problem.
+
+        Raises:
+            ValidationError: see :func:`problem_text`.
+        """
+        return super().model_validate(obj, **options)
 
     @classmethod
     def known_keys(cls, location: Sequence[int | str]) -> list[str]:
@@ -114,41 +136,65 @@ def first_error(error: ValidationError) -> Any:
 def unknown_key(location: Sequence[int | str], known: Sequence[str]) -> str:
     """Return the message about a key that is none of those known, with the closest of them."""
     word = str(location[-1])
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f", did you mean {close[0]}?" if close else ";"
+    hint = nearest(word, known) or ";"
     where = "".join(f"{piece}." for piece in location[:-1])
     return f"unknown key {where + word!r}{hint} known keys: {', '.join(known)}"
 
 
 _EXPECTED = {
-    "string_type": "a text",
     "string_unicode": "a text in UTF-8",
-    "tuple_type": "a list",
-    "model_type": "a mapping such as {match: '*.down_proj', weights: mxfp8}",
-    "dict_type": "a mapping",
+    "model_type": "a mapping such as {{match: '*.down_proj', weights: mxfp8}}",
+    "enum": "one of {expected}",
+    "literal_error": "{expected}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "below {lt}",
+    "less_than_equal": "{le} or less",
+    "multiple_of": "a multiple of {multiple_of}",
+    "finite_number": "a finite number",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "string_too_short": "a text of at least {min_length}",
+    "string_too_long": "a text of at most {max_length}",
+    "none_required": "empty",
+    "is_instance_of": "a {class}",
 }
-"""What a recipe says of a value of the wrong kind, by pydantic's name of the problem."""
+_KINDS = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "decimal": "a number",
+    "bool": "true or false",
+    "bytes": "bytes",
+    "path": "a path",
+    "list": "a list",
+    "tuple": "a list",
+    "set": "a list",
+    "iterable": "a list",
+    "dict": "a mapping",
+    "mapping": "a mapping",
+    "model": "a mapping",
+    "dataclass": "a mapping",
+}
+"""What a record says of a value of the wrong kind, by pydantic's name of the problem and by how that name begins."""
 
 
 def problem_text(error: ValidationError, record: type[Record]) -> str:
-    """Return the problem to tell in words of ours."""
+    """Return the problem to tell, in words of ours throughout."""
     first = first_error(error)
     where = ".".join(str(piece) for piece in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == UNKNOWN_KEY:
+    kind, given = str(first["type"]), first["input"]
+    if kind == UNKNOWN_KEY:
         return unknown_key(first["loc"], record.known_keys(first["loc"]))
-    expected = _EXPECTED.get(first["type"])
-    if first["type"] == "literal_error":
-        expected = str(first["ctx"]["expected"])
-    if first["type"] == "missing":
+    expected = _EXPECTED.get(kind) or _KINDS.get(kind.partition("_")[0])
+    details = first.get("ctx", {})
+    if kind == "value_error":  # raised by ours
+        message = str(details["error"])
+    elif kind == "missing":
         message = f"is missing; {record.needed}"
-    elif expected is not None:
-        message = f"must be {expected}, got {shown(first['input'])}"
-    elif first["type"] != "value_error":
-        said = str(first["msg"]).removeprefix("Input should be ")
-        message = (
-            f"must be {said}, got {shown(first['input'])}"
-            if said != first["msg"]
-            else (f"is not valid, got {shown(first['input'])}")
-        )
+    elif expected is None:
+        message = f"is not valid, got {shown(given)}"
+    else:
+        words = re.findall(r"'([^']+)'", str(details.get("expected", "")))
+        message = f"must be {expected.format(**details)}, got {shown(given)}{nearest(given, words)}"
     return message if not where or message.startswith(("format ", "rule for ")) else f"{where}: {message}"

@@ -12,7 +12,7 @@ from torch import nn
 from microscale.algorithms.pipeline import Pipeline
 from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
 from microscale.checkpoint.registry import layout_named
-from microscale.errors import LayoutError, ModelError, RecipeError
+from microscale.errors import LayoutError, ModelError, RecipeError, counted
 from microscale.families.embeddings import embedding_obstacle, is_lookup
 from microscale.families.forward_source import (
     expert_stacks,
@@ -303,7 +303,7 @@ def _plan_layer(
 
 def _expert_notes(model: nn.Module) -> list[str]:
     reasons = [reason for reason in stacked_experts(model).values() if reason is not None]
-    return [f"the experts of {len(reasons)} layers stay as they are: {reasons[0]}"] if reasons else []
+    return [f"the experts of {counted(len(reasons), 'layer')} stay as they are: {reasons[0]}"] if reasons else []
 
 
 def _reading_notes(model: nn.Module, layers: Sequence[PlannedLayer]) -> list[str]:
@@ -313,7 +313,7 @@ def _reading_notes(model: nn.Module, layers: Sequence[PlannedLayer]) -> list[str
     if not names:
         return []
     kind = type(model).__name__
-    reads = f"{kind} multiplies by the weights of {len(names)} layer(s) itself, e.g. {names[0]}"
+    reads = f"{kind} multiplies by the weights of {counted(len(names), 'layer')} itself, e.g. {names[0]}"
     return [f"{reads}: where it does, their inputs are not rounded"]
 
 
@@ -329,7 +329,8 @@ def _joining_notes(model: nn.Module, layers: Sequence[PlannedLayer]) -> list[str
     if not differing:
         return []
     where = (
-        f"layers that vLLM and SGLang run as one differ in format in {len(differing)} module(s), e.g. {differing[0]}"
+        f"layers that vLLM and SGLang run as one differ in format in"
+        f" {counted(len(differing), 'module')}, e.g. {differing[0]}"
     )
     return [f"{where}: these servers refuse the file, or run all of them as the first; transformers and we run it"]
 
@@ -356,16 +357,19 @@ def _settle_layout(
 
 
 def _refusals(word: str, layers: Sequence[PlannedLayer]) -> list[str]:
+    """Return why layers cannot be in a layout, one reason for each that cannot."""
     layout = layout_named(word)
-    reasons = [(layer.name, layout.refusal(layer)) for layer in layers]
-    if word != "microscale":
-        online = "method {} leaves work for run time, which this layout has no place for"
-        reasons += [(layer.name, online.format(layer.method)) for layer in layers if layer.pipeline.is_online]
-    return [f"{reason} (layer {name})" for name, reason in reasons if reason is not None]
+    online = "method {} leaves work for run time, which this layout has no place for"
+    reasons = {
+        layer.name: layout.refusal(layer)
+        or (online.format(layer.method) if layer.pipeline.is_online and word != "microscale" else None)
+        for layer in layers
+    }
+    return [f"{reason} (layer {name})" for name, reason in reasons.items() if reason is not None]
 
 
 def _refusal_text(word: str, refusals: list[str]) -> str:
-    more = f"\n… and {len(refusals) - 3} more layers" if len(refusals) > 3 else ""
+    more = f"\n… and {counted(len(refusals) - 3, 'more layer')}" if len(refusals) > 3 else ""
     shown = "\n".join(refusals[:3])
     return f"layout {word} cannot hold this model:\n{shown}{more}\nexclude these layers or choose --layout microscale"
 

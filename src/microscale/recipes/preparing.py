@@ -27,6 +27,7 @@ from microscale.algorithms.contract import (
 )
 from microscale.algorithms.pipeline import Pipeline
 from microscale.calibration.statistics import InputStatistics, Wanted
+from microscale.errors import counted
 from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, replaced_forward
 from microscale.layerwise.measuring import measure_inputs
@@ -66,10 +67,12 @@ class Preparer:
     @property
     def notes(self) -> list[str]:
         """What a user should know of scales that found no place before a layer, or that were left out."""
-        online = "{} keeps its scales online for {} layer(s), e.g. {}: nothing before them takes these exactly"
-        left = "{} leaves {} layer(s) as they are, e.g. {}: experts read one norm, and no scale suits all of them"
-        found = [online.format(step, len(names), names[0]) for step, names in self._online.items()]
-        return found + [left.format(step, len(names), names[0]) for step, names in self._unscaled.items()]
+        online = "{} keeps its scales online for {}, e.g. {}: nothing before them takes these exactly"
+        left = "{} leaves {} as before, e.g. {}: experts read one norm, and no scale suits all of them"
+        found = [online.format(step, counted(len(names), "layer"), names[0]) for step, names in self._online.items()]
+        return found + [
+            left.format(step, counted(len(names), "layer"), names[0]) for step, names in self._unscaled.items()
+        ]
 
     def find(self, block: ActiveBlock, pipeline: Pipeline) -> None:
         """Fold scales, find transforms, cut segments: all that follows from a layer's inputs alone."""

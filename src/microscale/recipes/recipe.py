@@ -214,7 +214,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {file}, line 1: a recipe is a mapping that begins with 'format: NAME'")
     try:
-        return Recipe.model_validate(content)
+        return Recipe.read(content)
     except ValidationError as error:
         line = line_of(node, first_error(error)["loc"])
         raise RecipeError(f"recipe {file}, line {line}: {problem_text(error, Recipe)}") from None

@@ -44,7 +44,7 @@ _POWER_OF_TWO_RULES = {
     RuleKind.FLOOR: "2^(floor(log2 amax) - e_max); scaled numbers past the largest value saturate",
     RuleKind.CEIL: "2^(ceil(log2 amax) - e_max); nothing saturates",
     RuleKind.RCEIL: "2^ceil(log2(amax / max)); nothing saturates",
-    RuleKind.EVEN: "2^(floor(log2 r) - e_max), r = amax rounded half up to {0} mantissa bit(s)",
+    RuleKind.EVEN: "2^(floor(log2 r) - e_max), r = amax rounded half up to {0} mantissa bits",
     RuleKind.THRESHOLD: "2^ceil(log2(amax / {0})); scaled numbers past the largest value saturate",
     RuleKind.PRESCALE: "2^(floor(log2 amax) - e_max) / {0}",
     RuleKind.STD: "2^floor(log2({0} * standard deviation / max))",

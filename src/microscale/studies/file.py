@@ -266,7 +266,7 @@ def load_study(path: Path) -> Study:
         line = line_of(node, [FOLDER])
         raise StudyError(f"study {path}, line {line}: {unknown_key([FOLDER], Study.known_keys([FOLDER]))}")
     try:
-        study = Study.model_validate(content)
+        study = Study.read(content)
     except ValidationError as error:
         location = first_error(error)["loc"]
         problem = problem_text(error, Study)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
-from microscale.errors import NonFiniteError
+from microscale.errors import NonFiniteError, counted
 from microscale.formats import BlockFormat, Draw, Extension, Format, InfPolicy, NaNPolicy, Rounding, SubScaleKind
 from microscale.formats.block import PLUSPLUS_DELTA_BITS
 from microscale.formats.codec import encode, encode_scale, has_largest, random_bits, round_to_int
@@ -59,7 +59,7 @@ def refuse_nonfinite(values: Float[Tensor, "..."], fmt: Format, name: str) -> No
 def nonfinite_message(name: str, num_bad: int, count: int) -> str:
     """Return what every backend says of NaN and Inf under the policy ``nan_raise``."""
     return (
-        f"{name} holds {num_bad} NaN or Inf value(s) out of {count}; mend the data, or poison their"
+        f"{name} holds {counted(num_bad, 'NaN or Inf value')} out of {count}; mend the data, or poison their"
         " blocks instead (format option nan_poison, --nan poison on the command line)"
     )
 
