@@ -32,6 +32,16 @@ from torch import Tensor
 from microscale.errors import FormatError, ShapeError, counted
 
 
+class AtRunTime(Enum):
+    """What a chain may leave to do at run time: transforms and side paths (ONLINE), or nothing (FOLDED).
+
+    File layouts of other tools have no place for anything.
+    """
+
+    ONLINE = "online"
+    FOLDED = "folded"
+
+
 class TransformKind(Enum):
     """The words of the specs."""
 

@@ -20,8 +20,10 @@ from torch import Tensor
 
 import microscale
 from command_line import fail, succeed
+from microscale.checkpoint.compressed_tensors import input_range
 from microscale.errors import CheckpointError, LayoutError
 from microscale.formats import format_name, parse_format
+from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.inference import row_major_weights
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
@@ -141,6 +143,57 @@ def test_an_allocation_is_the_same_model_to_the_stock_library(method: str, origi
     assert_equal_in_both(tmp_path / "out")
 
 
+BOOK = "The harbour was quiet, and the boats lay still. " * 60
+
+
+def with_text(folder: Path) -> list[Any]:
+    (folder / "book.txt").write_text(BOOK)
+    return ["--calibration", folder / "book.txt", "--samples", "4", "--window", "64"]
+
+
+FOLDED = {
+    "best": ["--method", "best"],
+    "best good": ["--method", "best", "--effort", "good"],
+    "smoothquant": ["--method", "smoothquant"],
+    "quarot": ["--method", "quarot+gptq"],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [*((method, family) for method in FOLDED for family in ("llama", "opt")), ("best good", "gemma3_text")],
+)
+def test_what_a_method_finds_goes_into_the_weights(method: str, family: str, tmp_path: Path) -> None:
+    """Under the name of this layout nothing is left for run time: stock transformers computes the same model."""
+    source = save_random_model(tmp_path / "source", family)
+    asked = ["-f", "mxfp4", "-a", "mxfp4", *FOLDED[method], "--layout", "compressed-tensors", *with_text(tmp_path)]
+    written = succeed("quantize", source, *asked, "-o", tmp_path / "out", "--json").json
+    assert written["layout"] == "compressed-tensors"
+    ours = assert_equal_in_both(tmp_path / "out")
+    rules = {module.spec for module in ours.modules() if isinstance(module, ActivationQuantizer)}
+    assert {str(rule) for rule in rules} == {"mxfp4:even"}
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "best"])
+def test_ranges_of_nvfp4_inputs_are_written(method: str, original: Path, tmp_path: Path) -> None:
+    """W4A4: the layout wants 2688 over the largest input of the calibration for each layer."""
+    asked = ["-f", "nvfp4", "-a", "nvfp4", "--method", method, "--layout", "compressed-tensors", *with_text(tmp_path)]
+    succeed("quantize", original, *asked, "-o", tmp_path / "out")
+    ours, theirs = microscale.load(tmp_path / "out"), stock(tmp_path / "out")
+    logits(theirs)
+    inputs = torch.randn(4, 256, generator=torch.Generator().manual_seed(1))
+    layers = {name: module for name, module in ours.named_modules() if isinstance(module, QuantizedLinear)}
+    assert len({float(module.activations.amax) for module in layers.values() if module.activations}) > 2
+    for name, module in layers.items():
+        other, quantizer = theirs.get_submodule(name), module.activations
+        assert str(quantizer.spec) == "nvfp4@static" and same_bits(module.weight, other.weight.data)
+        assert float(other.input_global_scale) == pytest.approx(2688 / float(quantizer.amax), rel=1e-6)
+        assert same_bits(input_range(other.input_global_scale.data), quantizer.amax)
+        rows = inputs[:, : module.weight.shape[1]] * float(quantizer.amax) / 3
+        arguments = other.quantization_scheme.input_activations
+        assert torch.equal(quantizer(rows), forward_quantize(other, rows.clone(), "input", arguments)), name
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt_neox", "gemma3_text"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     """Attention with norms, biases, fused query-key-value, scaled embeddings; untied heads are quantized on request."""
@@ -214,7 +267,9 @@ def test_what_the_layout_cannot_say_goes_into_ours(
     assert written["layout"] == "microscale"
     assert any(note.startswith("layout microscale, because") and word in note for note in written["notes"])
     message = fail("quantize", original, *arguments, "--layout", "compressed-tensors", "-o", tmp_path / "refused")
-    assert "layout compressed-tensors cannot hold this model" in message and word in message
+    is_measured = arguments[-1] == "nvfp4"  # with text it could be written: the range of the inputs is measured
+    said = "need text to measure their range on" if is_measured else "layout compressed-tensors cannot hold this model"
+    assert said in message and word in message
     assert not (tmp_path / "refused").exists()
 
 

@@ -13,8 +13,10 @@ from family_models import family_model, run
 from microscale.algorithms.contract import RotationProblem, RotationStep
 from microscale.errors import ModelError
 from microscale.families.look_up import describe
-from microscale.recipes.folding import centre_residual, fuse_norms
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.folding import centre_residual, fuse_norms, rotation_obstacle
 from microscale.recipes.matrices import matrix
+from microscale.recipes.recipe import make_recipe
 from microscale.recipes.rotating import rotate_model
 
 PROBLEMS: list[RotationProblem] = []
@@ -106,3 +108,19 @@ def test_a_stream_that_cannot_be_rotated_is_left_alone() -> None:
     with pytest.raises(ModelError, match="cannot be rotated"):
         rotate_model(model, describe(model), Turn(), None)
     assert torch.equal(run(model), before) and not PROBLEMS
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt-after"])
+def test_a_rotation_that_may_be_left_out(family: str) -> None:
+    """Where `best` folds all into weights, a model that cannot be rotated is quantized all the same, with a note."""
+    before, model = (family_model(family, dtype=torch.float32) for _ in range(2))
+    obstacle = rotation_obstacle(describe(model))
+    recipe = make_recipe(format="bf16/32:e8m0", method="blockrot:size=8+rtn")
+    notes = quantize_model(model, recipe).plan.notes
+    assert [note for note in notes if note.startswith("blockrot turns the values of attention alone")] == (
+        [] if obstacle is None else [notes[-1]]
+    )
+    assert (obstacle is None) == (family == "llama") and (obstacle is None or obstacle in notes[-1])
+    torch.testing.assert_close(run(model), run(before), rtol=0.05, atol=0.1)
+    out = "model.decoder.layers.0.self_attn.out_proj" if "opt" in family else "model.layers.0.self_attn.o_proj"
+    assert not torch.allclose(model.get_submodule(out).weight, before.get_submodule(out).weight, atol=1e-2)

@@ -368,6 +368,12 @@ class RotationStep(Step):
 
     is_learned: ClassVar[bool] = False
     """Whether it needs calibration text."""
+    is_dispensable: ClassVar[bool] = False
+    """Whether a model whose residual stream cannot be rotated is quantized without it, with a note."""
+
+    def crosses(self, block_size: int) -> bool:
+        """Whether it mixes channels of different blocks."""
+        return True
 
     @property
     def segment_obstacle(self) -> str | None:

@@ -25,9 +25,19 @@ from microscale.algorithms.contract import (
     Step,
     TransformStep,
 )
-from microscale.algorithms.registry import AUTO, BEST, EFFORTS, FINE_EFFORTS, METHODS, PLAIN, STEPS
+from microscale.algorithms.registry import (
+    AUTO,
+    BEST,
+    EFFORTS,
+    FINE_EFFORTS,
+    FOLDED_EFFORTS,
+    METHODS,
+    PLAIN,
+    STEPS,
+)
 from microscale.errors import RecipeError, nearest
 from microscale.formats import ActivationSpec, BlockFormat, Format, format_name, list_items
+from microscale.transforms import AtRunTime
 
 ORDER = (
     FormatStep,
@@ -149,8 +159,10 @@ class Method:
         """Whether an effort chooses steps of it."""
         return None in self.steps
 
-    def pipeline(self, *, effort: str = "fast", fmt: Format | None = None) -> Pipeline:
-        """Return the chain; effort and the weights' format choose that of ``best``.
+    def pipeline(
+        self, *, effort: str = "fast", fmt: Format | None = None, at_run_time: AtRunTime = AtRunTime.ONLINE
+    ) -> Pipeline:
+        """Return the chain; effort, the weights' format and what may stay at run time choose that of ``best``.
 
         Raises:
             RecipeError: an unknown effort, or a chain of ``best`` that does not fit in.
@@ -159,7 +171,7 @@ class Method:
             raise RecipeError(
                 f"unknown effort {effort!r}{nearest(effort, EFFORTS) or ';'} possible: {', '.join(EFFORTS)}"
             )
-        steps = [step for own in self.steps for step in (_best(effort, fmt) if own is None else (own,))]
+        steps = [step for own in self.steps for step in (_best(effort, fmt, at_run_time) if own is None else (own,))]
         return make_pipeline(steps, self.text)
 
 
@@ -240,9 +252,10 @@ def beside_segments(own: Pipeline, common: Pipeline) -> Pipeline:
     return make_pipeline(kept)
 
 
-def _best(effort: str, fmt: Format | None) -> tuple[Step, ...]:
-    is_fine = isinstance(fmt, BlockFormat) and not fmt.scale.is_power_of_two
-    return _parse_steps(FINE_EFFORTS.get(effort, EFFORTS[effort]) if is_fine else EFFORTS[effort])
+def _best(effort: str, fmt: Format | None, at_run_time: AtRunTime) -> tuple[Step, ...]:
+    if isinstance(fmt, BlockFormat) and not fmt.scale.is_power_of_two:
+        return _parse_steps(FINE_EFFORTS[effort])
+    return _parse_steps((EFFORTS if at_run_time is AtRunTime.ONLINE else FOLDED_EFFORTS)[effort])
 
 
 def _parse_word(word: str) -> tuple[Step, ...]:

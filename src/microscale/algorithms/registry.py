@@ -12,6 +12,7 @@ from microscale.algorithms.autoround import AutoRound
 from microscale.algorithms.awq import Awq
 from microscale.algorithms.balance import Balance
 from microscale.algorithms.batquant import BatQuant
+from microscale.algorithms.block_rotation import BlockRotation
 from microscale.algorithms.contract import RoundStep, Step
 from microscale.algorithms.distill import Distill
 from microscale.algorithms.flatquant import FlatQuant
@@ -36,6 +37,7 @@ REGISTERED: dict[str, type[Step]] = {
         ScaleRuleStep,
         MxPlus,
         QuaRot,
+        BlockRotation,
         SpinQuant,
         Distill,
         SmoothQuant,
@@ -109,6 +111,17 @@ FINE_EFFORTS: Mapping[str, str] = MappingProxyType(
     {effort: chain.replace("rule+balance+hadamard", "balance:size=1") for effort, chain in EFFORTS.items()}
 )
 """Where :data:`BEST` differs for formats whose scales are no powers of two: there a rotation of blocks does harm."""
+
+FOLDED_EFFORTS: Mapping[str, str] = MappingProxyType(
+    {
+        effort: chain.replace("rule+balance+hadamard", "rule:activations=keep+blockrot+balance:size=1")
+        for effort, chain in EFFORTS.items()
+    }
+)
+"""The chain of :data:`BEST` for file layouts that hold weights and scales alone: all that it finds goes into weights.
+
+The rule of the inputs' scales stays, for such a layout has one of its own.
+"""
 
 
 def is_method(word: str) -> bool:

@@ -3,7 +3,8 @@
 Facts of that layout (library version 0.20): ``X.weight_packed`` (uint8, two codes a byte, low nibble first) or
 ``X.weight`` (float8_e4m3fn), ``X.weight_scale`` (uint8 E8M0, or float8_e4m3fn for NVFP4) and
 ``X.weight_global_scale`` (float32, the divisor that we call tensor_inv_scale). The scale rule of weights is free;
-activations follow the library's own rule, which is ``even`` at one mantissa bit for both element types.
+activations follow the library's own rule, which is ``even`` at one mantissa bit for both MX element types. NVFP4 inputs
+have ``X.input_global_scale`` (float32), measured beforehand.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from microscale.checkpoint.schema import TensorInfo, online_refusal
@@ -30,6 +32,7 @@ from microscale.formats import (
     parse_activation,
     parse_format,
 )
+from microscale.formats.elements import E2M1, E4M3
 from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
 
@@ -37,9 +40,15 @@ QUANT_METHOD = "compressed-tensors"
 LIBRARY_VERSION = "0.20.0"
 
 ACTIVATION_EQUIVALENTS: Mapping[str, ActivationSpec] = MappingProxyType(
-    {"mxfp4": parse_activation("mxfp4:even"), "mxfp8_e4m3": parse_activation("mxfp8:even(1)")}
+    {
+        "mxfp4": parse_activation("mxfp4:even"),
+        "mxfp8_e4m3": parse_activation("mxfp8:even(1)"),
+        "nvfp4": parse_activation("nvfp4@static"),
+    }
 )
-"""What a named format means for activations under this layout: the library rounds amax half up at one mantissa bit."""
+"""What a named format means for activations under this layout: the library rounds amax half up at one mantissa bit, and
+the tensor's scale of NVFP4 inputs is measured beforehand (``input_global_scale``).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +76,10 @@ _SCHEMES = (
 )
 
 
+_STATIC_NVFP4 = parse_activation("nvfp4@static")
+_NVFP4_NUMERATOR = E4M3.max_value * E2M1.max_value
+
+
 def _weight_scheme(fmt: Format) -> _Scheme | None:
     """Return the scheme whose tensors hold a format's codes and scales, whatever rule and rounding made them."""
     if not isinstance(fmt, BlockFormat) or fmt.rule.multiplier != 1 or fmt.overflow is not Overflow.SATURATE:
@@ -88,7 +101,27 @@ def _activation_arguments(spec: ActivationSpec) -> dict[str, Any] | None:
     for scheme in _SCHEMES[:2]:
         if spec == parse_activation(scheme.base):
             return {**scheme.arguments, "dynamic": True}
-    return None
+    return {**_GROUP16, "num_bits": 4, "dynamic": "local"} if spec == _STATIC_NVFP4 else None
+
+
+INPUT_SCALE = "input_global_scale"
+"""The tensor of a layer that holds 2688 over the largest NVFP4 input of the calibration."""
+
+
+def input_global_scale(amax: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
+    """Return the number that is stored of a range: (1 / amax) * 2688, 1 where nothing was seen (NaN) or all was 0."""
+    scale = amax.reshape(1).to(torch.float32).reciprocal() * _NVFP4_NUMERATOR
+    return torch.where(torch.isfinite(scale) & (scale > 0), scale, 1.0)
+
+
+def input_range(scale: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
+    """Return the range that :func:`input_global_scale` makes this very number of; the next one where none does."""
+    nearest = (_NVFP4_NUMERATOR / scale).view(torch.int32)
+    for step in (0, 1, -1, 2, -2):
+        amax = (nearest + step).view(torch.float32)
+        if bool(input_global_scale(amax) == scale):
+            return amax
+    return nearest.view(torch.float32)
 
 
 class CompressedTensorsLayout:
@@ -97,7 +130,7 @@ class CompressedTensorsLayout:
     name = "compressed-tensors"
 
     def refusal(self, layer: LayerSpec) -> str | None:
-        """Hold MXFP4, MXFP8 and NVFP4 linears of whole blocks, with no or dynamic MXFP4/MXFP8 activations."""
+        """Hold MXFP4, MXFP8 and NVFP4 linears of whole blocks; inputs as they are, MXFP4, MXFP8 or static NVFP4."""
         online = online_refusal(layer)
         if online is not None:
             return f"compressed-tensors: {online}"
@@ -113,7 +146,7 @@ class CompressedTensorsLayout:
                 f" {layer.format.block.size}"
             )
         if layer.activations is not None and _activation_arguments(layer.activations) is None:
-            known = ", ".join(scheme.base for scheme in _SCHEMES[:2])
+            known = ", ".join([*(scheme.base for scheme in _SCHEMES[:2]), str(_STATIC_NVFP4)])
             return f"compressed-tensors quantizes activations by its own rules ({known}), not {layer.activations}"
         return None
 

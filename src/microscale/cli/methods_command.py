@@ -20,8 +20,8 @@ def methods(options: MethodsOptions, as_json: JsonOption = False, seed: SeedOpti
         print_json(found)
         return
     print_wrapped_table(
-        ("method", "chain of steps", "needs text"),
-        [(one.name, one.chain, "yes" if one.needs_calibration else "no") for one in found.methods],
+        ("method", "chain of steps", "needs text", "opens in"),
+        [(one.name, one.chain, "yes" if one.needs_calibration else "no", one.opens_in) for one in found.methods],
     )
     if options.name is not None:
         return

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from microscale.checkpoint.compressed_tensors import INPUT_SCALE, input_range
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.checkpoint.reader import CheckpointReader, read_json
@@ -39,7 +40,6 @@ from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
-from microscale.formats.elements import E2M1, E4M3
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
@@ -62,9 +62,6 @@ LIBRARY_ERRORS = (
     StrictDataclassError,
 )
 """What transformers raises about a config, a generation config or weights that it cannot take."""
-
-NVFP4_NUMERATOR = E4M3.max_value * E2M1.max_value
-"""compressed-tensors stores a static NVFP4 range as this number over amax."""
 
 
 def _from_pretrained(path: str | Path | None, label: str | Path = "the model", **options: Any) -> Any:
@@ -190,8 +187,8 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
         static = range_name(layer)
         is_static = layer.activations is not None and layer.activations.range is RangeKind.STATIC
         if static is not None and is_static and not isinstance(layout, NativeLayout):
-            consumed.add(f"{name}.input_global_scale")
-            load = functools.partial(_static_range, reader, f"{name}.input_global_scale")
+            consumed.add(f"{name}.{INPUT_SCALE}")
+            load = functools.partial(_static_range, reader, f"{name}.{INPUT_SCALE}")
             others[static] = PendingTensor(dtype=torch.float32, load=load)
     for name, info in reader.infos.items():
         if name not in consumed:
@@ -225,7 +222,7 @@ def _static_range(reader: CheckpointReader, name: str, dtype: torch.dtype | None
     scale = reader.load(name).to(torch.float32)
     if scale.numel() != 1 or not (bool(torch.isfinite(scale).all()) and bool((scale > 0).all())):
         raise CheckpointError(f"tensor {name!r} must be one finite and positive number, got {scale.tolist()}")
-    return NVFP4_NUMERATOR / scale.reshape(1)
+    return input_range(scale.reshape(1))
 
 
 def is_gguf(path: str | Path) -> bool:

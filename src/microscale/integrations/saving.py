@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from microscale.checkpoint.native import NativeLayout
+from microscale.checkpoint.compressed_tensors import INPUT_SCALE, CompressedTensorsLayout, input_global_scale
+from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.checkpoint.reader import read_json
 from microscale.checkpoint.registry import choose_layout, describe_layers
 from microscale.checkpoint.schema import FileLayout
@@ -208,6 +209,9 @@ def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, LayerSpec
         for own in native.tensor_names(layer):
             del state[own]
         state.update(layout.pack(layer, module.tensor))
+        own_range = range_name(layer)
+        if own_range is not None and isinstance(layout, CompressedTensorsLayout):
+            state[f"{name}.{INPUT_SCALE}"] = input_global_scale(state.pop(own_range))
     return state
 
 

@@ -44,6 +44,7 @@ from microscale.planning.inspection import Inspection, inspect_checkpoint
 from microscale.recipes.apply import QuantizationReport, Walk, check_job, quantize_model
 from microscale.recipes.calibration import Calibration, CalibrationText
 from microscale.recipes.offload import open_store
+from microscale.recipes.plan import layout_inputs
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, has_static_ranges
 from microscale.recipes.recipe import Recipe
 from microscale.version import __version__
@@ -187,8 +188,10 @@ def _refuse_static(recipe: Recipe) -> None:
     """Refuse to write static activation ranges that nothing was measured for: the checkpoint could not run."""
     for asked in (recipe.activations, *(rule.activations for rule in recipe.layer_rules)):
         spec = None if asked is None else asked.record
+        if recipe.layout == "compressed-tensors":
+            spec = layout_inputs(str(asked)) or spec
         if spec is not None and spec.range is RangeKind.STATIC:
-            raise RecipeError(f"activations {asked} need text to measure their range on: give --calibration FILE")
+            raise RecipeError(f"activations {spec} need text to measure their range on: give --calibration FILE")
 
 
 def _refuse_places(options: QuantizeOptions, output: Path) -> None:

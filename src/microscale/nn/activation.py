@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
@@ -67,6 +68,8 @@ class ActivationQuantizer(KeptDtypes):
                 return self.amax.nan_to_num(0.0).amax().reshape(1)
             case _:
                 if bool(torch.isnan(self.amax).any()):
+                    if _AT_HAND.get():
+                        return None
                     raise ModelError(
                         f"activations {self.spec} have no static range yet; run calibration text through the model"
                         " inside `with microscale.nn.observe_activations(model):`, or use @dynamic, @ema or @window"
@@ -81,6 +84,19 @@ def _largest(inputs: Tensor) -> Float[Tensor, "1"]:
     """Return the largest finite magnitude: NaN and Inf are the policies' matter and must not stay in a range."""
     magnitudes = inputs.detach().abs()
     return torch.where(torch.isfinite(magnitudes), magnitudes, 0.0).amax().to(torch.float32).reshape(1)
+
+
+_AT_HAND: ContextVar[bool] = ContextVar("ranges_at_hand", default=False)
+
+
+@contextmanager
+def ranges_at_hand() -> Generator[None, None, None]:
+    """Let static ranges that are not measured yet come from the tensor at hand: while a model is being quantized."""
+    token = _AT_HAND.set(True)
+    try:
+        yield
+    finally:
+        _AT_HAND.reset(token)
 
 
 ObserverFactory = Callable[[str, ActivationSpec], Observer]

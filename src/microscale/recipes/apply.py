@@ -26,7 +26,15 @@ from microscale.calibration.cache import ActivationStore
 from microscale.errors import NonFiniteError, counted
 from microscale.families.look_up import describe
 from microscale.families.structure import ModelStructure
-from microscale.formats import ActivationSpec, BlockFormat, Format, NaNPolicy, PairFormat, SegmentedFormat
+from microscale.formats import (
+    ActivationSpec,
+    BlockFormat,
+    Format,
+    NaNPolicy,
+    PairFormat,
+    SegmentedFormat,
+    VectorBlock,
+)
 from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.embedding import QuantizedEmbedding
@@ -37,7 +45,7 @@ from microscale.nn.packed import PackedModule, Precision
 from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration, CalibrationText
-from microscale.recipes.folding import check_rotation
+from microscale.recipes.folding import check_rotation, rotation_obstacle
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.ranges import check_observer
@@ -113,7 +121,8 @@ def quantize_model(
     is_layered = source is not None or (store is not None and store.path is not None)
     walk = Walk.LAYERS if is_layered else Walk.WHOLE
     structure, notes = structure_for(model, recipe.part, list(pipelines.values()), walk)
-    notes += rotation_notes(model, layers, pipelines)
+    if rotation_obstacle(structure) is None:
+        notes += rotation_notes(model, layers, pipelines)
 
     def check(inside: str) -> None:
         for layer in plan.layers:
@@ -124,7 +133,9 @@ def quantize_model(
     loader = LayerLoader(model, source, check)
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
     store = ActivationStore(None, "") if store is None else store
-    quantizer = Quantizer(model, structure, linears, pipelines, calibration, progress, store, loader)
+    quantizer = Quantizer(
+        model, structure, linears, pipelines, calibration, progress, store, loader, recipe.at_run_time
+    )
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
     notes += quantizer.notes
     loader.load_rest()
@@ -202,13 +213,19 @@ def structure_for(
     if needs_text and part != "language":
         notes.append("calibration text reaches the language part alone; other layers are rounded on their own")
     structure = describe(model, "language" if needs_text else part)
-    if any(pipeline.of_kind(RotationStep) for pipeline in pipelines):
+    rotations = {step for pipeline in pipelines for step in pipeline.of_kind(RotationStep)}
+    if any(not step.is_dispensable for step in rotations):
         check_rotation(structure)
+    obstacle = rotation_obstacle(structure) if rotations else None
+    if obstacle is not None:
+        words = ", ".join(sorted(step.name for step in rotations))
+        notes.append(f"{words} turns the values of attention alone; the residual stream cannot be rotated: {obstacle}")
     folding = [pipeline.text for pipeline in pipelines if pipeline.of_kind(FoldStep)]
     if folding and not structure.is_known:
         kind = type(model).__name__
         notes.append(
-            f"{kind} is of no family that we have a record of: {folding[0]} folds nothing, its scales stay online"
+            f"{kind} is of no family that we have a record of: {folding[0]} folds nothing; its scales stay online, or"
+            " are left out where the layout has no place for them"
         )
     return structure, notes
 
@@ -220,7 +237,8 @@ def rotation_notes(
     notes: list[str] = []
     rotated = [(pipelines[name].of_kind(RotationStep), layer.format) for name, layer in layers.items()]
     for steps, fmt in rotated:
-        if steps and isinstance(fmt, BlockFormat) and fmt.scale.is_power_of_two:
+        size = fmt.block.size if isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock) else None
+        if size and fmt.scale.is_power_of_two and any(step.crosses(size) for step in steps):
             notes.append(
                 f"{steps[0].name} rotates across blocks, which makes block scales that are powers of two coarser"
                 " (arXiv 2511.04214); a rotation inside of blocks (method mr-gptq) keeps more of the model"

@@ -38,18 +38,20 @@ from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_for
 from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.returned import Returned
 from microscale.layerwise.stream import Flow, LayerStream
+from microscale.nn.activation import ranges_at_hand
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration, ChannelOrder, Feed
-from microscale.recipes.folding import fuse_norms
+from microscale.recipes.folding import fuse_norms, rotation_obstacle
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
 from microscale.recipes.preparing import ActiveBlock, Preparer
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
-from microscale.recipes.rotating import rotate_model
+from microscale.recipes.rotating import rotate_model, rotate_values
 from microscale.tensor import QuantizedTensor
+from microscale.transforms import AtRunTime
 
 Replace = Callable[[str, QuantizedLinear], None]
 """Puts a module in the place of the one with a name."""
@@ -69,6 +71,7 @@ class Quantizer:
         progress: Progress,
         store: ActivationStore,
         loader: LayerLoader,
+        at_run_time: AtRunTime = AtRunTime.ONLINE,
     ) -> None:
         self._model = model
         self._structure = structure
@@ -84,7 +87,7 @@ class Quantizer:
         self._book = ProblemBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
         order = ChannelOrder.FOLDED if calibration is None else calibration.order
-        self._preparer = Preparer(model, self._book, progress, seed, order)
+        self._preparer = Preparer(model, self._book, progress, seed, order, at_run_time)
 
     @property
     def notes(self) -> list[str]:
@@ -110,8 +113,11 @@ class Quantizer:
         names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
         if self._loader.is_partial:
             refuse_whole(self._book.distinct)
-        with float32_model(self._model) as self._dtypes:
+        with float32_model(self._model) as self._dtypes, ranges_at_hand():
             for step, pipelines in self._sharing(RotationStep):  # the same one twice would be another one
+                if step.is_dispensable and rotation_obstacle(self._structure) is not None:
+                    rotate_values(self._model, self._structure, step)
+                    continue
                 if step.is_learned:
                     fuse_norms(self._model, self._structure)
                 model = self._model_problem(pipelines) if step.is_learned else None

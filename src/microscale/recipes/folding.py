@@ -250,12 +250,20 @@ def check_rotation(structure: ModelStructure) -> None:
     Raises:
         ModelError: the family has no such rotation, with the reason.
     """
+    obstacle = rotation_obstacle(structure)
+    if obstacle is not None:
+        raise ModelError(f"the residual stream of this model cannot be rotated: {obstacle}")
+
+
+def rotation_obstacle(structure: ModelStructure) -> str | None:
+    """Return why the residual stream of a model cannot be rotated, or None."""
     if not structure.is_known:
-        raise ModelError("the residual stream of this model cannot be rotated: its family is of no record of ours")
+        return "its family is of no record of ours"
     if structure.rotation_obstacle is not None:
-        raise ModelError(f"the residual stream of this model cannot be rotated: {structure.rotation_obstacle}")
+        return structure.rotation_obstacle
     if structure.head is None or structure.final_norm is None:
-        raise ModelError(f"the residual stream of {structure.family} cannot be rotated: it has no last norm and head")
+        return f"{structure.family} has no last norm and head"
+    return None
 
 
 def keep_mean(q: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:

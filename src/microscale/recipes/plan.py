@@ -21,7 +21,7 @@ from microscale.families.forward_source import (
 )
 from microscale.families.modules import is_linear, is_transposed
 from microscale.families.parts import check_part, is_of_part, part_roots
-from microscale.formats import ALIASES, WrittenInputs, WrittenWeights, parse_inputs
+from microscale.formats import ALIASES, ActivationSpec, RangeKind, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import model_attention
 from microscale.nn.experts import Experts, stacked_experts
@@ -276,9 +276,10 @@ def _plan_layer(
     if kind == "embedding":
         activations, method = None, RTN
     spec = None if activations is None else activations.record
-    pipeline = method.pipeline(effort=recipe.effort, fmt=fmt)
+    pipeline = method.pipeline(effort=recipe.effort, fmt=fmt, at_run_time=recipe.at_run_time)
     if pipeline.is_end_to_end:  # layers that learn together have one chain, that of the recipe's own format
-        pipeline = method.pipeline(effort=recipe.effort, fmt=recipe.format.record or fmt)
+        own = recipe.format.record or fmt
+        pipeline = method.pipeline(effort=recipe.effort, fmt=own, at_run_time=recipe.at_run_time)
     problem = pipeline.refusal(fmt, spec)
     if problem is not None:
         raise RecipeError(f"layer {name}: {problem}")
@@ -342,7 +343,7 @@ def _settle_layout(
     if word is None:
         return layers, None, []
     if word in ("auto", "compressed-tensors"):
-        adapted = [_with_equivalent(layer) for layer in layers]
+        adapted = [_with_equivalent(layer, word) for layer in layers]
         refusals = [obstacle] if obstacle is not None else _refusals("compressed-tensors", adapted)
         if not refusals:
             return adapted, "compressed-tensors", _rule_notes(layers, adapted)
@@ -374,10 +375,17 @@ def _refusal_text(word: str, refusals: list[str]) -> str:
     return f"layout {word} cannot hold this model:\n{shown}{more}\nexclude these layers or choose --layout microscale"
 
 
-def _with_equivalent(layer: PlannedLayer) -> PlannedLayer:
-    word = str(layer.requested_activations)
-    equivalent = ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
-    return layer if equivalent is None else replace(layer, activations=equivalent)
+def _with_equivalent(layer: PlannedLayer, layout: str) -> PlannedLayer:
+    """Return the layer with inputs as compressed-tensors rounds them; ``auto`` asks for no range to be measured."""
+    equivalent = layout_inputs(str(layer.requested_activations))
+    if equivalent is None or (layout == "auto" and equivalent.range is RangeKind.STATIC):
+        return layer
+    return replace(layer, activations=equivalent)
+
+
+def layout_inputs(word: str) -> ActivationSpec | None:
+    """Return what a named format means for inputs in the layout of compressed-tensors; None: what it says."""
+    return ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
 
 
 def _rule_notes(before: Sequence[PlannedLayer], after: Sequence[PlannedLayer]) -> list[str]:

@@ -35,7 +35,7 @@ from microscale.recipes.calibration import ChannelOrder
 from microscale.recipes.folding import fold_scale, shared_scale
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.problems import fold_first_scale, fold_segment_order, knows_inputs, transformed, with_inputs
-from microscale.transforms import scale_transform
+from microscale.transforms import AtRunTime, scale_transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,23 +55,40 @@ class ActiveBlock:
 class Preparer:
     """Runs the steps of pipelines on decoder layers; what they find goes into the book or is folded into the model."""
 
-    def __init__(self, model: nn.Module, book: ProblemBook, progress: Progress, seed: int, order: ChannelOrder) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        book: ProblemBook,
+        progress: Progress,
+        seed: int,
+        order: ChannelOrder,
+        at_run_time: AtRunTime = AtRunTime.ONLINE,
+    ) -> None:
         self._model = model
         self._book = book
         self._progress = progress
         self._seed = seed
         self._order = order
+        self._at_run_time = at_run_time
         self._online: dict[str, list[str]] = {}
         self._unscaled: dict[str, list[str]] = {}
+        self._placeless: dict[str, list[str]] = {}
 
     @property
     def notes(self) -> list[str]:
         """What a user should know of scales that found no place before a layer, or that were left out."""
-        online = "{} keeps its scales online for {}, e.g. {}: nothing before them takes these exactly"
-        left = "{} leaves {} as before, e.g. {}: experts read one norm, and no scale suits all of them"
-        found = [online.format(step, counted(len(names), "layer"), names[0]) for step, names in self._online.items()]
-        return found + [
-            left.format(step, counted(len(names), "layer"), names[0]) for step, names in self._unscaled.items()
+        lines = (
+            (
+                "{} leaves {} as before, e.g. {}: nothing before takes scales, and the layout has no place",
+                self._placeless,
+            ),
+            ("{} keeps its scales online for {}, e.g. {}: nothing before them takes these exactly", self._online),
+            ("{} leaves {} as before, e.g. {}: experts read one norm, and no scale suits all of them", self._unscaled),
+        )
+        return [
+            line.format(step, counted(len(names), "layer"), names[0])
+            for line, found in lines
+            for step, names in found.items()
         ]
 
     def find(self, block: ActiveBlock, pipeline: Pipeline) -> None:
@@ -133,6 +150,9 @@ class Preparer:
             scale = step.input_scale(dataclasses.replace(problem, share=share))
             if bool((scale == 1).all()):
                 continue  # nothing to fold, nothing to keep
+            if is_online and self._at_run_time is AtRunTime.FOLDED:
+                self._placeless.setdefault(step.name, []).extend(names)
+                continue
             if fold is None or is_online:
                 self._online.setdefault(step.name, []).extend(names)
                 self._book.keep(transformed(problem, [scale_transform(1.0 / scale)]))

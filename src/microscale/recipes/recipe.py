@@ -49,6 +49,7 @@ from microscale.recipes.fields import (
     first_error,
     problem_text,
 )
+from microscale.transforms import AtRunTime
 
 KV_CACHE = "kv_cache"
 """The role that a rule may name in place of a pattern of layers: keys and values as they are stored."""
@@ -141,6 +142,12 @@ class Recipe(AttentionFields, LayerFields):
     def known_keys(cls, location: Sequence[int | str]) -> list[str]:
         """Return the keys that are known where a key stands."""
         return list(RecipeRule.model_fields if location[:1] == ("rules",) else cls.model_fields)
+
+    @property
+    def at_run_time(self) -> AtRunTime:
+        """What its chains may leave to do at run time: nothing, where a layout of another tool was asked for."""
+        is_foreign = self.layout is not None and self.layout not in ("auto", "microscale")
+        return AtRunTime.FOLDED if is_foreign else AtRunTime.ONLINE
 
     @property
     def layer_rules(self) -> tuple[RecipeRule, ...]:

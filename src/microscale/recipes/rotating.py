@@ -37,6 +37,11 @@ def rotate_model(model: nn.Module, structure: ModelStructure, step: RotationStep
             )
         )
     rotate_residual(model, structure, rotation)
+    rotate_values(model, structure, step)
+
+
+def rotate_values(model: nn.Module, structure: ModelStructure, step: RotationStep) -> None:
+    """Rotate the values of attention, where the step asks for it."""
     for index, block in enumerate(structure.blocks):
         folds = [group.fold for group in block.groups if group.fold is not None]
         rows = next((fold.rows for fold in folds if fold.kind is FoldKind.VALUE), None)
