@@ -37,13 +37,13 @@ def test_nothing_is_lost_in_a_narrow_terminal(width: int, monkeypatch: pytest.Mo
     succeed("methods")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", written.getvalue())
     assert max(map(len, shown.splitlines())) <= width and "…" not in shown.replace("0.1 …", "")
-    found: dict[int, list[list[str]]] = defaultdict(list)
+    found: dict[str, list[list[str]]] = defaultdict(list)
     for row in cells(shown):
-        found[len(row)].append(row)
-    chains = {row[0]: row[1] for row in found[3]}
+        found["methods" if row[2] in ("yes", "no") else "steps"].append(row)
+    chains = {row[0]: row[1] for row in found["methods"]}
     assert {name: chains[name] for name in METHODS} == {name: parse_method(name).text for name in METHODS}
-    assert [row[0] for row in found[4]] == list(STEPS)
-    for row, step in zip(found[4], STEPS.values(), strict=True):
+    assert [row[0] for row in found["steps"]] == list(STEPS)
+    for row, step in zip(found["steps"], STEPS.values(), strict=True):
         assert row[3] == step.source.replace(" ", "")
         assert row[2] == re.sub(r"\s", "", (step.__doc__ or "").strip().split("\n")[0])
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from microscale.checkpoint.schema import TensorInfo, online_refusal
 from microscale.errors import CheckpointError
 from microscale.formats import (
+    ALIASES,
     ActivationSpec,
     BlockFormat,
     Format,
@@ -49,6 +50,11 @@ ACTIVATION_EQUIVALENTS: Mapping[str, ActivationSpec] = MappingProxyType(
 """What a named format means for activations under this layout: the library rounds amax half up at one mantissa bit, and
 the tensor's scale of NVFP4 inputs is measured beforehand (``input_global_scale``).
 """
+
+
+def layout_inputs(word: str) -> ActivationSpec | None:
+    """Return what a named format means for inputs in the layout of compressed-tensors; None: what it says."""
+    return ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from microscale.checkpoint.compressed_tensors import layout_inputs
 from microscale.checkpoint.writer import check_target
 from microscale.errors import CalibrationError, CheckpointWriteError, RecipeError, counted
 from microscale.formats import RangeKind
@@ -44,7 +45,6 @@ from microscale.planning.inspection import Inspection, inspect_checkpoint
 from microscale.recipes.apply import QuantizationReport, Walk, check_job, quantize_model
 from microscale.recipes.calibration import Calibration, CalibrationText
 from microscale.recipes.offload import open_store
-from microscale.recipes.plan import layout_inputs
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, has_static_ranges
 from microscale.recipes.recipe import Recipe
 from microscale.version import __version__

@@ -237,8 +237,10 @@ def rotation_notes(
     notes: list[str] = []
     rotated = [(pipelines[name].of_kind(RotationStep), layer.format) for name, layer in layers.items()]
     for steps, fmt in rotated:
-        size = fmt.block.size if isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock) else None
-        if size and fmt.scale.is_power_of_two and any(step.crosses(size) for step in steps):
+        if not isinstance(fmt, BlockFormat) or not isinstance(fmt.block, VectorBlock):
+            continue
+        size = fmt.block.size
+        if fmt.scale.is_power_of_two and any(step.crosses(size) for step in steps):
             notes.append(
                 f"{steps[0].name} rotates across blocks, which makes block scales that are powers of two coarser"
                 " (arXiv 2511.04214); a rotation inside of blocks (method mr-gptq) keeps more of the model"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from microscale.algorithms.pipeline import Pipeline
-from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
+from microscale.checkpoint.compressed_tensors import layout_inputs
 from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError, counted
 from microscale.families.embeddings import embedding_obstacle, is_lookup
@@ -21,7 +21,7 @@ from microscale.families.forward_source import (
 )
 from microscale.families.modules import is_linear, is_transposed
 from microscale.families.parts import check_part, is_of_part, part_roots
-from microscale.formats import ALIASES, ActivationSpec, RangeKind, WrittenInputs, WrittenWeights, parse_inputs
+from microscale.formats import RangeKind, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import model_attention
 from microscale.nn.experts import Experts, stacked_experts
@@ -376,16 +376,11 @@ def _refusal_text(word: str, refusals: list[str]) -> str:
 
 
 def _with_equivalent(layer: PlannedLayer, layout: str) -> PlannedLayer:
-    """Return the layer with inputs as compressed-tensors rounds them; ``auto`` asks for no range to be measured."""
+    """Return the layer with inputs as the layout rounds them; ``auto`` asks for no range to be measured."""
     equivalent = layout_inputs(str(layer.requested_activations))
     if equivalent is None or (layout == "auto" and equivalent.range is RangeKind.STATIC):
         return layer
     return replace(layer, activations=equivalent)
-
-
-def layout_inputs(word: str) -> ActivationSpec | None:
-    """Return what a named format means for inputs in the layout of compressed-tensors; None: what it says."""
-    return ACTIVATION_EQUIVALENTS.get(ALIASES.get(word, word))
 
 
 def _rule_notes(before: Sequence[PlannedLayer], after: Sequence[PlannedLayer]) -> list[str]:
