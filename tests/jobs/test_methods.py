@@ -15,17 +15,17 @@ from microscale.jobs.printing import json_value
 def test_all_methods_and_steps() -> None:
     found = microscale.methods()
     efforts = [f"best --effort {effort}" for effort in EFFORTS]
-    folded = [f"{effort} --layout compressed-tensors" for effort in efforts]
-    assert [one.name for one in found.methods] == [*METHODS, *efforts, *folded]
+    assert [one.name for one in found.methods] == [*METHODS, *efforts]
+    assert [one.name for one in found.folded] == list(EFFORTS)
+    assert {one.opens_in for one in found.folded} == {"transformers, vLLM"}
     assert [one.chain for one in found.methods[: len(METHODS)]] == [parse_method(word).text for word in METHODS]
     assert [step.name for step in found.steps] == list(STEPS)
     needs = {one.name: one.needs_calibration for one in found.methods}
     assert not needs["rtn"] and needs["gptq"]
     opens = {one.name: one.opens_in for one in found.methods}
-    everywhere = "transformers, vLLM, microscale"
-    assert {opens[name] for name in ("rtn", "gptq", "smoothquant", *folded)} == {everywhere}
-    assert {opens[name] for name in ("mr-gptq", "flatquant", "micromix", *efforts)} == {"microscale"}
-    assert opens["threshold"] == f"weights alone: {everywhere}; inputs too: microscale"
+    assert {opens[name] for name in ("rtn", "gptq", "smoothquant", "autoround")} == {"transformers, vLLM"}
+    assert {opens[name] for name in ("mr-gptq", "flatquant", "micromix", "mxplus", *efforts)} == {"microscale"}
+    assert opens["threshold"] == "transformers, vLLM (weights alone)"
     damp = next(step for step in found.steps if step.name == "gptq").options["damp"]
     assert damp == STEPS["gptq"]().damp  # type: ignore[attr-defined]
     assert json_value(found) == succeed("methods", "--json").json

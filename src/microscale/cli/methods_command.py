@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from microscale.cli.output import JsonOption, SeedOption, print_json, print_wrapped_table
 from microscale.cli.parameters import job_command
 from microscale.jobs.small_options import MethodsOptions
+
+if TYPE_CHECKING:
+    from microscale.jobs.methods import NamedChain
 
 
 @job_command(MethodsOptions)
@@ -19,14 +24,17 @@ def methods(options: MethodsOptions, as_json: JsonOption = False, seed: SeedOpti
     if as_json:
         print_json(found)
         return
-    print_wrapped_table(
-        ("method", "chain of steps", "needs text", "opens in"),
-        [(one.name, one.chain, "yes" if one.needs_calibration else "no", one.opens_in) for one in found.methods],
-    )
+    headings = ("chain of steps", "needs text", "opens in")
+    print_wrapped_table(("method", *headings), [_row(one) for one in found.methods])
     if options.name is not None:
         return
+    print_wrapped_table(("best with --layout compressed-tensors", *headings), [_row(one) for one in found.folded])
     rows = [
         (step.name, ", ".join(f"{key}={value}" for key, value in step.options.items()), step.summary, step.source)
         for step in found.steps
     ]
     print_wrapped_table(("step", "options and defaults", "what it does", "source"), rows)
+
+
+def _row(one: NamedChain) -> tuple[str, str, str, str]:
+    return one.name, one.chain, "yes" if one.needs_calibration else "no", one.opens_in
