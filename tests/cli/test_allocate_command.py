@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
+import microscale
 from command_line import fail, succeed
+from microscale.errors import DependencyError
+from microscale.jobs import allocate as allocate_job
+from microscale.jobs.allocate_options import DEFAULT_CANDIDATES
 from small_models import read_config, save_random_model
 
 
@@ -52,7 +58,7 @@ def test_the_cache_by_hand(folder: Path, tmp_path: Path) -> None:
 def test_milliseconds_and_the_tables(folder: Path) -> None:
     answer = succeed(*arguments(folder, "500ms"), "--formats", "mxfp4,mxfp8/none", "--fuse")
     assert "Pareto front" in answer.stdout and "mlp.down" in answer.stdout and "of 500.000 ms" in answer.stdout
-    assert "about 5 passes over 64 tokens" in " ".join(answer.stderr.split())
+    assert "about 6 passes over 64 tokens" in " ".join(answer.stderr.split())
 
 
 def test_errors(folder: Path) -> None:
@@ -87,10 +93,53 @@ def automatic(folder: Path, out: Path, *options: str | Path) -> list[str | Path]
     return ["quantize", folder / "tiny", "--method", "auto", "--bits", "5", "-o", out, *text, *options]
 
 
+def test_auto_rounds_the_inputs_that_it_is_asked_to(folder: Path, tmp_path: Path) -> None:
+    """None where no activations are named, as everywhere; those of --activations for candidates that name none."""
+    made = succeed(*automatic(folder, tmp_path / "none", "--json")).json
+    assert {scheme["activations"] for scheme in made["schemes"]} == {None}
+    both = ("-a", "mxfp8", "-f", "mxfp4,nvfp4/none,mxfp8", "--layout", "microscale")
+    made = succeed(*automatic(folder, tmp_path / "both", *both, "--json")).json
+    inputs = {(scheme["weights"], scheme["activations"]) for scheme in made["schemes"]}
+    assert inputs <= {("mxfp4", "mxfp8_e4m3"), ("mxfp8_e4m3", "mxfp8_e4m3"), ("nvfp4", None)} and len(inputs) > 1
+
+
+def test_one_candidate_is_no_choice(folder: Path, tmp_path: Path) -> None:
+    words = "alone leaves nothing to choose"
+    assert words in fail(*arguments(folder, "5bits"), "--formats", "mxfp4")
+    assert words in fail(*automatic(folder, tmp_path / "one", "-f", "mxfp8,mxfp8_e4m3"))
+
+
+def test_the_solver_is_asked_for_before_anything_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise DependencyError("scipy", "allocate", "allocation under a budget")
+
+    monkeypatch.setattr(allocate_job, "check_solver", refuse)
+    monkeypatch.setattr(allocate_job, "measure_table", None)
+    assert "run: pip install scipy" in " ".join(fail(*arguments(folder, "5bits")).split())
+
+
+def test_perplexities_are_predicted(folder: Path) -> None:
+    """The unquantized model's on the measuring text, times exp(sensitivity); the front's points say something new."""
+    found = succeed(*arguments(folder, "5bits"), "--json").json
+    model = microscale.load(folder / "tiny", dtype=torch.float32)
+    assert found["perplexity_before"] > 1
+    size = sum(parameter.numel() for parameter in model.parameters())
+    for point in (*found["front"], found["result"], *found["uniform"].values()):
+        expected = found["perplexity_before"] * math.exp(point["sensitivity"])
+        assert point["predicted_perplexity"] == pytest.approx(expected)
+        assert point["bits_per_weight_model"] == pytest.approx(8 * point["bytes"] / size)
+    assert found["result"] in found["front"]
+    steps = zip(found["front"], found["front"][1:], strict=False)
+    assert all(b["sensitivity"] <= 0.99 * a["sensitivity"] and a["cost"] < b["cost"] for a, b in steps)
+    error = succeed(*arguments(folder, "5bits"), "--sensitivity", "error", "--json").json
+    assert error["perplexity_before"] is None and error["result"]["predicted_perplexity"] is None
+
+
 def test_auto_is_allocate_and_quantize(folder: Path, tmp_path: Path) -> None:
+    own = ",".join(f"{word}/{word}" for word in DEFAULT_CANDIDATES.split(","))
     succeed(*arguments(folder, "5bits"))
     succeed("quantize", folder / "tiny", "--recipe", folder / "recipe.yaml", "-o", tmp_path / "two")
-    done = succeed(*automatic(folder, tmp_path / "one"), "--json").json
+    done = succeed(*automatic(folder, tmp_path / "one", "-f", own), "--json").json
     assert done["allocation"]["result"]["cost"] <= 5.0005
     one, two = read_config(tmp_path / "one"), read_config(tmp_path / "two")
     assert one["quantization_config"] == two["quantization_config"] and one["microscale"] == two["microscale"]
@@ -98,7 +147,8 @@ def test_auto_is_allocate_and_quantize(folder: Path, tmp_path: Path) -> None:
     succeed("quantize", folder / "tiny", "--recipe", tmp_path / "again.yaml", "-o", tmp_path / "three")
     assert read_config(tmp_path / "three")["quantization_config"] == one["quantization_config"]
     answer = " ".join(succeed(*automatic(folder, tmp_path / "one"), "--overwrite").stdout.split())
-    assert "chosen from a front of" in answer and "bits of 5.000 bits; summed sensitivity" in answer
+    assert "chosen from a front of" in answer and "bits of 5.000 bits; whole model" in answer
+    assert "predicted perplexity" in answer
 
 
 def test_auto_with_choices(folder: Path, tmp_path: Path) -> None:

@@ -49,7 +49,14 @@ def test_a_path_with_brackets(checkpoint: Path, tmp_path: Path) -> None:
 
 def facts(name: str, num_bytes: int = 8) -> LayerFacts:
     return LayerFacts(
-        name=name, shape=(4, 4), format="mxfp4", activations=None, method="rtn", num_weights=16, num_bytes=num_bytes
+        name=name,
+        shape=(4, 4),
+        format="mxfp4",
+        activations=None,
+        method="rtn",
+        num_weights=16,
+        num_bytes=num_bytes,
+        float_bytes=32,
     )
 
 
@@ -76,5 +83,5 @@ def test_what_runs_at_run_time_is_shown(checkpoint: Path, tmp_path: Path) -> Non
     found = succeed("inspect", tmp_path / "out", "--json").json
     assert {layer["online"] for layer in found["layers"]} == {"hadamard(32), low rank 4"}
     shown = succeed("inspect", tmp_path / "out").stdout
-    assert f"{len(found['layers'])} layers compute at run time besides: hadamard(32), low rank 4" in shown
+    assert f"at run time {len(found['layers'])} layers also: hadamard(32), low rank 4" in shown
     assert "at run time" not in succeed("inspect", checkpoint).stdout

@@ -53,6 +53,8 @@ def test_the_json_answer(model: Path, tmp_path: Path) -> None:
     num_weights = sum(tensor.numel() for tensor in read_tensors(model).values())
     assert found["bytes"] == stored
     assert found["bits_per_weight_model"] == pytest.approx(8 * stored / num_weights, rel=1e-12)
+    assert found["bits_per_weight_before"] == 16 and found["bytes_before"] == 2 * num_weights
+    assert found["file_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert found["seconds"] > 0
     assert any("layout microscale, because" in note for note in found["notes"])
 
@@ -63,6 +65,8 @@ def test_the_text_answer(model: Path, tmp_path: Path) -> None:
         "14 layers: weights mxfp4, activations mxfp4:even",
         "left alone: lm_head",
         "4.250 bits per quantized weight",
+        "(16.000 bits per weight) before",
+        "bytes in 1 file",
         "note: activations mxfp4 are executed as mxfp4:even",
         f"wrote {tmp_path / 'out'} (layout compressed-tensors)",
     ):

@@ -29,6 +29,7 @@ def test_a_written_model_has_a_card(format: str, layout: str, said: str, tmp_pat
     assert fields["library_name"] == "transformers" and {"microscale", format} <= set(fields["tags"])
     assert "base_model" not in fields, "a place on this machine is no model of the hub"
     assert str(tmp_path) not in card and "# source, quantized" in body and f"File layout: {layout}." in body
+    assert ("with `dtype=torch.float32` or float16 the first" in body) == (layout == "compressed-tensors")
     assert said in body and "No calibration text was used." in body
     if rules:
         assert "| 12 | mxfp4 | kept | rtn |" in body and "| 2 | mxfp8_e4m3 | kept | rtn |" in body

@@ -29,25 +29,32 @@ def found(*layers: Any) -> Any:
     return SimpleNamespace(layers=layers)
 
 
-def test_activations_come_first_and_an_input_of_several_layers_once() -> None:
+def test_activations_come_first_and_a_channel_has_one_line() -> None:
     shared = facts(massive(-50.0, 3, 7, window=1, windows=4), massive(9.0, 0, 1, window=0, windows=2))
-    layers = found(layer("one", weights=facts(massive(8.0, 5, 6), std=0.0), inputs=shared), layer("two", inputs=shared))
-    shown = massive_values(layers, 16, lambda window, row: f"<{window}.{row}>")
-    assert [one.title for one in shown] == ["inputs of one", "weights of one"]
-    assert shown[0].words == (
-        "-50 at token 3 ('<1.3>'), channel 7, in 4 of 16 windows; 9 at token 0 ('<0.0>'), channel 1, in 2 of 16 windows"
-        " (largest: 25 standard deviations)"
+    again = facts(massive(70.0, 5, 7, window=2, windows=3), massive(60.0, 6, 7, window=2, windows=1), std=1.0)
+    layers = found(
+        layer("one", weights=facts(massive(8.0, 5, 6), std=0.0), inputs=shared),
+        layer("two", inputs=shared),
+        layer("three", inputs=again),
     )
-    assert shown[1].words == "8 at row 5, channel 6 (largest: 0 standard deviations)", "a tensor without spread"
+    shown = massive_values(layers, 16, lambda window, row: f"<{window}.{row}>")
+    assert [(one.title, one.words) for one in shown] == [
+        (
+            "channel 7 of inputs",
+            "70 (70 standard deviations) in three at token 5 ('<2.5>'), in 3 of 16 windows; also in 1 other tensor",
+        ),
+        ("channel 1 of inputs", "9 (4 standard deviations) in one at token 0 ('<0.0>'), in 2 of 16 windows"),
+        ("channel 6 of weights", "8 (0 standard deviations) in one, row 5"),
+    ], "one input of two layers counts once; the last is a tensor without spread"
 
 
 @pytest.mark.parametrize("more", [0, 1, 5])
 def test_a_page_shows_so_many(more: int) -> None:
-    layers = found(*(layer(str(place), weights=facts(massive(1.0, 0, 0))) for place in range(MAX_MASSIVE + more)))
+    layers = found(*(layer("one", weights=facts(massive(1.0, 0, place))) for place in range(MAX_MASSIVE + more)))
     shown = massive_values(layers, 1, lambda window, row: "")
     assert len(shown) == MAX_MASSIVE + bool(more)
     if more:
-        assert shown[-1].title == "others" and shown[-1].words.startswith(f"{more} more tensor{'s' * (more > 1)};")
+        assert shown[-1].title == "others" and shown[-1].words.startswith(f"{more} more channel{'s' * (more > 1)};")
 
 
 def test_a_page_names_every_tensor_of_a_model() -> None:

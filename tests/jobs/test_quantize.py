@@ -122,7 +122,7 @@ def test_the_result_in_json_is_what_the_command_prints(source: Path, tmp_path: P
         ("mxfp8_e4m3", "mxfp8_e4m3", 2),
     ]
     nowhere = json_value(quantize(options_of(source, **words)))
-    unwritten = {"output": None, "layout": None, "bits_per_weight_model": None, "bytes": None}
+    unwritten = {"output": None, "layout": None, "bits_per_weight_model": None, "bytes": None, "file_bytes": None}
     assert {key: nowhere[key] for key in unwritten} == unwritten
     assert nowhere["attention"] == shown["attention"] == {"products": None, "kv_cache": "mxfp8_e4m3"}
 

@@ -9,7 +9,7 @@ import microscale
 from microscale.formats import parse_format
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.online import LowRank
-from microscale.nn.sizes import Size, file_bytes, held_bytes, module_bytes, packed_size, spec_bytes, total_size
+from microscale.nn.sizes import Size, file_size, held_size, module_bytes, packed_size, spec_bytes, total_size
 
 PACKED_BYTES = 64 * 64 // 2 + 64 * 2  # codes, and a scale for each block of 32
 
@@ -32,14 +32,14 @@ def test_a_float_layer_counts_its_weight() -> None:
 
 def test_a_file_holds_all_else_in_its_own_dtype() -> None:
     model = nn.Sequential(packed_layer(), nn.Linear(64, 3))
-    assert file_bytes(model, packed_size(model), torch.bfloat16) == PACKED_BYTES + (64 + 64 * 3 + 3) * 2
+    assert file_size(model, packed_size(model), torch.bfloat16).num_bytes == PACKED_BYTES + (64 + 64 * 3 + 3) * 2
 
 
 def test_what_is_held_counts_a_shared_weight_once_and_leaves_layers_out() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False), "c": nn.LayerNorm(4)})
     model["b"].weight = model["a"].weight
-    assert held_bytes(model) == 4 * (16 + 8)
-    assert held_bytes(model, without=("a",)) == 4 * 8
+    assert held_size(model) == Size(num_weights=24, num_bytes=4 * 24)
+    assert held_size(model, without=("a",)) == Size(num_weights=8, num_bytes=4 * 8)
 
 
 def test_sizes_add_up() -> None:

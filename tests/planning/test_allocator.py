@@ -15,6 +15,7 @@ from microscale.algorithms.distill import Distill
 from microscale.algorithms.refine import Refine
 from microscale.errors import AllocationError
 from microscale.formats import format_name
+from microscale.nn.sizes import Size
 from microscale.planning.allocated_layers import AllocatedLayer, Grouping, allocated_layers, parse_fixed
 from microscale.planning.allocator import allocation_recipe, check_budget, check_reachable, choice_groups, solve
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
@@ -45,7 +46,7 @@ def test_the_recipe_gives_what_was_solved(model: Any, path: Path, tmp_path: Path
 
 def test_bytes_are_those_of_the_whole_model(model: Any) -> None:
     _, table = table_of(model)
-    smallest = table.other_bytes + sum(min(sizes) for sizes in table.num_bytes.values())
+    smallest = table.others.num_bytes + sum(min(sizes) for sizes in table.num_bytes.values())
     solution = solve(table, Budget(amount=smallest, unit=BudgetUnit.BYTES), points=2)
     assert solution.point.cost == smallest and {c.text for c in solution.chosen.values()} == {"mxfp4"}
     with pytest.raises(AllocationError, match=r"below the smallest possible with these formats, .* kB"):
@@ -127,7 +128,7 @@ def made_up(
         sensitivity={name: list(harms) for name, _, harms, _ in rows},
         num_bytes={name: list(sizes) for name, _, _, sizes in rows},
         milliseconds=milliseconds,
-        other_bytes=1000,
+        others=Size(num_weights=500, num_bytes=1000),
         methods={name: [None] * 3 for name, _, _, _ in rows},
     )
 
@@ -235,7 +236,7 @@ def test_the_commonest_format_is_the_base_and_others_are_rules(model: Any) -> No
         sensitivity={},
         num_bytes={},
         milliseconds=None,
-        other_bytes=0,
+        others=Size(num_weights=0, num_bytes=0),
         methods={name: [None] * 3 for name in names},
     )
     picks = {name: PLAIN[place if place in (1, 2) else 0] for place, name in enumerate(names)}

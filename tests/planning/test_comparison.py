@@ -64,6 +64,7 @@ def test_rows_are_those_of_separate_runs(tied: bool, tmp_path: Path) -> None:
         assert row.bits_per_weight == pytest.approx(4.25 if row.format == "mxfp4" else 4.5, abs=0.01)
         expected = row.bits_per_weight * num_linear / 8 + 2 * (num_all - num_linear)
         assert row.num_bytes == pytest.approx(expected, rel=1e-12)
+        assert row.model_bits_per_weight == pytest.approx(8 * expected / num_all, rel=1e-12)
     assert snapshot(model) == before
     assert model.config.to_dict() == config
 

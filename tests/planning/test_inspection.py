@@ -50,6 +50,16 @@ def test_the_numbers_are_those_of_the_files(name: str, source: Path, tmp_path: P
     quantized = sum(layer.num_bytes for layer in found.quantized)
     assert found.bits_per_quantized_weight == 8 * quantized / sum(layer.num_weights for layer in found.quantized)
     assert found.bits_per_weight == 8 * found.num_bytes / found.num_weights
+    assert found.float_size == inspect_checkpoint(source).size
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert (found.num_files, found.file_bytes) == (1, on_disk)
+    before, after = inspect_checkpoint(source).size, found.size
+    for piece in (
+        f"{before.bits_per_weight:.3f} bits",
+        f"{after.bits_per_weight:.3f} bits",
+        f"{on_disk:,} bytes in 1 file",
+    ):
+        assert piece in found.size_words
 
 
 def test_no_data_is_read(source: Path, tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_more_bits_hurt_less(model: Any, kind: Sensitivity) -> None:
 
 
 def test_costs_are_told() -> None:
-    assert measuring_cost(Sensitivity.KL, 63, 5, 9, 100).passes == pytest.approx(1 + 315 * 10 / 18)
-    assert measuring_cost(Sensitivity.FISHER, 63, 5, 9, 100).passes == 8
+    assert measuring_cost(Sensitivity.KL, 63, 5, 9, 100).passes == pytest.approx(2 + 315 * 10 / 18)
+    assert measuring_cost(Sensitivity.FISHER, 63, 5, 9, 100).passes == 9
     assert measuring_cost(Sensitivity.ERROR, 63, 5, 9, 100).tokens == 100
 
 

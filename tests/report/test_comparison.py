@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import pytest
 
 from microscale.errors import DependencyError
-from microscale.report.comparison import ComparisonRow, comparison_html, difference_text, number_text, size_text
+from microscale.nn.sizes import size_text
+from microscale.report.comparison import ComparisonRow, comparison_html, difference_text, number_text
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -56,6 +57,7 @@ def row(fmt: str, mode: str, perplexity: float, bits: float = 4.25) -> Compariso
         mode=mode,
         bits_per_weight=bits,
         num_bytes=16_318_464,
+        model_bits_per_weight=8.5,
         perplexity=perplexity,
         difference=perplexity - 20.0,
     )
@@ -79,13 +81,13 @@ def html() -> str:
 
 def test_the_table_holds_every_row_and_number(html: str) -> None:
     header, *body = Page(html).table
-    assert header == ["format", "quantized", "bits per weight", "size of the weights", "perplexity", "difference"]
+    assert header == ["format", "quantized", "bits per quantized weight", "whole model", "perplexity", "difference"]
     assert body == [
-        ["bf16", "not quantized", "16.00", "16.3 MB", "20.00", ""],
-        ["mxfp4", "weights", "4.25", "16.3 MB", "20.57", "+0.57"],
-        ["mxfp4", "weights + activations", "4.25", "16.3 MB", "22.83", "+2.83"],
-        ["nvfp4", "weights + activations", "4.50", "16.3 MB", "20.93", "+0.93"],
-        ["mxint8", "weights", "8.25", "16.3 MB", "19.99", "−0.01"],
+        ["bf16", "not quantized", "16.00", "16.3 MB, 8.50 bits per weight", "20.00", ""],
+        ["mxfp4", "weights", "4.25", "16.3 MB, 8.50 bits per weight", "20.57", "+0.57"],
+        ["mxfp4", "weights + activations", "4.25", "16.3 MB, 8.50 bits per weight", "22.83", "+2.83"],
+        ["nvfp4", "weights + activations", "4.50", "16.3 MB, 8.50 bits per weight", "20.93", "+0.93"],
+        ["mxint8", "weights", "8.25", "16.3 MB, 8.50 bits per weight", "19.99", "−0.01"],
     ]
 
 

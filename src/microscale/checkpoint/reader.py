@@ -90,7 +90,8 @@ class CheckpointReader:
         self._file_of: dict[str, Path] = {}
         self._offset_of: dict[str, int] = {}
         self.infos: dict[str, TensorInfo] = {}
-        for file in self._files():
+        self.files = self._files()
+        for file in self.files:
             self._read_header(file)
         self._check_index()
 

@@ -24,6 +24,9 @@ def analyze(result: AnalyzeResult, options: AnalyzeOptions) -> None:
     if options.output is None:
         for one in result.analysis.recommendations:
             console.print(f"{one.role}, {one.side}: {one.reason}", markup=False, soft_wrap=True)
+    if result.verdict is not None:
+        console.print(f"verdict: {result.verdict.sentence}", markup=False, soft_wrap=True)
+        console.print(f"next: {result.command}", markup=False, soft_wrap=True)
     wrote = f"wrote {options.output}" if options.output is not None else "no page was written (-o report.html)"
     console.print(f"{wrote}; {result.seconds:.1f} s", markup=False, soft_wrap=True)
 
@@ -53,4 +56,4 @@ def _print(result: AnalyzeResult) -> None:
     ]
     print_table("What suits each class of tensors", columns, advice)
     for one in result.massive:
-        console.print(f"massive values in the {one.title}: {one.words}", markup=False, soft_wrap=True)
+        console.print(f"massive values in {one.title}: {one.words}", markup=False, soft_wrap=True)

@@ -41,7 +41,7 @@ def inspect(
     Example: `microscale inspect OUT`
     """
     from microscale.jobs.inspect import inspect as inspect_job
-    from microscale.report.comparison import size_text
+    from microscale.nn.sizes import size_text
 
     found = inspect_job(options)
     if as_json:
@@ -53,17 +53,14 @@ def inspect(
     for name, count in Counter(_without_columns(layer.format) for layer in found.quantized).items():
         console.print(f"{counted(count, 'layer')} in {name}{_rule_text(name)}", markup=False)
     for words, count in Counter(layer.online for layer in found.quantized if layer.online).items():
-        console.print(f"{counted(count, 'layer')} compute at run time besides: {words}", markup=False)
+        console.print(f"at run time {counted(count, 'layer')} also: {words}", markup=False)
     others = sum(layer.num_bytes for layer in found.others)
     console.print(f"{counted(len(found.others), 'tensor')} not quantized, {size_text(others)}")
     if found.quantized:
         console.print(f"{found.bits_per_quantized_weight:.3f} bits per quantized weight")
     for side, word in found.attention.titled.items():
         console.print(f"{side} in {word}, simulated in floats", markup=False)
-    console.print(
-        f"{found.bits_per_weight:.3f} bits per weight over the whole model:"
-        f" {found.num_weights:,} weights, {size_text(found.num_bytes)}"
-    )
+    console.print(found.size_words, markup=False, soft_wrap=True)
 
 
 def group_layers(layers: Sequence[LayerFacts]) -> dict[str, list[LayerFacts]]:
@@ -106,7 +103,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _cells(name: str, layers: Sequence[LayerFacts]) -> list[str]:
-    from microscale.report.comparison import size_text
+    from microscale.nn.sizes import size_text
 
     first = layers[0]
     return [

@@ -24,8 +24,6 @@ def quantize(result: QuantizeResult, _: QuantizeOptions) -> None:
     `microscale quantize MODEL -f mxfp4 -a mxfp4 --method mr-gptq --calibration text.txt -o OUT`,
     `microscale quantize MODEL --method auto --bits 4.5 --calibration text.txt -o OUT`
     """
-    from microscale.report.comparison import size_text
-
     report, written = result.report, result.checkpoint
     assert written is not None  # the command line always names an output
     inspection = written.inspection
@@ -40,10 +38,8 @@ def quantize(result: QuantizeResult, _: QuantizeOptions) -> None:
     ]
     if report.plan.unquantized:
         lines.append(f"left alone: {', '.join(group_names(report.plan.unquantized))}")
-    lines.append(
-        f"{report.bits_per_weight:.3f} bits per quantized weight;"
-        f" {inspection.bits_per_weight:.3f} over the whole model, {size_text(inspection.num_bytes)}"
-    )
+    lines.append(f"{report.bits_per_weight:.3f} bits per quantized weight")
+    lines.append(inspection.size_words)
     lines += [f"note: {note}" for note in result.notes]
     lines.append(f"wrote {written.output} (layout {written.layout}) in {result.seconds:.1f} s")
     for line in lines:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
 from microscale.checkpoint.native import NativeLayout
 from microscale.formats import format_name
 from microscale.layer_spec import LayerSpec
@@ -34,6 +35,11 @@ model = AutoModelForCausalLM.from_pretrained("PATH")  # needs {library}
 or `microscale.load("PATH")`, `microscale eval PATH`, `microscale generate PATH`. Stock transformers expands the weights
 to bfloat16; microscale keeps them packed.
 """
+_BFLOAT16_ALONE = """
+Stock transformers runs it in bfloat16 alone, which config.json says: with `dtype=torch.float32` or float16 the first
+forward pass fails inside of compressed-tensors ("expected m1 and m2 to have the same dtype"). microscale runs it in
+any.
+"""
 _LIBRARIES = {"compressed-tensors": "pip install compressed-tensors", "quark": "pip install amd-quark"}
 
 
@@ -55,6 +61,7 @@ def model_card(model: Any, layers: Mapping[str, LayerSpec], layout: str, about: 
         head = [f"base_model: {base}", "base_model_relation: quantized", *head]
     rows = [f"| {count} | {words[0]} | {words[1]} | {words[2]} |" for words, count in schemes.items()]
     opens = _OURS if layout == NativeLayout.name else _OTHERS.format(library=_LIBRARIES.get(layout, layout))
+    opens += _BFLOAT16_ALONE if layout == CompressedTensorsLayout.name else ""
     return "\n".join(
         [
             "---",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microscale.algorithms.pipeline import parse_method
 from microscale.checkpoint.writer import check_text_target, write_text_file
-from microscale.errors import CalibrationError, TextError, counted
+from microscale.errors import AllocationError, CalibrationError, TextError, counted
 from microscale.families.look_up import describe
 from microscale.formats import WrittenWeights
 from microscale.integrations.attention import attention_modules
@@ -23,6 +23,7 @@ from microscale.jobs.reporting import SILENT, Progress, Reporter
 from microscale.jobs.shared_options import TextOptions
 from microscale.nn.experts import unstack_experts
 from microscale.planning.allocated_layers import AllocatedLayer, Grouping, allocated_layers, parse_fixed
+from microscale.planning.allocation import check_solver
 from microscale.planning.allocator import Solution, allocation_recipe, check_budget, check_reachable, solve
 from microscale.planning.budget import Budget, BudgetUnit, amount_text, parse_budget
 from microscale.planning.candidates import Candidate, parse_candidates
@@ -102,6 +103,7 @@ class AllocateResult:
             "recipe": None if self.output is None else str(self.output),
             "budget": {"amount": found.budget.amount, "unit": found.budget.unit.value},
             "sensitivity": found.sensitivity.value,
+            "perplexity_before": found.table.perplexity,
             "result": found.solution.point,
             "front": found.solution.front,
             "uniform": found.solution.uniform,
@@ -256,7 +258,14 @@ def allocate_model(
 
 def _checked_layers(model: Any, problem: AllocationProblem) -> tuple[tuple[AllocatedLayer, ...], tuple[Candidate, ...]]:
     """Return the layers and all candidates; what cannot be allocated is refused before any text is read."""
+    check_solver()
     parse_method(problem.method, effort=problem.effort)
+    if len(problem.candidates) < 2:
+        only = ", ".join(candidate.text for candidate in problem.candidates)
+        raise AllocationError(
+            f"{only} alone leaves nothing to choose; name two formats or more (-f {only},mxfp8), or quantize all layers"
+            f" alike: microscale quantize MODEL -f {only}"
+        )
     if any(written.record is not None for written in _cache_formats(problem)):
         attention_modules(model)
     unstack_experts(model)

@@ -25,16 +25,22 @@ from microscale.layerwise.loader import LayerSource
 from microscale.nn.experts import unstack_experts
 from microscale.planning.analysis import ModelAnalysis, analyze_model
 from microscale.planning.candidates import Candidate, parse_candidates
+from microscale.planning.verdict import Verdict, judge
 from microscale.version import __version__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalyzeResult:
-    """What was found in a model; ``massive`` tells its massive values in words."""
+    """What was found in a model; ``massive`` tells its massive values in words.
+
+    ``verdict`` is what it comes to (None where nothing was compared), ``command`` what to run next.
+    """
 
     candidates: tuple[Candidate, ...]
     analysis: ModelAnalysis
     massive: tuple[MassiveText, ...]
+    verdict: Verdict | None
+    command: str
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -46,6 +52,8 @@ class AnalyzeResult:
             "layers": [dataclasses.asdict(layer) for layer in found.layers],
             "curve": [dataclasses.asdict(point) for point in found.curve],
             "recommendations": [dataclasses.asdict(one) for one in found.recommendations],
+            "verdict": None if self.verdict is None else self.verdict.sentence,
+            "command": self.command,
             "histograms": [dataclasses.asdict(one) for one in found.histograms],
             "seconds": self.seconds,
         }
@@ -78,9 +86,13 @@ def analyze(options: AnalyzeOptions, reporter: Reporter = SILENT) -> AnalyzeResu
         found = analyze_model(
             original, candidates, given, source=layers, gradients=store, target_db=options.target, progress=advance
         )
+    verdict = judge(found, candidates, options.target)
+    source = text.source if isinstance(text.source, str | Path) else "TEXT"
     result = AnalyzeResult(
         candidates=candidates,
         analysis=found,
+        verdict=verdict,
+        command="" if verdict is None else verdict.command(options.model, str(source)),
         massive=tuple(massive_values(found, given.windows.shape[0], _token_text(tokenizer, given.windows))),
         seconds=time.perf_counter() - started,
     )
@@ -96,6 +108,8 @@ def _page(options: AnalyzeOptions, result: AnalyzeResult) -> str:
         "text": f"{options.calibration.source}, {counted(found.num_tokens, 'token')}",
         "layers": str(len(found.layers)),
         "target": f"{options.target:g} dB",
+        "verdict": "" if result.verdict is None else result.verdict.sentence,
+        "next": result.command,
         "microscale": __version__,
         "time": f"{result.seconds:.1f} s",
     }

@@ -10,18 +10,18 @@ from microscale.planning.analysis import ModelAnalysis
 from microscale.planning.candidates import Candidate
 from microscale.planning.layer_facts import LayerAnalysis, Side
 from microscale.planning.recommendation import Recommendation
-from microscale.planning.tensor_facts import TensorFacts
+from microscale.planning.tensor_facts import MassiveValue, TensorFacts
 from microscale.report.analysis import Advice, AnalysisRow, HeatRow, analysis_html
 from microscale.report.analysis_pictures import ChannelPicture, HistogramPicture
 
 MAX_PICTURES = 8
 MAX_MASSIVE = 40
-"""Tensors with massive values that are listed; the JSON has all."""
+"""Channels with massive values that are listed; the JSON has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MassiveText:
-    """The massive values of a tensor in words."""
+    """The massive values of a channel in words."""
 
     title: str
     words: str
@@ -126,31 +126,47 @@ def _channel_pictures(found: ModelAnalysis) -> list[ChannelPicture]:
 
 
 def massive_values(found: ModelAnalysis, windows: int, token: Callable[[int, int], str]) -> list[MassiveText]:
-    """Put the massive values of all tensors into words; ``token`` gives the text of a token by window and place."""
+    """Put each channel with massive values into one line; ``token`` gives the text of a token by window and place.
+
+    Channels of activations come first, then those that stand out most. One input of several layers counts once.
+    """
+    channels: dict[tuple[Side, int], dict[int, _Massive]] = {}
+    for layer in found.layers:
+        for side, facts in layer.tensors().items():
+            for one in facts.massive:
+                ratio = abs(one.value) / facts.std if facts.std else 0.0
+                own = channels.setdefault((side, one.channel), {})
+                known = own.get(id(facts))
+                if known is None or ratio > known.ratio:
+                    own[id(facts)] = _Massive(
+                        layer=layer.name if known is None else known.layer, value=one, ratio=ratio
+                    )
+    largest = {key: max(own.values(), key=lambda one: one.ratio) for key, own in channels.items()}
+    order = sorted(channels, key=lambda key: (key[0] is not Side.INPUTS, -largest[key].ratio))
     shown: list[MassiveText] = []
-    seen: set[int] = set()
-    pairs = [(layer, side, facts) for layer in found.layers for side, facts in layer.tensors().items() if facts.massive]
-    for layer, side, facts in sorted(pairs, key=lambda one: one[1] is not Side.INPUTS):  # activations first
-        if id(facts) in seen:  # one input of several layers
-            continue
-        seen.add(id(facts))
-        words: list[str] = []
-        for one in facts.massive:
-            if one.window is None:
-                words.append(f"{one.value:.4g} at row {one.row}, channel {one.channel}")
-            else:
-                place = f"token {one.row} ({token(one.window, one.row)!r}), channel {one.channel}"
-                words.append(f"{one.value:.4g} at {place}, in {one.windows} of {counted(windows, 'window')}")
-        ratio = abs(facts.massive[0].value) / facts.std if facts.std else 0.0
-        listed = f"{'; '.join(words)} (largest: {ratio:.0f} standard deviations)"
-        shown.append(MassiveText(title=f"{side.value} of {layer.name}", words=listed))
-    if len(shown) > MAX_MASSIVE:
-        rest = len(shown) - MAX_MASSIVE
-        shown = [
-            *shown[:MAX_MASSIVE],
-            MassiveText(title="others", words=f"{counted(rest, 'more tensor')}; --json lists them all"),
-        ]
+    for side, channel in order[:MAX_MASSIVE]:
+        most, rest = largest[side, channel], len(channels[side, channel]) - 1
+        words = f"{most.value.value:.4g} ({most.ratio:.0f} standard deviations) in {most.layer}"
+        if most.value.window is None:
+            words += f", row {most.value.row}"
+        else:
+            text = token(most.value.window, most.value.row)
+            words += f" at token {most.value.row} ({text!r}), in {most.value.windows} of {counted(windows, 'window')}"
+        words += f"; also in {counted(rest, 'other tensor')}" if rest else ""
+        shown.append(MassiveText(title=f"channel {channel} of {side.value}", words=words))
+    if len(order) > MAX_MASSIVE:
+        rest = counted(len(order) - MAX_MASSIVE, "more channel")
+        shown.append(MassiveText(title="others", words=f"{rest}; --json lists them all"))
     return shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Massive:
+    """A massive value, the layer that it was found at, and how many standard deviations it is."""
+
+    layer: str
+    value: MassiveValue
+    ratio: float
 
 
 def _advice(one: Recommendation) -> Advice:

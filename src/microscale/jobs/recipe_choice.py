@@ -24,7 +24,7 @@ from microscale.jobs.reporting import Progress
 from microscale.jobs.shared_options import CalibrationOptions
 from microscale.planning.allocated_layers import parse_fixed
 from microscale.planning.budget import Budget, BudgetUnit
-from microscale.planning.candidates import Candidate, parse_candidates
+from microscale.planning.candidates import Candidate, distinct_candidates, parse_candidates
 from microscale.planning.stand_ins import layer_method
 from microscale.recipes.fields import parse_rounded
 from microscale.recipes.recipe import KV_CACHE, Recipe, load_recipe, make_recipe, parse_rule
@@ -93,7 +93,8 @@ def is_auto(method: str | None) -> bool:
 def _auto_recipe(words: RecipeOptions) -> AutoRecipe:
     """Return what ``auto`` is to find: the formats are its candidates, the rules fix layers by hand.
 
-    The activations are for candidates that name none. Refused: no budget, and a part of the model that no text reaches.
+    The activations (default: none, as everywhere) are for candidates that name none. Refused: no budget, and a part of
+    the model that no text reaches.
     """
     part, bits, effort = words.part or "language", words.bits, words.effort or "fast"
     if part != "language":
@@ -106,11 +107,10 @@ def _auto_recipe(words: RecipeOptions) -> AutoRecipe:
     listed = words.format or DEFAULT_CANDIDATES
     candidates = parse_candidates(",".join(listed) if isinstance(listed, list | tuple) else str(listed))
     fixed = [parse_fixed(rule) for rule in words.rules]
-    if words.activations is not None:
-        asked = parse_inputs(words.activations)
-        inputs = None if asked.record is None else asked
-        candidates = tuple(_with_inputs(candidate, inputs) for candidate in candidates)
-        fixed = [(where, one if where == KV_CACHE else _with_inputs(one, inputs)) for where, one in fixed]
+    asked = None if words.activations is None else parse_inputs(words.activations)
+    inputs = None if asked is None or asked.record is None else asked
+    candidates = distinct_candidates(_with_inputs(candidate, inputs) for candidate in candidates)
+    fixed = [(where, one if where == KV_CACHE else _with_inputs(one, inputs)) for where, one in fixed]
     problem = AllocationProblem(
         budget=Budget(amount=bits, unit=BudgetUnit.BITS),
         candidates=candidates,

@@ -18,7 +18,7 @@ from microscale.jobs.quantize import quantize
 from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
 from microscale.jobs.shared_options import AttentionOptions, CalibrationOptions
 from microscale.nn.inference import cached_weights, prepare_for_inference
-from microscale.nn.sizes import file_bytes, packed_size
+from microscale.nn.sizes import file_size, packed_size
 from microscale.studies.file import Study, StudyMethod, StudyTask
 from microscale.studies.run import PreparedModel, StudyRun
 from microscale.studies.store import StudyScore
@@ -119,7 +119,7 @@ def _measured(model: Any, dtype: torch.dtype, notes: Sequence[str]) -> PreparedM
     return PreparedModel(
         model=model,
         bits_per_weight=packed.bits_per_weight if packed.num_weights else 8.0 * dtype.itemsize,
-        num_bytes=file_bytes(model, packed, dtype),
+        num_bytes=file_size(model, packed, dtype).num_bytes,
         notes=tuple(notes),
     )
 

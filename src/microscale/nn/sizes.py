@@ -4,8 +4,8 @@
 ``spec_bytes``              a quantized tensor by its format and shape alone, as a file holds it
 ``module_bytes``            a layer: its packed weight and what stays beside it for run time, or its float weight
 ``packed_size``             several packed layers together
-``file_bytes``              a whole model as its file holds it: packed layers, all else in the dtype of the file
-``held_bytes``              all parameters and buffers of a model as they lie in memory, some weights left out
+``file_size``               a whole model as its file holds it: packed layers, all else in the dtype of the file
+``held_size``               all parameters and buffers of a model as they lie in memory, some weights left out
 ==========================  ====================================================================================
 
 Biases count in whole models only. What a memory layout pads counts as soon as a layer is in that layout, so whoever
@@ -70,16 +70,33 @@ def packed_size(modules: Iterable[nn.Module]) -> Size:
     return Size(num_weights=weights, num_bytes=sum(map(module_bytes, packed)))
 
 
-def file_bytes(model: nn.Module, packed: Size, dtype: torch.dtype) -> int:
-    """Return the bytes of a model's file, whatever dtype it computes in.
+def file_size(model: nn.Module, packed: Size, dtype: torch.dtype) -> Size:
+    """Return the size of a model's file, all weights counted, whatever dtype it computes in.
 
     ``packed`` are its packed layers as they were counted in row_major; a parameter that two layers share counts once.
     """
-    return packed.num_bytes + sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    others = sum(parameter.numel() for parameter in model.parameters())
+    return packed + Size(num_weights=others, num_bytes=others * dtype.itemsize)
 
 
-def held_bytes(model: nn.Module, without: Iterable[str] = ()) -> int:
-    """Return the bytes of parameters and buffers in their own dtypes, each once, besides the weights of some layers."""
+def held_size(model: nn.Module, without: Iterable[str] = ()) -> Size:
+    """Return the size of parameters and buffers in their own dtypes, each once, besides the weights of some layers.
+
+    Buffers take bytes, and are no weights.
+    """
     left_out = {id(model.get_submodule(name).get_parameter("weight")) for name in without}
-    tensors = {id(p): p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers())}
-    return sum(size for key, size in tensors.items() if key not in left_out)
+    weights = {id(one): one for one in model.parameters() if id(one) not in left_out}
+    every = {id(one): one for one in (*model.buffers(), *weights.values())}
+    return Size(
+        num_weights=sum(one.numel() for one in weights.values()),
+        num_bytes=sum(one.numel() * one.element_size() for one in every.values()),
+    )
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a size in the largest decimal unit that leaves at least 1."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.2f} TB"

@@ -5,7 +5,7 @@ Every linear layer that a plan would quantize counts, those fixed by hand includ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from microscale.errors import AllocationError
 from microscale.families.look_up import describe
 from microscale.nn.attention_setting import parse_attention
-from microscale.planning.candidates import Candidate, parse_candidate
+from microscale.planning.candidates import Candidate, distinct_candidates, parse_candidate
 from microscale.recipes.plan import make_plan, quantizable_modules
 from microscale.recipes.recipe import KV_CACHE, NORM, make_recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
+from microscale.recipes.tying import tied_groups
 
 
 class Grouping(Enum):
@@ -79,10 +80,8 @@ def allocated_layers(
         ModelError, RecipeError: as :func:`microscale.recipes.plan.make_plan`.
     """
     fixed = [(pattern, candidate) for pattern, candidate in fixed if pattern not in (NORM, KV_CACHE)]
-    every = list(candidates)
-    for _, candidate in fixed:
-        if candidate not in every:
-            every.append(candidate)
+    every = distinct_candidates((*candidates, *(candidate for _, candidate in fixed)))
+    places = {candidate.meaning: place for place, candidate in enumerate(every)}
     modules = quantizable_modules(model)
     roles, groups = layer_roles(model, modules), _groups(model)
     for pattern, _ in fixed:
@@ -95,9 +94,15 @@ def allocated_layers(
     included = (*include, *(pattern for pattern, _ in fixed))
     recipe = make_recipe(format=base.weights, include=included, exclude=tuple(exclude))
     found: list[AllocatedLayer] = []
-    for layer in make_plan(model, recipe).layers:
+    planned = make_plan(model, recipe).layers
+    partners = _one_weight(model, {layer.name for layer in planned})
+    for layer in planned:
+        if layer.name in partners.values():
+            continue
         role = roles[layer.name]
-        own = [every.index(candidate) for pattern, candidate in fixed if is_meant(pattern, layer.name, role)]
+        names = (layer.name, partners.get(layer.name, layer.name))
+        meant = [c for pattern, c in fixed if any(is_meant(pattern, name, roles[name]) for name in names)]
+        own = [places[candidate.meaning] for candidate in meant]
         fused = tuple(groups.get(layer.name, (layer.name,))) if grouping is Grouping.FUSED else (layer.name,)
         found.append(
             AllocatedLayer(
@@ -109,7 +114,17 @@ def allocated_layers(
                 candidates=(own[-1],) if own else tuple(range(len(candidates))),
             )
         )
-    return tuple(found), tuple(every)
+    return tuple(found), every
+
+
+def _one_weight(model: Any, planned: Collection[str]) -> dict[str, str]:
+    """Return by the name of a head the embedding whose weight it has, where both are planned: it counts once."""
+    return {
+        name: owner
+        for owner, *others in tied_groups(model)
+        for name in others[:1]
+        if owner in planned and name in planned
+    }
 
 
 def _groups(model: Any) -> dict[str, list[str]]:

@@ -185,6 +185,15 @@ def allocation_front(groups: Sequence[ChoiceGroup], points: int, budgets: Sequen
     return found
 
 
+def check_solver() -> None:
+    """Refuse to begin without the solver.
+
+    Raises:
+        DependencyError: scipy is not installed.
+    """
+    _scipy_optimize()
+
+
 def _scipy_optimize() -> Any:
     try:
         from scipy import optimize

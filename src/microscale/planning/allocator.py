@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from microscale.errors import AllocationError
+from microscale.evaluation.perplexity import perplexity_of_mean
 from microscale.formats import NONE
-from microscale.nn.sizes import Size, held_bytes
+from microscale.nn.sizes import Size, held_size
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.allocation import (
     Allocation,
@@ -32,17 +33,25 @@ from microscale.planning.layer_table import LayerTable
 from microscale.recipes.plan import make_plan, quantizable_modules
 from microscale.recipes.recipe import Recipe, make_recipe
 
+DISTINCT_SHARE = 0.01
+"""Points of a front differ by this share of their sensitivity, or one of them says nothing new."""
 BITS_GRAIN = 0.0005
 """Bits per weight are met to three decimals: a scale for a whole tensor must not cost a layer its format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPoint:
-    """One optimum: cost in the budget's unit, bits per weight, summed sensitivity, layers by candidate."""
+    """One optimum: cost in the budget's unit, bits per allocated weight, summed sensitivity, layers by candidate.
+
+    ``whole`` is the model with all that is not allocated. ``perplexity``: what is predicted on the text of the
+    measuring, that of the unquantized model times exp(sensitivity); None where sensitivities are no nats.
+    """
 
     cost: float
     bits_per_weight: float
+    whole: Size
     sensitivity: float
+    perplexity: float | None
     counts: Mapping[str, int]
 
     def as_json(self) -> dict[str, Any]:
@@ -50,7 +59,10 @@ class FrontPoint:
         return {
             "cost": self.cost,
             "bits_per_weight": self.bits_per_weight,
+            "bytes": self.whole.num_bytes,
+            "bits_per_weight_model": self.whole.bits_per_weight,
             "sensitivity": self.sensitivity,
+            "predicted_perplexity": self.perplexity,
             "layers": dict(self.counts),
         }
 
@@ -86,7 +98,7 @@ def check_budget(
     smallest = (
         bits / weights
         if is_bits
-        else math.floor(bits / 8) + held_bytes(model, without=(layer.name for layer in layers))
+        else math.floor(bits / 8) + held_size(model, without=(layer.name for layer in layers)).num_bytes
     )
     _refuse_small(budget, smallest, None)
 
@@ -107,7 +119,7 @@ def _scale(table: LayerTable, unit: BudgetUnit) -> tuple[float, float]:
     """Return (scale, constant) with budget amount = (summed cost + constant) / scale."""
     if unit is BudgetUnit.BITS:
         return float(sum(layer.num_weights for layer in table.layers)), 0.0
-    return 1.0, float(table.other_bytes) if unit is BudgetUnit.BYTES else 0.0
+    return 1.0, float(table.others.num_bytes) if unit is BudgetUnit.BYTES else 0.0
 
 
 def _refuse_small(budget: Budget, smallest: float, dearest: float | None) -> None:
@@ -187,12 +199,29 @@ def solve(table: LayerTable, budget: Budget, *, points: int = 25) -> Solution:
         for group, choice in zip(groups, best.chosen, strict=True)
         for name in group.names
     }
+    found = point(best)
     return Solution(
         chosen=chosen,
-        point=point(best),
-        front=tuple(point(one) for one in allocation_front(groups, points, budgets)),
+        point=found,
+        front=distinct_points([point(one) for one in allocation_front(groups, points, budgets)], found),
         uniform=uniform,
     )
+
+
+def distinct_points(points: Sequence[FrontPoint], best: FrontPoint) -> tuple[FrontPoint, ...]:
+    """Return the points of a front, the cheapest first, that each lower the sensitivity of the one before by a share.
+
+    Of points closer than that the cheaper one stays, but for the choice itself (``best``), which always does.
+    """
+    kept: list[FrontPoint] = []
+    every = {(one.cost, one.sensitivity): one for one in (*points, best)}
+    for one in sorted(every.values(), key=lambda one: (one.cost, one.sensitivity)):
+        if kept and one.sensitivity >= (1 - DISTINCT_SHARE) * kept[-1].sensitivity:
+            if one is not best:
+                continue
+            kept.pop()
+        kept.append(one)
+    return tuple(kept)
 
 
 def _point(table: LayerTable, groups: Sequence[ChoiceGroup], allocation: Allocation, cost: float) -> FrontPoint:
@@ -202,8 +231,14 @@ def _point(table: LayerTable, groups: Sequence[ChoiceGroup], allocation: Allocat
         counts[table.candidates[choice.candidate].text] += len(group.names)
         num_bytes += sum(table.num_bytes[name][choice.candidate] for name in group.names)
     size = Size(num_weights=sum(layer.num_weights for layer in table.layers), num_bytes=num_bytes)
+    loss = None if table.perplexity is None else math.log(table.perplexity) + allocation.sensitivity
     return FrontPoint(
-        cost=cost, bits_per_weight=size.bits_per_weight, sensitivity=allocation.sensitivity, counts=dict(counts)
+        cost=cost,
+        bits_per_weight=size.bits_per_weight,
+        whole=size + table.others,
+        sensitivity=allocation.sensitivity,
+        perplexity=None if loss is None else perplexity_of_mean(loss),
+        counts=dict(counts),
     )
 
 

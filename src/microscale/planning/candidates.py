@@ -9,6 +9,7 @@ cuts the layer into segments; ``micromix:bits=5.0`` alone starts from MXFP4.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from microscale.algorithms.contract import FoldStep, ModelStep, RefineStep, RotationStep
@@ -55,6 +56,11 @@ class Candidate:
         """The format of the inputs, None where they are not rounded."""
         spec = None if self.activations is None else self.activations.record
         return None if spec is None else spec.format
+
+    @property
+    def meaning(self) -> tuple[object, ...]:
+        """What is chosen, whatever words said it."""
+        return self.weights.record, None if self.activations is None else self.activations.record, self.method
 
     @property
     def text(self) -> str:
@@ -139,8 +145,10 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
 
     Commas inside parentheses belong to a format, and an item that reads ``option=value`` to the method before it.
 
+    Candidates that mean the same, such as ``mxfp8`` and ``mxfp8_e4m3``, are one.
+
     Raises:
-        AllocationError: none, one twice, or one that cannot be read.
+        AllocationError: none, one word twice, or one that cannot be read.
         RecipeError: a method that cannot be read.
     """
     items = [piece.strip() for _, piece in split_outside(text.strip().removesuffix(","), ",")]
@@ -152,8 +160,15 @@ def parse_candidates(text: str) -> tuple[Candidate, ...]:
             words[-1] += f",{item}"
         else:
             words.append(item)
-    found = [parse_candidate(word) for word in words]
-    for index, candidate in enumerate(found):
-        if candidate in found[:index]:
-            raise AllocationError(f"candidate {candidate.text!r} stands in the list twice")
-    return tuple(found)
+    twice = next((word for place, word in enumerate(words) if word in words[:place]), None)
+    if twice is not None:
+        raise AllocationError(f"candidate {twice!r} stands in the list twice")
+    return distinct_candidates(parse_candidate(word) for word in words)
+
+
+def distinct_candidates(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Return the candidates that mean different things, each under the word that came first."""
+    found: dict[tuple[object, ...], Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.meaning, candidate)
+    return tuple(found.values())

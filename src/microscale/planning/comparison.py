@@ -22,7 +22,7 @@ from microscale.nn.experts import unstack_experts
 from microscale.nn.inference import cached_weights, prepare_for_inference
 from microscale.nn.modules import replace_module
 from microscale.nn.packed import PackedModule
-from microscale.nn.sizes import Size, file_bytes, packed_size
+from microscale.nn.sizes import Size, file_size, packed_size
 from microscale.planning.executed import Executed, by_name
 from microscale.recipes.apply import check_weight, pipelines_of, quantize_module, set_activations
 from microscale.recipes.plan import PlannedLayer, make_plan
@@ -40,13 +40,15 @@ class ComparisonResult:
     """One row: ``mode`` is ``none`` (unquantized), ``w``, ``w+a`` or ``all``.
 
     ``bits_per_weight`` counts the weights that the format was asked for (all linear layers, the head only in ``all``),
-    ``num_bytes`` the whole model. ``executed`` is what ran while it was scored.
+    ``num_bytes`` and ``model_bits_per_weight`` the whole model, embeddings and norms included. ``executed`` is what ran
+    while it was scored.
     """
 
     format: str
     mode: str
     bits_per_weight: float
     num_bytes: int
+    model_bits_per_weight: float
     perplexity: float
     seconds: float
     executed: Executed
@@ -88,7 +90,7 @@ def compare_formats(
         counter=_Counter(total=len(windows) * (1 + num_modes * len(formats)), report=progress),
     )
     name, nothing = dtype_name(stored_dtype), packed_size(())
-    results = [scorer.row(name, "none", 8.0 * stored_dtype.itemsize, file_bytes(model, nothing, stored_dtype))]
+    results = [scorer.row(name, "none", 8.0 * stored_dtype.itemsize, file_size(model, nothing, stored_dtype))]
     for spec in formats:
         plan = make_plan(model, make_recipe(format=spec))
         head = _head_layers(model, spec) if round_attention is not None else []
@@ -121,7 +123,7 @@ class _Scorer:
     stored_dtype: torch.dtype
     counter: _Counter
 
-    def row(self, name: str, mode: str, bits_per_weight: float, num_bytes: int) -> ComparisonResult:
+    def row(self, name: str, mode: str, bits_per_weight: float, whole: Size) -> ComparisonResult:
         label = f"{'unquantized' if mode == 'none' else name} {mode}"
         with count_executions() as counts:
             score = perplexity(self.call, self.windows, batch=self.batch, progress=self.counter.within(label))
@@ -130,7 +132,8 @@ class _Scorer:
             format=name,
             mode=mode,
             bits_per_weight=bits_per_weight,
-            num_bytes=num_bytes,
+            num_bytes=whole.num_bytes,
+            model_bits_per_weight=whole.bits_per_weight,
             perplexity=score.perplexity,
             seconds=score.seconds,
             executed=by_name(counts),
@@ -140,7 +143,7 @@ class _Scorer:
         """Score a model whose packed layers have a size; a head that shares the embedding's weight comes on top."""
         prepare_for_inference(model)
         with cached_weights(model):
-            return self.row(spec, mode, size.bits_per_weight, file_bytes(model, size, self.stored_dtype))
+            return self.row(spec, mode, size.bits_per_weight, file_size(model, size, self.stored_dtype))
 
 
 def _head_layers(model: Any, spec: str) -> list[PlannedLayer]:

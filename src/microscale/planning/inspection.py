@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, online_infos
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.checkpoint.registry import read_stored_layers
 from microscale.checkpoint.schema import TensorInfo
+from microscale.errors import counted
 from microscale.formats import format_name
-from microscale.formats.dtypes import dtype_name
+from microscale.formats.dtypes import dtype_name, named_dtype
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, read_attention
-from microscale.nn.sizes import Size, spec_bytes, total_size
+from microscale.nn.sizes import Size, size_text, spec_bytes, total_size
+
+GGUF_FLOAT = torch.bfloat16
+"""What the weights of a GGUF file count as before they were quantized: it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +31,7 @@ class LayerFacts:
     """One tensor or quantized layer: where it stands, what it is, what it takes.
 
     ``online``: the transforms and the side path that the layer computes at run time, in words. ``tied_to``: the layer
-    whose weight this one uses; weights and bytes count there.
+    whose weight this one uses; weights and bytes count there. ``float_bytes``: what the weight takes unquantized.
     """
 
     name: str
@@ -35,6 +41,7 @@ class LayerFacts:
     method: str | None = None
     num_weights: int
     num_bytes: int
+    float_bytes: int
     online: str = ""
     tied_to: str | None = None
 
@@ -55,10 +62,12 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """All tensors of a checkpoint, the quantized layers first."""
+    """All tensors of a checkpoint, the quantized layers first; ``file_bytes`` are its files of weights on disk."""
 
     path: str
     layout: str
+    num_files: int
+    file_bytes: int
     quantized: tuple[LayerFacts, ...]
     others: tuple[LayerFacts, ...]
     attention: AttentionFormats = NOT_ROUNDED
@@ -72,6 +81,21 @@ class Inspection:
     def quantized_size(self) -> Size:
         """The quantized layers."""
         return total_size(layer.size for layer in self.quantized)
+
+    @property
+    def float_size(self) -> Size:
+        """The whole model before it was quantized."""
+        layers = (*self.quantized, *self.others)
+        return Size(num_weights=self.num_weights, num_bytes=sum(layer.float_bytes for layer in layers))
+
+    @property
+    def size_words(self) -> str:
+        """How large the whole model was and is, and its files."""
+        before, after = self.float_size, self.size
+        sizes = [f"{size_text(one.num_bytes)} ({one.bits_per_weight:.3f} bits per weight)" for one in (before, after)]
+        whole = " before, ".join(sizes) if before != after else sizes[0]
+        files = f"{self.file_bytes:,} bytes in {counted(self.num_files, 'file')}"
+        return f"whole model of {counted(self.num_weights, 'weight')}: {whole}{' now' * (before != after)}; {files}"
 
     @property
     def num_weights(self) -> int:
@@ -102,6 +126,10 @@ class Inspection:
             "bits_per_quantized_weight": self.bits_per_quantized_weight,
             "weights": self.num_weights,
             "bytes": self.num_bytes,
+            "files": self.num_files,
+            "file_bytes": self.file_bytes,
+            "bytes_before": self.float_size.num_bytes,
+            "bits_per_weight_before": self.float_size.bits_per_weight,
             **self.attention.option_words,
             "layers": self.quantized,
             "others": self.others,
@@ -134,6 +162,8 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
     return Inspection(
         path=str(path),
         layout=layout_name,
+        num_files=len(reader.files),
+        file_bytes=sum(file.stat().st_size for file in reader.files),
         quantized=tuple(quantized),
         others=others,
         attention=attention or NOT_ROUNDED,
@@ -144,13 +174,28 @@ def _inspect_gguf(path: Path) -> Inspection:
     found = read_gguf(path)
     quantized = tuple(_quantized_facts(layer, spec_bytes(layer.format, layer.shape)) for layer in found.layers.values())
     others = tuple(_gguf_facts(found, name) for name in found.tensors)
-    return Inspection(path=str(path), layout="gguf", quantized=quantized, others=others)
+    return Inspection(
+        path=str(path),
+        layout="gguf",
+        num_files=1,
+        file_bytes=path.stat().st_size,
+        quantized=quantized,
+        others=others,
+    )
 
 
 def _gguf_facts(found: GgufModel, name: str) -> LayerFacts:
     word, num_bytes = found.stored_type(name)
     shape = found.tensors[name].shape
-    return LayerFacts(name=name, shape=shape, format=word, num_weights=math.prod(shape), num_bytes=num_bytes)
+    num_weights = math.prod(shape)
+    return LayerFacts(
+        name=name,
+        shape=shape,
+        format=word,
+        num_weights=num_weights,
+        num_bytes=num_bytes,
+        float_bytes=num_bytes if named_dtype(word) is not None else num_weights * GGUF_FLOAT.itemsize,
+    )
 
 
 def _quantized_facts(layer: LayerSpec, num_bytes: int) -> LayerFacts:
@@ -162,6 +207,7 @@ def _quantized_facts(layer: LayerSpec, num_bytes: int) -> LayerFacts:
         method=layer.method,
         num_weights=math.prod(layer.shape) if layer.tied_to is None else 0,
         num_bytes=num_bytes,
+        float_bytes=math.prod(layer.shape) * layer.dtype.itemsize if layer.tied_to is None else 0,
         online=_online_words(layer),
         tied_to=layer.tied_to,
     )
@@ -174,4 +220,11 @@ def _online_words(layer: LayerSpec) -> str:
 
 def _plain_facts(name: str, info: TensorInfo) -> LayerFacts:
     word, num_weights = dtype_name(info.dtype), math.prod(info.shape)
-    return LayerFacts(name=name, shape=info.shape, format=word, num_weights=num_weights, num_bytes=info.num_bytes)
+    return LayerFacts(
+        name=name,
+        shape=info.shape,
+        format=word,
+        num_weights=num_weights,
+        num_bytes=info.num_bytes,
+        float_bytes=info.num_bytes,
+    )

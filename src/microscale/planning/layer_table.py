@@ -10,12 +10,14 @@ from torch import nn
 
 from microscale.algorithms.contract import Progress
 from microscale.algorithms.pipeline import Pipeline
+from microscale.evaluation.perplexity import perplexity
 from microscale.families.look_up import describe
+from microscale.families.running import predict
 from microscale.families.structure import ModelStructure
 from microscale.formats import SegmentedFormat
 from microscale.layerwise.blocks import float32_model
 from microscale.nn.linear import QuantizedLinear
-from microscale.nn.sizes import held_bytes, module_bytes
+from microscale.nn.sizes import Size, held_size, module_bytes
 from microscale.planning.allocated_layers import AllocatedLayer
 from microscale.planning.candidates import Candidate
 from microscale.planning.latency import measure_latencies
@@ -34,8 +36,10 @@ class LayerTable:
     sensitivity: Mapping[str, Sequence[float]]
     num_bytes: Mapping[str, Sequence[int]]
     milliseconds: Mapping[str, Sequence[float]] | None
-    other_bytes: int
-    """Bytes of the model besides these layers' weights."""
+    others: Size
+    """The model besides these layers' weights."""
+    perplexity: float | None = None
+    """That of the unquantized model on the text, where sensitivities are nats of its loss; None where they are not."""
     methods: Mapping[str, Sequence[Pipeline | None]]
     """The method with which a recipe makes a layer as it was measured; None: that of the whole recipe."""
 
@@ -72,7 +76,7 @@ def measure_table(
         name: [repeating_method(s, c, method, effort) for s, c in zip(stand_ins[name], candidates, strict=True)]
         for name in names
     }
-    rest = held_bytes(model, without=(layer.name for layer in layers))
+    rest = held_size(model, without=(layer.name for layer in layers))
     with float32_model(model):
         times = None
         if latency_tokens is not None:
@@ -83,14 +87,17 @@ def measure_table(
             sensitivity={name: [0.0] * len(candidates) for name in names},
             num_bytes=num_bytes,
             milliseconds=times,
-            other_bytes=rest,
+            others=rest,
             methods=methods,
         )
         check(table)
         found = measure_sensitivity(
             model, stand_ins, blocks, calibration.samples, sensitivity, seed=calibration.seed, progress=progress
         )
-    return replace(table, sensitivity=found)
+        score = None
+        if sensitivity is not Sensitivity.ERROR:
+            score = perplexity(lambda batch: predict(model, batch), list(calibration.windows), batch=1).perplexity
+    return replace(table, sensitivity=found, perplexity=score)
 
 
 def _folding(structure: ModelStructure) -> set[str]:

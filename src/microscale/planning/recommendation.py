@@ -156,7 +156,7 @@ def _reason(
         f"Blocks of 32 have a mean crest factor of {crest:.2f}, {shape} {NORMAL_CREST}; kurtosis is {kurtosis:.3g}"
     ]
     if outliers:
-        words[0] += f", and {counted(outliers, 'channel')} stand out"
+        words[0] += f", and {counted(outliers, 'channel stands out', 'channels stand out')}"
     if is_reached:
         words.append(f"{best.format} is the narrowest that reaches {target_db:g} dB, with {best.qsnr_db:.1f} dB")
     else:

@@ -71,11 +71,12 @@ def measuring_cost(kind: Sensitivity, layers: int, candidates: int, blocks: int,
     """Return what :func:`measure_sensitivity` will take.
 
     A pass of ``kl`` starts at the layer's own block; the other measures compute every layer once for each candidate.
+    One more pass scores the unquantized model, but for ``error``, which predicts nothing.
     """
     if kind is Sensitivity.KL:
-        return MeasuringCost(passes=1 + layers * candidates * (blocks + 1) / (2 * max(blocks, 1)), tokens=tokens)
-    backward = 2 if kind is Sensitivity.FISHER else 0
-    return MeasuringCost(passes=1 + backward + candidates, tokens=tokens)
+        return MeasuringCost(passes=2 + layers * candidates * (blocks + 1) / (2 * max(blocks, 1)), tokens=tokens)
+    others = 3 if kind is Sensitivity.FISHER else 0
+    return MeasuringCost(passes=1 + others + candidates, tokens=tokens)
 
 
 def measure_sensitivity(

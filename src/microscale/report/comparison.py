@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from microscale.nn.sizes import size_text
 from microscale.report.bars import CUT_MARK, difference_bars
 from microscale.report.page import page_template
 
@@ -32,14 +33,16 @@ class ComparisonRow:
     """One measured variant of a model.
 
     ``mode`` is ``none`` (the model as it came, ``format`` then its dtype), ``w`` (weights quantized), ``w+a`` (weights
-    and activations) or ``all`` (head and attention too; in the table alone). ``num_bytes`` is the size of all weights
-    together, ``difference`` the perplexity minus that of the unquantized row.
+    and activations) or ``all`` (head and attention too; in the table alone). ``bits_per_weight`` counts the quantized
+    layers, ``num_bytes`` and ``model_bits_per_weight`` all weights together. ``difference`` is the perplexity minus
+    that of the unquantized row.
     """
 
     format: str
     mode: str
     bits_per_weight: float
     num_bytes: int
+    model_bits_per_weight: float
     perplexity: float
     difference: float
 
@@ -77,10 +80,17 @@ def comparison_cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[lis
     for row in rows[1:]:
         by_format.setdefault(row.format, {})[row.mode] = row
     modes = list(dict.fromkeys(row.mode for row in rows[1:])) or [WEIGHTS, WEIGHTS_AND_ACTIVATIONS]
-    titles = ["format", "bits", "model", *(title for mode in modes for title in (mode, f"{DIFFERENCE} {mode}"))]
+    titles = [
+        "format",
+        "bits",
+        "model",
+        "model bits",
+        *(title for mode in modes for title in (mode, f"{DIFFERENCE} {mode}")),
+    ]
 
     def begin(row: ComparisonRow) -> list[str]:
-        return [row.format, f"{row.bits_per_weight:.2f}", size_text(row.num_bytes)]
+        bits = f"{row.bits_per_weight:.2f}"
+        return [row.format, bits, size_text(row.num_bytes), f"{row.model_bits_per_weight:.2f}"]
 
     lines = [[*begin(base), f"{base.perplexity:.3f}"]]
     for found in by_format.values():
@@ -107,7 +117,7 @@ def _shown(row: ComparisonRow) -> dict[str, str]:
         "is_baseline": "yes" if row.mode == UNQUANTIZED else "",
         "bits": f"{row.bits_per_weight:.2f}",
         "bits_sort": _sort_key(row.bits_per_weight),
-        "bytes": size_text(row.num_bytes),
+        "bytes": f"{size_text(row.num_bytes)}, {row.model_bits_per_weight:.2f} bits per weight",
         "bytes_exact": f"{row.num_bytes:,} bytes",
         "bytes_sort": str(row.num_bytes),
         "perplexity": number_text(row.perplexity),
@@ -135,12 +145,3 @@ def difference_text(value: float) -> str:
         return "nan"
     sign = "−" if value < 0 else "+"
     return sign + number_text(abs(value))
-
-
-def size_text(num_bytes: float) -> str:
-    """Return a size in the largest decimal unit that leaves at least 1."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from microscale.report.comparison import size_text
+from microscale.nn.sizes import size_text
 from microscale.report.page import page_template
 from microscale.report.pareto import format_colors, pareto_svg
 from microscale.report.study_rows import StudyReportRow
