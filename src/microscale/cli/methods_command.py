@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from microscale.jobs.methods import NamedChain
 
 
+EFFORT = "best --effort "
+
+
 @job_command(MethodsOptions)
 def methods(options: MethodsOptions, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
     """List methods and steps: a method is a chain of steps, `step:option=value+step`.
@@ -25,10 +28,13 @@ def methods(options: MethodsOptions, as_json: JsonOption = False, seed: SeedOpti
         print_json(found)
         return
     headings = ("chain of steps", "needs text", "opens in")
-    print_wrapped_table(("method", *headings), [_row(one) for one in found.methods])
+    efforts = [one for one in found.methods if one.name.startswith(EFFORT)]
+    named = [one for one in found.methods if one not in efforts]
+    print_wrapped_table(("method", *headings), [_row(one) for one in named])
     if options.name is not None:
         return
-    print_wrapped_table(("best with --layout compressed-tensors", *headings), [_row(one) for one in found.folded])
+    print_wrapped_table((EFFORT.strip(), *headings), [_row(one) for one in efforts])
+    print_wrapped_table(("best --layout compressed-tensors --effort", *headings), [_row(one) for one in found.folded])
     rows = [
         (step.name, ", ".join(f"{key}={value}" for key, value in step.options.items()), step.summary, step.source)
         for step in found.steps
@@ -37,4 +43,4 @@ def methods(options: MethodsOptions, as_json: JsonOption = False, seed: SeedOpti
 
 
 def _row(one: NamedChain) -> tuple[str, str, str, str]:
-    return one.name, one.chain, "yes" if one.needs_calibration else "no", one.opens_in
+    return one.name.removeprefix(EFFORT), one.chain, "yes" if one.needs_calibration else "no", one.opens_in
