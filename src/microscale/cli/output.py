@@ -109,12 +109,13 @@ def print_table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[s
 def print_wrapped_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose long cells are broken into lines where the terminal is narrow; nothing of them is lost.
 
-    A file or a pipe gets every cell in one line.
+    What stands first names the row and stays in one line. A file or a pipe gets every cell in one line.
     """
     widths = [max(len(row[place]) for row in (*rows, columns)) for place in range(len(columns))]
     borders = 3 * len(columns) + 1
     if console.is_terminal:
-        widths = shared_widths(widths, max(console.width - borders, 8 * len(columns)))
+        first = max(len(row[0]) for row in rows)
+        widths = [first, *shared_widths(widths[1:], max(console.width - borders - first, 8 * (len(columns) - 1)))]
     table = Table()
     for title, width in zip(columns, widths, strict=True):
         table.add_column(Text(broken(title, width)), no_wrap=True)
