@@ -106,16 +106,22 @@ def print_table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[s
         console.print(f"(a wider terminal also shows: {hidden})", style="dim")
 
 
+LONGEST_NAME = 20
+"""Up to how many characters the names of rows are never broken."""
+
+
 def print_wrapped_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose long cells are broken into lines where the terminal is narrow; nothing of them is lost.
 
-    What stands first names the row and stays in one line. A file or a pipe gets every cell in one line.
+    A short first cell names its row and stays in one line. A file or a pipe gets every cell in one line.
     """
     widths = [max(len(row[place]) for row in (*rows, columns)) for place in range(len(columns))]
     borders = 3 * len(columns) + 1
     if console.is_terminal:
-        first = max(len(row[0]) for row in rows)
-        widths = [first, *shared_widths(widths[1:], max(console.width - borders - first, 8 * (len(columns) - 1)))]
+        name = max(len(row[0]) for row in rows)
+        kept = [name] if name <= LONGEST_NAME else []
+        room = max(console.width - borders - sum(kept), 8 * (len(columns) - len(kept)))
+        widths = [*kept, *shared_widths(widths[len(kept) :], room)]
     table = Table()
     for title, width in zip(columns, widths, strict=True):
         table.add_column(Text(broken(title, width)), no_wrap=True)
