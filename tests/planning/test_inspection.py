@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_files(name: str, source: Path, tmp_path: P
         f"{after.bits_per_weight:.3f} bits",
         f"{on_disk:,} bytes in 1 file",
     ):
-        assert piece in found.size_words
+        assert piece in found.size_words()
 
 
 def test_no_data_is_read(source: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import microscale
 import microscale.hf  # pyright: ignore[reportUnusedImport]  # registers with transformers
+from command_line import succeed
 from microscale.errors import CheckpointError, QuantizationNote
 from microscale.formats import parse_format
 from microscale.nn.embedding import QuantizedEmbedding
@@ -87,6 +88,22 @@ def test_a_partner_that_is_to_stay_is_told(tmp_path: Path) -> None:
     with pytest.warns(QuantizationNote, match=r"their formats differ"):
         model = microscale.quantize(source, "mxfp4", rules=["lm_head=mxfp8", "embedding=mxfp4"])
     assert not model.lm_head.is_tied
+
+
+def test_sizes_before_and_after_count_the_weight_once(tmp_path: Path) -> None:
+    """What is stored twice makes the bits of the whole model larger, not smaller."""
+    source = save_tiny("llama", tmp_path / "source", tie_word_embeddings=True)
+    weights = sum(parameter.numel() for parameter in microscale.load(source).parameters())
+    found = {}
+    for layout in ("microscale", "compressed-tensors"):
+        options = ("--include", "lm_head", "--layout", layout, "-o", tmp_path / layout)
+        found[layout] = succeed("quantize", source, "-f", "mxfp4", *options, "--json").json
+        assert found[layout]["bytes_before"] == 2 * weights
+        assert found[layout]["bits_per_weight_before"] == 16
+        assert found[layout]["bits_per_weight_model"] == pytest.approx(8 * found[layout]["bytes"] / weights)
+    plain = succeed("quantize", source, "-f", "mxfp4", "-o", tmp_path / "plain", "--json").json
+    sizes = [found["microscale"]["bytes"], plain["bytes"], found["compressed-tensors"]["bytes"]]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
 def test_who_rules_one_rules_both(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def inspect(
         console.print(f"{found.bits_per_quantized_weight:.3f} bits per quantized weight")
     for side, word in found.attention.titled.items():
         console.print(f"{side} in {word}, simulated in floats", markup=False)
-    console.print(found.size_words, markup=False, soft_wrap=True)
+    console.print(found.size_words(), markup=False, soft_wrap=True)
 
 
 def group_layers(layers: Sequence[LayerFacts]) -> dict[str, list[LayerFacts]]:

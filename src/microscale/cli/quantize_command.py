@@ -39,7 +39,7 @@ def quantize(result: QuantizeResult, _: QuantizeOptions) -> None:
     if report.plan.unquantized:
         lines.append(f"left alone: {', '.join(group_names(report.plan.unquantized))}")
     lines.append(f"{report.bits_per_weight:.3f} bits per quantized weight")
-    lines.append(inspection.size_words)
+    lines.append(inspection.size_words(result.before))
     lines += [f"note: {note}" for note in result.notes]
     lines.append(f"wrote {written.output} (layout {written.layout}) in {result.seconds:.1f} s")
     for line in lines:

@@ -7,6 +7,7 @@ without a word: what has no place is copied, as it is, into what we write.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import counted
+from microscale.nn.sizes import Size
 
 ATTRIBUTE = "microscale_leftover"
 """Under which name a model keeps what of its file has no place in it."""
@@ -47,10 +49,10 @@ class Leftover:
 
     path: Path
     names: tuple[str, ...]
-    num_bytes: int
+    size: Size
 
     def __str__(self) -> str:
-        return f"{counted(len(self.names), 'tensor')} ({self.num_bytes:,} bytes), e.g. {self.names[0]!r}"
+        return f"{counted(len(self.names), 'tensor')} ({self.size.num_bytes:,} bytes), e.g. {self.names[0]!r}"
 
     def load(self) -> dict[str, Tensor]:
         """Read them.
@@ -78,8 +80,11 @@ def find_leftover(reader: CheckpointReader, names: Iterable[str], model: nn.Modu
     lost = [name for name in lost if name.rpartition(".")[2] not in computed]
     if not lost:
         return None
-    num_bytes = sum(reader.infos[name].num_bytes for name in lost)
-    return Leftover(path=reader.path, names=tuple(lost), num_bytes=num_bytes)
+    infos = [reader.infos[name] for name in lost]
+    size = Size(
+        num_weights=sum(math.prod(info.shape) for info in infos), num_bytes=sum(info.num_bytes for info in infos)
+    )
+    return Leftover(path=reader.path, names=tuple(lost), size=size)
 
 
 def note_leftover(model: nn.Module, leftover: Leftover | None) -> None:

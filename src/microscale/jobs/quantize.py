@@ -24,6 +24,7 @@ from microscale.formats import RangeKind
 from microscale.integrations.attention import apply_attention, attention_modules
 from microscale.integrations.loading import check_window
 from microscale.integrations.originals import Original
+from microscale.integrations.places import leftover_of
 from microscale.integrations.saving import check_shard_size, mark_quantized, save_model
 from microscale.jobs.allocate import FoundRecipe
 from microscale.jobs.calibration import (
@@ -41,6 +42,7 @@ from microscale.jobs.shared_options import CalibrationOptions
 from microscale.jobs.words import activation_word, format_word
 from microscale.nn.attention_setting import NOT_ROUNDED, model_attention
 from microscale.nn.inference import freeze
+from microscale.nn.sizes import Size
 from microscale.planning.inspection import Inspection, inspect_checkpoint
 from microscale.recipes.apply import QuantizationReport, Walk, check_job, quantize_model
 from microscale.recipes.calibration import Calibration, CalibrationText
@@ -66,12 +68,14 @@ class Checkpoint:
 class QuantizeResult:
     """A model that was quantized, what was found on the way, and how long all took.
 
+    ``before`` is the size of the whole original, where a weight that is tied counts once.
     ``ranges`` is None where none were measured, ``allocation`` where method ``auto`` was not asked for, ``checkpoint``
     where nothing was written. ``notes``: what runs otherwise than asked, steps that do nothing, what stays as it is.
     """
 
     model: Any
     report: QuantizationReport
+    before: Size
     ranges: RangeReport | None
     allocation: FoundRecipe | None
     checkpoint: Checkpoint | None
@@ -101,10 +105,10 @@ class QuantizeResult:
             "unquantized": plan.unquantized,
             "attention": (model_attention(self.model) or NOT_ROUNDED).words,
             "bits_per_weight": self.report.bits_per_weight,
-            "bits_per_weight_model": None if inspection is None else inspection.bits_per_weight,
-            "bits_per_weight_before": None if inspection is None else inspection.float_size.bits_per_weight,
+            "bits_per_weight_model": None if inspection is None else 8 * inspection.num_bytes / self.before.num_weights,
+            "bits_per_weight_before": self.before.bits_per_weight,
             "bytes": None if inspection is None else inspection.num_bytes,
-            "bytes_before": None if inspection is None else inspection.float_size.num_bytes,
+            "bytes_before": self.before.num_bytes,
             "file_bytes": None if inspection is None else inspection.file_bytes,
             "allocation": self.allocation,
             "notes": self.notes,
@@ -132,7 +136,7 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
         _refuse_early(original.outline(), recipe, calibration, walk)
     layers = original.layers(part=recipe.part) if is_layered and isinstance(recipe, Recipe) else None
     model = original.whole() if layers is None else layers.model()
-    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    before = _original_size(model)
     allocation = None
     if isinstance(recipe, AutoRecipe):
         with reporter.stage(ALLOCATING) as advance:
@@ -162,13 +166,25 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
     return QuantizeResult(
         model=model,
         report=report,
+        before=before,
         ranges=ranges,
         allocation=allocation,
         checkpoint=checkpoint,
-        notes=tuple(_notes(model, report, num_weights, ranges, allocation))
+        notes=tuple(_notes(model, report, before.num_weights, ranges, allocation))
         + _tokenizer_notes(original, tokenizer, checkpoint),
         seconds=time.perf_counter() - started,
     )
+
+
+def _original_size(model: nn.Module) -> Size:
+    """Return the size of a model that is yet to be quantized, with the tensors of its file that it has no place for."""
+    parameters = list(model.parameters())
+    size = Size(
+        num_weights=sum(one.numel() for one in parameters),
+        num_bytes=sum(one.numel() * one.element_size() for one in parameters),
+    )
+    leftover = leftover_of(model)
+    return size if leftover is None else size + leftover.size
 
 
 def _refuse_words(options: QuantizeOptions) -> tuple[Recipe | AutoRecipe, QuantizeOptions]:

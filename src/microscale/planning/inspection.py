@@ -88,14 +88,14 @@ class Inspection:
         layers = (*self.quantized, *self.others)
         return Size(num_weights=self.num_weights, num_bytes=sum(layer.float_bytes for layer in layers))
 
-    @property
-    def size_words(self) -> str:
-        """How large the whole model was and is, and its files."""
-        before, after = self.float_size, self.size
+    def size_words(self, before: Size | None = None) -> str:
+        """Say how large the whole model was and is, and its files; ``before`` is what is known of the original."""
+        before = before or self.float_size
+        after = Size(num_weights=before.num_weights, num_bytes=self.num_bytes)
         sizes = [f"{size_text(one.num_bytes)} ({one.bits_per_weight:.3f} bits per weight)" for one in (before, after)]
         whole = " before, ".join(sizes) if before != after else sizes[0]
         files = f"{self.file_bytes:,} bytes in {counted(self.num_files, 'file')}"
-        return f"whole model of {counted(self.num_weights, 'weight')}: {whole}{' now' * (before != after)}; {files}"
+        return f"whole model of {counted(before.num_weights, 'weight')}: {whole}{' now' * (before != after)}; {files}"
 
     @property
     def num_weights(self) -> int:
