@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from microscale.errors import DtypeError, ShapeError
+from microscale.errors import DtypeError, RowError, ShapeError
 from microscale.formats import NAMED_FORMATS, parse_format
-from microscale.kernels import dequantize, quantize
+from microscale.kernels import dequantize, quantize, to_layout
 from microscale.layouts import part_specs
 from microscale.tensor import QuantizedTensor
 
@@ -75,6 +75,25 @@ def test_selected_rows_are_the_rows(spec: str) -> None:
     assert torch.equal(dequantize(chosen), dequantize(tensor)[rows])
     none = tensor.select_rows(torch.tensor([], dtype=torch.int64))
     assert none is not None and none.shape == (0, 100) and dequantize(none).shape == (0, 100)
+
+
+GROUPED = ["mxfp4", "mxfp8", "mxfp6_e2m3", "nvfp4", "mxfp4_plus", "int4_asym", "segments(mxfp4*64,mxfp8*36)"]
+
+
+@pytest.mark.parametrize("spec", GROUPED)
+def test_rows_are_selected_from_groups(spec: str) -> None:
+    """A layout of 16 rows a group gives the same bytes; rows that only fill up the last group are none."""
+    tensor = make(spec, (37, 100))
+    grouped = to_layout(tensor, "rows16")
+    rows = torch.tensor([36, 0, 15, 16, 36, -1, -37])
+    expected, chosen = tensor.select_rows(rows), grouped.select_rows(rows)
+    assert expected is not None and chosen is not None and chosen.layout == "row_major"
+    assert all(torch.equal(part, chosen.parts[name]) for name, part in expected.parts.items())
+    for bad in (37, 40, 48, -38):
+        with pytest.raises(RowError):
+            grouped.select_rows(torch.tensor([0, bad]))
+    none = grouped.select_rows(torch.tensor([], dtype=torch.int64))
+    assert none is not None and none.shape == (0, 100)
 
 
 @pytest.mark.parametrize("spec", ["mxfp4_sparse", "adaptive_2_4", "int8/4x4:fp32", "int8/tensor:fp32"])

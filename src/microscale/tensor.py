@@ -212,7 +212,8 @@ class QuantizedTensor:
         layout = find_layout(self.layout)
         if layout.row_group is None:
             return None
-        rows = torch.arange(self.rows, device=rows.device)[rows]  # a group may end with rows that are none
+        _ = rows.new_zeros(1).expand(self.rows)[rows]  # refuses rows that are none, which the last group may hold
+        rows = torch.where(rows < 0, rows + self.rows, rows)
         groups = rows // layout.row_group
         parts = {name: part if layout.is_shared(name) else part[groups] for name, part in self.parts.items()}
         shape = (rows.numel() * layout.row_group, self.cols)

@@ -230,6 +230,8 @@ def test_embeddings_that_compute_something_else_are_left_alone(load: Callable[..
     with pytest.raises(RecipeError, match=r"'embedding' means model.embed_tokens, .*: Embedding rescales .*max_norm"):
         planned(llama, include=("embedding",))
     assert "model.decoder.embed_positions" not in quantizable_modules(opt)
+    notes = make_plan(opt, make_recipe(format="mxfp4", include=("embedding",))).notes
+    assert any(note.startswith("model.decoder.embed_positions stays as it is: OPTLearned") for note in notes)
     assert "model.decoder.embed_tokens" in planned(opt, include=("embed_tokens",))
 
 

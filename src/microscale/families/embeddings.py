@@ -18,6 +18,13 @@ def is_lookup(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and embedding_obstacle(module) is None
 
 
+def unfit_embeddings(model: nn.Module) -> dict[str, str]:
+    """Return why embeddings of a model cannot be packed, by the names of those."""
+    tables = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    reasons = {name: embedding_obstacle(module) for name, module in tables.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def embedding_obstacle(module: nn.Embedding) -> str | None:
     """Return why an embedding cannot be packed, or None: it returns ``constant * table[indices]``.
 

@@ -43,7 +43,9 @@ class RecipeOptions(Options):
         ),
     ] = None
     rounding: AttentionOptions = field(default_factory=AttentionOptions)
-    include: Annotated[Sequence[str], Option(help="Glob of layers left out by default (lm_head, embeddings).")] = ()
+    include: Annotated[
+        Sequence[str], Option(help="Glob of layers left out by default (lm_head, embedding; tied, one means both).")
+    ] = ()
     exclude: Annotated[Sequence[str], Option(help="Glob of layers to leave alone (a --rule wins over it).")] = ()
     rules: Annotated[
         Sequence[str],

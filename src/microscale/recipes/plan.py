@@ -13,7 +13,7 @@ from microscale.algorithms.pipeline import Pipeline
 from microscale.checkpoint.compressed_tensors import layout_inputs
 from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError, counted
-from microscale.families.embeddings import embedding_obstacle, is_lookup
+from microscale.families.embeddings import is_lookup, unfit_embeddings
 from microscale.families.forward_source import (
     expert_stacks,
     names_read_by_parents,
@@ -29,7 +29,7 @@ from microscale.nn.packed import PackedModule
 from microscale.recipes.fields import RTN
 from microscale.recipes.recipe import Recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
-from microscale.recipes.tying import is_left_alone, separation_note, tied_groups
+from microscale.recipes.tying import is_left_alone, separation_note, tied_groups, unfit_notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +182,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             raise LayoutError(_refusal_text(recipe.layout, [ATTENTION_OBSTACLE]))
     layers, layout, notes = _settle_layout(layers, recipe.layout, obstacle)
     notes.extend(tying_notes)
+    notes.extend(unfit_notes(model, recipe))
     notes.extend(_expert_notes(model))
     notes.extend(dict.fromkeys(note for layer in layers for note in layer.idle_steps))
     notes.extend(_reading_notes(model, layers))
@@ -196,9 +197,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 def _check_pattern(pattern: str, roles: Mapping[str, str], model: nn.Module) -> None:
     if any(is_meant(pattern, name, role) for name, role in roles.items()):
         return
-    for name, module in model.named_modules():
-        problem = embedding_obstacle(module) if isinstance(module, nn.Embedding) else None
-        if problem is not None and is_meant(pattern, name, "embedding"):
+    for name, problem in unfit_embeddings(model).items():
+        if is_meant(pattern, name, "embedding"):
             raise RecipeError(f"pattern {pattern!r} means {name}, which cannot be quantized: {problem}")
     endings = sorted({name.rsplit(".", 1)[-1] for name in roles})
     close = difflib.get_close_matches(pattern.rsplit(".", 1)[-1].strip("*"), endings, n=3) or endings[:12]
@@ -227,8 +227,7 @@ def _join_tied(
         why = ""
         for name in group:
             if name not in modules:
-                module = model.get_submodule(name)
-                why = f"{name} stays, {embedding_obstacle(module) if isinstance(module, nn.Embedding) else ''}"
+                why = f"{name} stays, {unfit_embeddings(model).get(name, 'it is no linear layer')}"
             elif name not in found and is_left_alone(name, roles[name], recipe):
                 why = f"{name} is to stay as it is"
             elif name not in found:

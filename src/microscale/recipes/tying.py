@@ -1,4 +1,4 @@
-"""Weights that a model has once and uses twice: a head that is tied to its embedding."""
+"""Embeddings in a plan: a head that is tied to one, so that a weight is used twice, and those that cannot be packed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from microscale.families.embeddings import unfit_embeddings
 from microscale.families.modules import is_linear, is_transposed
 from microscale.layer_spec import LayerSpec
 from microscale.nn.sizes import module_bytes, spec_bytes
@@ -49,3 +50,11 @@ def separation_note(model: nn.Module, group: Sequence[str], planned: Mapping[str
         f"{' and '.join(group)} are one weight in the model and {len(group)} in the file, which makes it"
         f" {sum(sizes) - max(sizes):,} bytes larger: {why}"
     )
+
+
+def unfit_notes(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Name the embeddings that were asked for beside others and cannot be quantized."""
+    patterns = [*recipe.include, *(rule.match for rule in recipe.layer_rules if rule.weights is not None)]
+    unfit = unfit_embeddings(model).items()
+    asked = [(name, why) for name, why in unfit if any(is_meant(pattern, name, "embedding") for pattern in patterns)]
+    return [f"{name} stays as it is: {why}" for name, why in asked]
