@@ -18,7 +18,7 @@ from microscale.errors import CheckpointError, QuantizationNote
 from microscale.formats import parse_format
 from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.linear import QuantizedLinear
-from microscale.nn.sizes import spec_bytes
+from microscale.nn.sizes import packed_size, spec_bytes
 from microscale.recipes.tying import tied_groups
 from small_models import edit_config, read_config, same_bits
 from tiny_models import save_tiny
@@ -111,6 +111,16 @@ def test_who_rules_one_rules_both(tmp_path: Path) -> None:
     model = microscale.quantize(source, "mxfp4", rules=["lm_head=mxfp8/mxfp8"])
     assert model.lm_head.is_tied and model.lm_head.format == parse_format("mxfp8")
     assert model.lm_head.activations is not None
+
+
+def test_what_scales_the_rows_is_no_layer_of_its_own(tmp_path: Path) -> None:
+    source = save_tiny("gemma3_text", tmp_path / "source", tie_word_embeddings=True)
+    model = microscale.quantize(source, "mxfp4", include=["embedding"])
+    names = [layer.layer for layer in microscale.explain(model).layers]
+    assert "model.embed_tokens" in names and "lm_head" in names and not any("scaling" in name for name in names)
+    every, table = list(model.modules()), model.model.embed_tokens
+    assert packed_size(every).num_bytes == packed_size([one for one in every if one is not model.lm_head]).num_bytes
+    assert model.lm_head.num_bytes == table.num_bytes == spec_bytes(table.format, table.shape)
 
 
 def test_copies_casts_and_prompts(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ UNKNOWN_CONSTANT = 2.0
 """Stands for a constant that is not there yet: of a model without weights, buffers lie on ``meta``."""
 
 
+def is_table(module: nn.Module) -> bool:
+    """Whether a module is an embedding with a float table; a packed one may keep the module that scales its rows."""
+    return isinstance(module, nn.Embedding) and any(True for _ in module.parameters(recurse=False))
+
+
 def is_lookup(module: nn.Module) -> bool:
     """Whether a module is an embedding that can be packed; see :func:`embedding_obstacle`."""
     return isinstance(module, nn.Embedding) and embedding_obstacle(module) is None
@@ -20,8 +25,8 @@ def is_lookup(module: nn.Module) -> bool:
 
 def unfit_embeddings(model: nn.Module) -> dict[str, str]:
     """Return why embeddings of a model cannot be packed, by the names of those."""
-    tables = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    reasons = {name: embedding_obstacle(module) for name, module in tables.items()}
+    tables = {name: module for name, module in model.named_modules() if is_table(module)}
+    reasons = {name: embedding_obstacle(cast(nn.Embedding, module)) for name, module in tables.items()}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

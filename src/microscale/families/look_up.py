@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from microscale.errors import ModelError
+from microscale.families.embeddings import is_table
 from microscale.families.modules import is_linear, is_transposed, linear_names
 from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.families.records import FAMILIES, FamilyRecord, FoldRecord, TowerRecord, ValueRows
@@ -236,7 +237,7 @@ def _found_model(model: nn.Module, family: str, part: str) -> ModelStructure:
         family=family,
         is_known=False,
         blocks=tuple(blocks),
-        embeddings=tuple(name for name, module in model.named_modules() if isinstance(module, nn.Embedding)),
+        embeddings=tuple(name for name, module in model.named_modules() if is_table(module)),
         final_norm=None,
         head=_head_name(model),
         part=part,

@@ -138,10 +138,9 @@ class PackedModule(KeptDtypes):
     def num_bytes(self) -> int:
         """Bytes that a file holds for the weight and for what works beside it at run time, whatever the layout.
 
-        A bias does not count, nor does the weight of another module.
+        A bias does not count. The weight of another module does, for it is read here too; :func:`packed_size` counts it
+        once.
         """
-        if self.is_tied:
-            return 0
         specs = part_specs(self.format, self.shape).values()
         return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 

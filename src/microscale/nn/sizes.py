@@ -67,7 +67,8 @@ def packed_size(modules: Iterable[nn.Module]) -> Size:
     """
     packed = [module for module in modules if isinstance(module, PackedModule)]
     weights = sum(module.shape[0] * module.shape[1] for module in packed if not module.is_tied)
-    return Size(num_weights=weights, num_bytes=sum(map(module_bytes, packed)))
+    shared = sum(module.holder.num_bytes for module in packed if module.is_tied)
+    return Size(num_weights=weights, num_bytes=sum(map(module_bytes, packed)) - shared)
 
 
 def file_size(model: nn.Module, packed: Size, dtype: torch.dtype) -> Size:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from microscale.checkpoint.compressed_tensors import ACTIVATION_EQUIVALENTS
+from microscale.families.embeddings import is_table
 from microscale.families.modules import is_transposed
 from microscale.formats import ALIASES, ActivationSpec, Format, RangeKind, format_name, parse_activation, parse_format
 from microscale.formats.dtypes import dtype_name
@@ -119,8 +120,9 @@ def device_obstacle(device: torch.device) -> str | None:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    kinds = (PackedModule, nn.Linear, nn.Embedding, NarrowEmbedding)
-    return ((name, each) for name, each in model.named_modules() if isinstance(each, kinds) or is_transposed(each))
+    kinds = (PackedModule, nn.Linear, NarrowEmbedding)
+    modules = model.named_modules()
+    return ((name, one) for name, one in modules if isinstance(one, kinds) or is_table(one) or is_transposed(one))
 
 
 def _explain(
