@@ -68,7 +68,7 @@ def test_the_library_says_more(problem: BaseException | None, monkeypatch: pytes
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "LIMIT_S", 0.05)
-    monkeypatch.setattr(hub, "_answer", lambda name: time.sleep(2))
+    monkeypatch.setattr(hub, "_answer", lambda path: time.sleep(2))
     began = time.monotonic()
     with pytest.raises(CheckpointNotFoundError, match=r"did not answer within 0\.05 s"):
         hub.check_local(NAME)
@@ -82,6 +82,18 @@ def test_offline_and_cached(monkeypatch: pytest.MonkeyPatch) -> None:
         hub.check_local(NAME)
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
     assert hub.check_local(NAME) is None
+
+
+def test_libraries_turn_to_their_caches_where_the_hub_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer, is_offline in (("gone", True), (200, False), (404, False)):
+        monkeypatch.setattr(hub, "_ask", lambda path, answer=answer: answer)
+        with hub.offline_where_unreachable():
+            assert constants.HF_HUB_OFFLINE is is_offline
+        assert constants.HF_HUB_OFFLINE is False
+    monkeypatch.setattr(hub, "_ask", lambda path: "gone")
+    with pytest.raises(KeyError), hub.offline_where_unreachable():
+        raise KeyError
+    assert constants.HF_HUB_OFFLINE is False
 
 
 @pytest.mark.parametrize("name", ["a name", "a--b", "x" * 200])

@@ -221,3 +221,11 @@ def test_any_rule_is_a_rule_or_an_error_of_ours(text: str) -> None:
     assert rule.weights.record == (None if rule.weights.word == "none" else parse_format(rule.weights.word))
     if rule.activations is not None and rule.activations.word != "none":
         assert rule.activations.record == parse_activation(rule.activations.word)
+
+
+def test_a_file_of_nearly_this_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("format: mxfp4")
+    with pytest.raises(RecipeError, match=r"recip.yaml cannot be read: No such file .*; did you mean recipe.yaml\?$"):
+        load_recipe(tmp_path / "recip.yaml")
+    with pytest.raises(RecipeError, match=r"cannot be read: No such file or directory$"):
+        load_recipe(tmp_path / "absent" / "recipe.yaml")

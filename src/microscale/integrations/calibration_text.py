@@ -9,6 +9,7 @@ from typing import Any
 
 from microscale.calibration.texts import DEFAULT_FIELD, JSON_LINES_SUFFIXES, checked_text, read_texts
 from microscale.errors import DependencyError, TextError, counted
+from microscale.integrations.hub import offline_where_unreachable
 
 DEFAULT_SPLIT = "train"
 LONGEST_NAME = 1024
@@ -63,7 +64,8 @@ def _dataset_texts(source: str, field: str, split: str) -> Iterator[str]:
         raise DependencyError("datasets", extra="datasets", purpose=purpose) from None
     name, _, config = source.partition(":")
     try:
-        rows = iter(library.load_dataset(name, config or None, split=split, streaming=True))
+        with offline_where_unreachable():
+            rows = iter(library.load_dataset(name, config or None, split=split, streaming=True))
     except _LIBRARY_ERRORS as error:
         raise TextError(
             f"{source!r} is no file, and no dataset of that name can be loaded (split {split!r}): {error}"

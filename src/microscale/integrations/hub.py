@@ -6,14 +6,18 @@ by one request with a limit of time; HF_HUB_OFFLINE, HF_ENDPOINT, tokens and pro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ssl
+import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Generator
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -78,33 +82,56 @@ def check_hub_name(name: str) -> None:
         return
     if constants.HF_HUB_OFFLINE:
         raise CheckpointNotFoundError(f"{here} and not in the cache of the hub, and HF_HUB_OFFLINE forbids to ask it")
-    problem = _ask(name)
-    if problem is not None:
-        raise CheckpointNotFoundError(f"{here}, and {problem}")
+    found = _ask(f"/api/models/{name}")
+    if isinstance(found, str):
+        raise CheckpointNotFoundError(f"{here}, and {found}; check the network, or give a directory")
+    if found in ABSENT:
+        raise CheckpointNotFoundError(
+            f"{here}, and {constants.ENDPOINT} has no model of this name, or shows it to its owners only (hf auth"
+            " login)"
+        )
 
 
-def _ask(name: str) -> str | None:
-    """Return why the hub does not give a model, or None; the answer is waited for in another thread."""
-    found: list[str | None] = []
-    thread = threading.Thread(target=lambda: found.append(_answer(name)), daemon=True)
+@contextlib.contextmanager
+def offline_where_unreachable() -> Generator[None, None, None]:
+    """Let the libraries of the hub turn to their caches at once inside the block, where the hub cannot be reached.
+
+    They would try again for half a minute for every file.
+    """
+    settings: list[Any] = [constants, *(sys.modules[name] for name in ("datasets.config",) if name in sys.modules)]
+    if constants.HF_HUB_OFFLINE or not isinstance(_ask(""), str):
+        yield
+        return
+    before = [one.HF_HUB_OFFLINE for one in settings]
+    try:
+        for one in settings:
+            one.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for one, value in zip(settings, before, strict=True):
+            one.HF_HUB_OFFLINE = value
+
+
+def _ask(path: str) -> int | str:
+    """Return the status with which the hub answers, or why it does not; it is waited for in another thread."""
+    found: list[int | str] = []
+    thread = threading.Thread(target=lambda: found.append(_answer(path)), daemon=True)
     thread.start()
     thread.join(LIMIT_S)
-    return found[0] if found else f"{constants.ENDPOINT} did not answer within {LIMIT_S:g} s; check the network"
+    return found[0] if found else f"{constants.ENDPOINT} did not answer within {LIMIT_S:g} s"
 
 
-def _answer(name: str) -> str | None:
+def _answer(path: str) -> int | str:
     token = get_token()
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{name}", headers=headers, method="HEAD")
+    request = urllib.request.Request(f"{constants.ENDPOINT}{path}", headers=headers, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=LIMIT_S).close()
     except urllib.error.HTTPError as error:
-        if error.code not in ABSENT:
-            return None  # there is a hub; the library says more
-        return f"{constants.ENDPOINT} has no model of this name, or shows it to its owners only (hf auth login)"
+        return error.code
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return None  # the library may trust another certificate
-        return f"{constants.ENDPOINT} cannot be reached ({reason}); check the network, or give a directory"
-    return None
+        # The library may trust another certificate: let it say more.
+        is_there = isinstance(reason, ssl.SSLError)
+        return HTTPStatus.OK if is_there else f"{constants.ENDPOINT} cannot be reached ({reason})"
+    return HTTPStatus.OK

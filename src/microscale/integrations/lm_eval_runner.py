@@ -20,6 +20,7 @@ from typing import Any, cast
 from microscale.errors import DependencyError, MicroscaleError, TaskError
 from microscale.evaluation.task_documents import load_documents, task_parts
 from microscale.evaluation.tasks import GROUPS, TEXT_PREFIX, TaskRecord, TaskScore, find_task
+from microscale.integrations.hub import offline_where_unreachable
 from microscale.integrations.loading import LIBRARY_ERRORS
 from microscale.integrations.task_data import DEFINITIONS, splits_of
 
@@ -189,7 +190,8 @@ def _hub_task(name: str, record: TaskRecord) -> Any:
 
     part = name.removeprefix(record.name)
     try:
-        loaded = TaskManager().load([record.hub_task + part])
+        with offline_where_unreachable():
+            loaded = TaskManager().load([record.hub_task + part])
     except ImportError as error:
         raise TaskError(f"task {name} needs a library that is not installed: {error}") from error
     except (*LIBRARY_ERRORS, AssertionError) as error:

@@ -36,7 +36,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import ValidationError, model_validator
 
-from microscale.errors import FormatError, RecipeError, check_kind, check_path
+from microscale.errors import FormatError, RecipeError, check_kind, check_path, nearest
 from microscale.formats import NONE, Format, parse_weights_and_inputs
 from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, parse_attention
 from microscale.recipes.fields import (
@@ -210,7 +210,9 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {file} cannot be read: {error}") from None
+        beside = file.parent.iterdir() if isinstance(error, FileNotFoundError) and file.parent.is_dir() else ()
+        hint = nearest(file.name, (each.name for each in beside))
+        raise RecipeError(f"recipe {file} cannot be read: {getattr(error, 'strerror', None) or error}{hint}") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
