@@ -352,3 +352,15 @@ def is_held_by_scheme(fmt: Format, recorded: Format) -> bool:
     """Whether a file of this layout that reads as ``fmt`` may hold the bits of ``recorded``."""
     scheme = _weight_scheme(recorded)
     return scheme is not None and parse_format(scheme.base) == fmt
+
+
+def is_read(config: Mapping[str, Any]) -> bool:
+    """Whether all groups of a config are of the formats that run packed here: MXFP4, MXFP8 and NVFP4."""
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        return True  # what is wrong is said when it is read
+    known = {scheme.file_format for scheme in _SCHEMES}
+    entries = [entry for entry in cast("dict[str, Any]", groups).values() if isinstance(entry, dict)]
+    formats = [entry.get("format") or config.get("format") for entry in cast("list[dict[str, Any]]", entries)]
+    integers = [(entry.get("weights") or {}).get("type") == "int" for entry in cast("list[dict[str, Any]]", entries)]
+    return not any(integers) and all(form is None or form in known for form in formats)

@@ -13,7 +13,9 @@ def main() -> None:
     catch_termination()
     try:
         from microscale.cli.app import app
+        from microscale.cli.output import tell_notes
 
+        tell_notes()
         app()
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"{STARTS_ANEW}\n")

@@ -7,6 +7,7 @@ import functools
 import importlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
-from microscale.errors import MicroscaleError, OptionError
+from microscale.errors import MicroscaleError, OptionError, QuantizationNote
 from microscale.jobs.printing import json_text
 
 P = ParamSpec("P")
@@ -35,6 +36,19 @@ def print_json(value: Any) -> None:
     """Print a result or a value as JSON on standard output; NaN and Inf become null, as strict JSON wants."""
     sys.stdout.write(json_text(value) + "\n")
     sys.stdout.flush()
+
+
+def tell_notes() -> None:
+    """Print what the package warns of as notes on standard error, without the place in the source."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, QuantizationNote):
+            error_console.print(f"note: {message}", markup=False, soft_wrap=True)
+        else:
+            others(message, category, *place, **more)
+
+    warnings.showwarning = show
 
 
 def tell_missing_kernels() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from microscale.checkpoint.float_reader import MODELOPT_CONFIG
 from microscale.checkpoint.reader import CONFIG_NAME, read_json
 from microscale.errors import CheckpointError
 
@@ -33,7 +34,14 @@ WEIGHTS = (
 )
 """How the names of files with weights end, in any library's form."""
 
-NOT_OURS = (CONFIG_NAME, "README.md", ".gitattributes")
+NOT_OURS = (
+    CONFIG_NAME,
+    "README.md",
+    ".gitattributes",
+    MODELOPT_CONFIG,
+    "quantize_config.json",
+    "quant_config.json",
+)
 """What speaks of the source and not of what is written."""
 
 

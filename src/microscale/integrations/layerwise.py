@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from microscale.checkpoint.float_reader import FloatReader, open_floats
 from microscale.checkpoint.reader import CheckpointReader
-from microscale.errors import ModelError
+from microscale.errors import ModelError, QuantizationNote
 from microscale.families.look_up import describe
+from microscale.integrations.floats import is_packed, without_quantization
 from microscale.integrations.hub import check_local
 from microscale.integrations.loading import (
     LIBRARY_ERRORS,
     build_model,
+    is_gguf,
     read_generation_config,
     read_model_config,
 )
@@ -49,10 +52,14 @@ class LayerFile:
         local = check_local(path)
         if local is None:
             raise ModelError(f"{path} is no local directory; layers are read one by one from files: download it first")
-        self._reader = CheckpointReader(local)
-        if self._reader.quantization_config:
-            raise ModelError(f"{path} is quantized already; give the original model")
+        if is_packed(local):
+            raise ModelError(f"{path} holds packed weights, which are not read one by one: leave --offload out")
+        self._reader = open_floats(local)
+        if isinstance(self._reader, FloatReader):
+            for sentence in self._reader.told:
+                warnings.warn(sentence, QuantizationNote, stacklevel=3)
         self._config = read_model_config(local)
+        without_quantization(self._config)
         self._dropped: set[str] = set()
         empty = self._build(())
         self.names = tuple(block.name for block in describe(empty, part).blocks)
@@ -113,11 +120,15 @@ def outline_model(path: str | Path) -> Any | None:
     Raises:
         CheckpointError: no such directory, or damaged files.
     """
+    if is_gguf(path):
+        return None
     check_local(path)
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            return class_at(path)._from_config(read_model_config(path)).eval()
+            config = read_model_config(path)
+            without_quantization(config)
+            return class_at(path)._from_config(config).eval()
     except (*LIBRARY_ERRORS, ModelError):
         return None
 

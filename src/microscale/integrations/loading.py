@@ -22,15 +22,17 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.compressed_tensors import INPUT_SCALE, input_range
+from microscale.checkpoint.float_reader import FloatReader, open_floats
 from microscale.checkpoint.gguf_file import GgufModel, read_gguf
 from microscale.checkpoint.native import NativeLayout, range_name
-from microscale.checkpoint.reader import CheckpointReader, read_json
+from microscale.checkpoint.reader import INDEX_NAME, CheckpointReader
 from microscale.checkpoint.registry import read_stored_layers
 from microscale.checkpoint.schema import FileLayout
 from microscale.errors import (
     CheckpointError,
     MicroscaleError,
     ModelError,
+    QuantizationNote,
     ShapeError,
     check_path,
     counted,
@@ -40,11 +42,13 @@ from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
+from microscale.integrations.floats import is_packed, pending_state, without_quantization
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
 from microscale.integrations.pending import PendingTensor
 from microscale.integrations.places import find_leftover, keep_all, note_leftover
+from microscale.integrations.unpacking import unpack
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
 from microscale.nn.inference import prepare_for_inference
@@ -101,15 +105,50 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
 
 
 def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
-    """Load an unquantized language model, with or without vision, from a directory or by hub name.
+    """Load the float weights of a language model, with or without vision, from a directory, a GGUF file or by hub name.
+
+    Weights that are quantized already, by us or another tool, are read as the floats that they stand for, with a
+    warning.
 
     Raises:
-        CheckpointError, ModelError: missing, damaged, quantized already, or no model that generates text.
+        CheckpointError, ModelError: missing, damaged, quantized in a way that is not read, or no model that generates
+            text.
     """
-    local = check_local(path)
-    if local is not None and read_json(local / "config.json").get("quantization_config"):
-        raise ModelError(f"{path} is quantized already; give the original model")
-    return keep_all(_from_pretrained(path, dtype=dtype or "auto"), local)
+    local = None if is_gguf(path) else check_local(path)
+    if is_gguf(path) or (local is not None and is_packed(local)):
+        model = load_model(path, dtype=dtype)
+        count = unpack(model, dtype or model.dtype)
+        warn_of_second_rounding(f"{counted(count, 'weight')} of {path} are packed: read as floats", count)
+        return model
+    if local is None:
+        return keep_all(_from_pretrained(path, dtype=dtype or "auto"), None)
+    return _load_floats(path, local, dtype)
+
+
+def _load_floats(path: str | Path, local: Path, dtype: torch.dtype | None) -> Any:
+    """Load a directory of floats; what another tool has rounded is made of its parts when it is taken."""
+    if not any(local.glob("*.safetensors")):
+        return keep_all(_from_pretrained(path, dtype=dtype or "auto"), local)
+    reader = open_floats(local)
+    is_split = len(reader.files) > 1 and not (local / INDEX_NAME).exists()
+    if not isinstance(reader, FloatReader) and not is_split:
+        return keep_all(_from_pretrained(path, dtype=dtype or "auto"), local)
+    config = read_model_config(local)
+    without_quantization(config)
+    state = pending_state(reader)
+    if isinstance(reader, FloatReader):
+        for sentence in reader.told:
+            warnings.warn(sentence, QuantizationNote, stacklevel=4)
+    model = _from_pretrained(None, label=local, config=config, state_dict=state, dtype=dtype or reader.dtype)
+    model.config.name_or_path = model.name_or_path = str(local)
+    read_generation_config(model, local)
+    return keep_all(model, local)
+
+
+def warn_of_second_rounding(what: str, count: int) -> None:
+    """Say that weights were rounded before."""
+    if count:
+        warnings.warn(f"{what}. What their first rounding lost stays lost", QuantizationNote, stacklevel=4)
 
 
 def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:
@@ -140,9 +179,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     local = check_local(path)
     if local is None:
         return _from_pretrained(path, dtype=dtype or "auto")
-    reader = CheckpointReader(local) if any(local.glob("*.safetensors*")) else None
-    if reader is None or reader.quantization_config is None:
-        return keep_all(_from_pretrained(path, dtype=dtype or "auto"), local)
+    if not is_packed(local):
+        return _load_floats(path, local, dtype)
+    reader = CheckpointReader(local)
     layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
     source = _file_source(reader, layout, layers)
     own = source.config.quantization_config if isinstance(layout, NativeLayout) else None

@@ -10,7 +10,7 @@ from torch import nn
 from microscale.errors import CheckpointError, ModelError
 from microscale.integrations.hub import check_not_missing
 from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
-from microscale.integrations.loading import load_original, load_tokenizer
+from microscale.integrations.loading import is_gguf, load_original, load_tokenizer
 
 
 class Original:
@@ -31,7 +31,7 @@ class Original:
         self.path = given if isinstance(given, str | Path) else None
         self._given: Any = given
         self._tokenizer = tokenizer
-        if self.path is not None:
+        if self.path is not None and not is_gguf(self.path):
             check_not_missing(self.path)
 
     def __str__(self) -> str:

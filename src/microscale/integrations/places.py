@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
+from microscale.checkpoint.float_reader import open_floats
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import counted
 from microscale.nn.sizes import Size
@@ -60,7 +61,7 @@ class Leftover:
         Raises:
             CheckpointError: the file is gone or damaged.
         """
-        reader = CheckpointReader(self.path)
+        reader = open_floats(self.path)
         return {name: reader.load(name) for name in self.names}
 
     @property
@@ -101,7 +102,7 @@ def note_leftover(model: nn.Module, leftover: Leftover | None) -> None:
 def keep_all(model: Any, local: Path | None) -> Any:
     """Note what of its directory has no place in a model; returns the model. None: it came from elsewhere."""
     if local is not None and any(local.glob("*.safetensors")):
-        reader = CheckpointReader(local)
+        reader = open_floats(local)
         note_leftover(model, find_leftover(reader, reader.infos, model))
     return model
 

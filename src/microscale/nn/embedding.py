@@ -95,6 +95,17 @@ def _with_table(scaling: nn.Embedding, rows: Tensor) -> Callable[[Tensor], Tenso
     return lambda indices: type(found).forward(found, indices)
 
 
+def float_embedding(module: QuantizedEmbedding, dtype: torch.dtype) -> nn.Embedding:
+    """Return the embedding that a packed one stands for, with its table as floats."""
+    weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+    if module.scaling is None:
+        return nn.Embedding.from_pretrained(weight)
+    found = copy.copy(module.scaling)
+    buffers = {name: buffer for name, buffer in module.scaling.named_buffers(recurse=False) if name != "weight"}
+    vars(found).update(_buffers=buffers, _parameters={"weight": weight})
+    return found
+
+
 class NarrowEmbedding(KeptDtypes):
     """A float table that stays in the dtype of its file, beside a model that computes in a wider one.
 
