@@ -6,7 +6,9 @@ are compared. What it would not load is an error while the model is still there,
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -52,7 +54,7 @@ def check_readable(directory: Path, layout: str, leftover: Collection[str] = ())
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # bars of libraries
             warnings.simplefilter("ignore")
             kind = class_at(directory)
             model, info = kind.from_pretrained(

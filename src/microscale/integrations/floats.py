@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from microscale.checkpoint import compressed_tensors
 from microscale.checkpoint.float_reader import quantization_of
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.checkpoint.registry import READABLE_METHODS
+from microscale.errors import QuantizationNote, counted
 from microscale.integrations.pending import PendingTensor
 
 
@@ -41,3 +43,12 @@ def pending_state(reader: CheckpointReader) -> dict[str, PendingTensor]:
         name: PendingTensor(dtype=info.dtype, load=functools.partial(reader.load, name))
         for name, info in reader.infos.items()
     }
+
+
+def tell_of_first_rounding(path: str | Path, count: int) -> None:
+    """Say that ``count`` weights of a directory were packed, or (0) that those of a GGUF file mostly are."""
+    if count:
+        what = f"{counted(count, 'weight')} of {path} are packed: read as floats"
+    else:
+        what = f"{path} is read as floats, whatever its weights were rounded to"
+    warnings.warn(f"{what}. What their first rounding lost stays lost", QuantizationNote, stacklevel=4)

@@ -42,13 +42,13 @@ from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
-from microscale.integrations.floats import is_packed, pending_state, without_quantization
+from microscale.integrations.floats import is_packed, pending_state, tell_of_first_rounding, without_quantization
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
 from microscale.integrations.pending import PendingTensor
 from microscale.integrations.places import find_leftover, keep_all, note_leftover
-from microscale.integrations.unpacking import unpack
+from microscale.integrations.unpacking import make_floats
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
 from microscale.nn.inference import prepare_for_inference
@@ -117,8 +117,8 @@ def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     local = None if is_gguf(path) else check_local(path)
     if is_gguf(path) or (local is not None and is_packed(local)):
         model = load_model(path, dtype=dtype)
-        count = unpack(model, dtype or model.dtype)
-        warn_of_second_rounding(f"{counted(count, 'weight')} of {path} are packed: read as floats", count)
+        count = make_floats(model, dtype or model.dtype)
+        tell_of_first_rounding(path, count)
         return model
     if local is None:
         return keep_all(_from_pretrained(path, dtype=dtype or "auto"), None)
@@ -143,12 +143,6 @@ def _load_floats(path: str | Path, local: Path, dtype: torch.dtype | None) -> An
     model.config.name_or_path = model.name_or_path = str(local)
     read_generation_config(model, local)
     return keep_all(model, local)
-
-
-def warn_of_second_rounding(what: str, count: int) -> None:
-    """Say that weights were rounded before."""
-    if count:
-        warnings.warn(f"{what}. What their first rounding lost stays lost", QuantizationNote, stacklevel=4)
 
 
 def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from microscale.nn.packed import PackedModule
 
 
 @torch.no_grad()
-def unpack(model: Any, dtype: torch.dtype) -> int:
+def make_floats(model: Any, dtype: torch.dtype) -> int:
     """Put float modules in the place of packed ones; returns how many there were.
 
     A weight is that of the layer's own inputs: transforms and side paths go into it, the rounding of inputs is left
