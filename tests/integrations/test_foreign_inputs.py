@@ -80,7 +80,7 @@ def test_it_is_quantized_again_with_a_note(kind: str, way: list[str], original: 
     """As the floats would be, read as a whole or layer by layer; nothing of the first quantization is left."""
     writer, config = KINDS[kind]
     meant = files.write_foreign(original, tmp_path / "in", writer, config)
-    way = [*way, *([tmp_path / "work"] if way else [])]
+    way = [*way, *([str(tmp_path / "work")] if way else [])]
     with pytest.warns(QuantizationNote, match="What their first rounding lost stays lost"):
         succeed("quantize", tmp_path / "in", "-f", "mxfp4", *way, "-o", tmp_path / "out")
     model = microscale.load(tmp_path / "out")

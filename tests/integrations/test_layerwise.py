@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import microscale
-from microscale.errors import ModelError
+from microscale.errors import CheckpointNotFoundError, ModelError
 from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
 from small_models import same_bits
 from tiny_models import save_tiny, tiny_model
@@ -47,7 +47,7 @@ def test_a_layer_that_the_file_lacks(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_layer_by_layer(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is no local directory"):
+    with pytest.raises(CheckpointNotFoundError, match="is no directory here"):
         LayerFile("somebody/model")
     microscale.quantize(save_tiny("llama", tmp_path / "source"), "mxfp4", output=tmp_path / "out")
     with pytest.raises(ModelError, match="is quantized already"):
