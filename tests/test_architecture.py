@@ -282,6 +282,7 @@ SWITCHES = {
     "symmetric": "a fact of an element, under the name that its record has",
     "add_special_tokens": "a signature of lm_eval",
     "disable_tqdm": "a signature of lm_eval",
+    "trust_remote_code": "the word of transformers, in load and where it is held",
 }
 """Parameters that may be True or False, each with its reason: the list may only shrink."""
 

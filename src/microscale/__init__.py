@@ -175,15 +175,19 @@ def quantize_attention(model: Any, *, attention: str | None = None, kv_cache: st
     return round_attention(model, AttentionFormats.parse(attention, kv_cache))
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+def load(path: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
     """Load a model, quantized by microscale or another tool or not at all; packed weights stay packed.
+
+    ``trust_remote_code``: run the code that the model's directory holds; without it such a model is refused.
 
     Raises:
         CheckpointError, ModelError: missing, damaged, or of a layout that is not read.
     """
     from microscale.integrations.loading import load_model
+    from microscale.integrations.remote_code import trusting
 
-    return load_model(path, dtype=dtype)
+    with trusting(trust_remote_code):
+        return load_model(path, dtype=dtype)
 
 
 def save(

@@ -64,6 +64,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
+def read_all(file: Path) -> dict[str, Tensor]:
+    """Read all tensors of one safetensors file.
+
+    Raises:
+        CheckpointError: the file is absent or damaged.
+    """
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+
+
 def _data_offsets(file: Path) -> dict[str, int]:
     """Return where each tensor's bytes begin in a safetensors file whose header safetensors has accepted."""
     with file.open("rb") as handle:

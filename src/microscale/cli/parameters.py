@@ -12,6 +12,7 @@ import typer
 
 from microscale.cli.output import JsonOption, command, print_json, tell_missing_kernels
 from microscale.cli.reporter import ConsoleReporter
+from microscale.integrations.remote_code import trusting
 from microscale.jobs.option import NamedOption, Options, Place, is_texts, kinds_of, options_of, record_from
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -56,7 +57,9 @@ def job_command(record: type[O]) -> Callable[[Callable[..., None]], Callable[...
         def run(**given: Any) -> None:
             words = {one.name: given[one.name] for one in mine}
             words = {name: value for name, value in words.items() if value is not None}
-            body(record_from(record, words), **{one.name: given[one.name] for one in others})
+            options = record_from(record, words)
+            with trusting(getattr(options, "trust_remote_code", False)):
+                body(options, **{one.name: given[one.name] for one in others})
 
         parameters = [*mine, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others)]
         run.__name__, run.__doc__ = body.__name__, body.__doc__

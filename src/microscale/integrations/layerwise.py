@@ -21,6 +21,7 @@ from microscale.checkpoint.float_reader import FloatReader, open_floats
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import ModelError, QuantizationNote
 from microscale.families.look_up import describe
+from microscale.integrations.adapters import is_adapter
 from microscale.integrations.floats import is_packed, without_quantization
 from microscale.integrations.hub import check_local
 from microscale.integrations.loading import (
@@ -120,7 +121,7 @@ def outline_model(path: str | Path) -> Any | None:
     Raises:
         CheckpointError: no such directory, or damaged files.
     """
-    if is_gguf(path):
+    if is_gguf(path) or is_adapter(path):
         return None
     check_local(path)
     try:

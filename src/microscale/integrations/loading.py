@@ -6,7 +6,6 @@ modules. A checkpoint of another tool is translated tensor by tensor into the na
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import warnings
@@ -42,12 +41,14 @@ from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
+from microscale.integrations.adapters import base_of, is_adapter, merge_adapter
 from microscale.integrations.floats import is_packed, pending_state, tell_of_first_rounding, without_quantization
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
 from microscale.integrations.pending import PendingTensor
-from microscale.integrations.places import find_leftover, keep_all, note_leftover
+from microscale.integrations.places import find_leftover, keep_all, note_leftover, settle_tying
+from microscale.integrations.remote_code import is_trusted, said_of
 from microscale.integrations.unpacking import make_floats
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
@@ -81,7 +82,7 @@ def _from_pretrained(path: str | Path | None, label: str | Path = "the model", *
     except MicroscaleError:
         raise
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{label} cannot be loaded: {error}") from error
+        raise ModelError(said_of(error, label) or f"{label} cannot be loaded: {error}") from error
     finally:
         transformers_logging.set_verbosity(level)
         if bar_enabled:
@@ -114,6 +115,8 @@ def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
         CheckpointError, ModelError: missing, damaged, quantized in a way that is not read, or no model that generates
             text.
     """
+    if is_adapter(path):
+        return merge_adapter(load_original(base_of(path), dtype=dtype), path)
     local = None if is_gguf(path) else check_local(path)
     if is_gguf(path) or (local is not None and is_packed(local)):
         model = load_model(path, dtype=dtype)
@@ -170,6 +173,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     dtype = checked_dtype(dtype)
     if is_gguf(path):
         return _load_gguf(Path(path), dtype)
+    if is_adapter(path):
+        return load_original(path, dtype=dtype)
     local = check_local(path)
     if local is None:
         return _from_pretrained(path, dtype=dtype or "auto")
@@ -244,10 +249,12 @@ def read_model_config(path: str | Path) -> Any:
     """
     try:
         if is_gguf(path):
-            return cast(Any, AutoConfig).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
-        return cast(Any, AutoConfig).from_pretrained(path)
+            return cast(Any, AutoConfig).from_pretrained(
+                Path(path).parent, gguf_file=Path(path).name, trust_remote_code=is_trusted()
+            )
+        return cast(Any, AutoConfig).from_pretrained(path, trust_remote_code=is_trusted())
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{path} has no config that can be read: {error}") from error
+        raise ModelError(said_of(error, path) or f"{path} has no config that can be read: {error}") from error
 
 
 def _static_range(reader: CheckpointReader, name: str, dtype: torch.dtype | None) -> Tensor:
@@ -333,17 +340,6 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     return model
 
 
-def settle_tying(config: Any, packed: dict[str, LayerSpec], state: Mapping[str, Any]) -> None:
-    """Tie a head that a file leaves out to its packed embedding; a packed head that it holds is tied to nothing."""
-    heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
-    embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]
-    if embeddings and not heads and config.tie_word_embeddings and "lm_head.weight" not in state:
-        source = packed[embeddings[0]]
-        packed["lm_head"] = dataclasses.replace(source, name="lm_head", kind="linear", tied_to=source.name)
-    elif heads or embeddings:
-        config.tie_word_embeddings = False
-
-
 def load_tokenizer(path: str | Path) -> Any:
     """Load the tokenizer that lies beside a model.
 
@@ -359,10 +355,12 @@ def load_tokenizer(path: str | Path) -> Any:
     logger.setLevel(logging.ERROR)
     try:
         if is_gguf(path):
-            return cast(Any, AutoTokenizer).from_pretrained(Path(path).parent, gguf_file=Path(path).name)
-        return cast(Any, AutoTokenizer).from_pretrained(path)
+            return cast(Any, AutoTokenizer).from_pretrained(
+                Path(path).parent, gguf_file=Path(path).name, trust_remote_code=is_trusted()
+            )
+        return cast(Any, AutoTokenizer).from_pretrained(path, trust_remote_code=is_trusted())
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{path} has no tokenizer that can be loaded: {error}") from error
+        raise ModelError(said_of(error, path) or f"{path} has no tokenizer that can be loaded: {error}") from error
     finally:
         logger.setLevel(before)
 

@@ -11,16 +11,20 @@ from typing import Any, cast
 
 import transformers
 from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from microscale.errors import ModelError
+from microscale.integrations.remote_code import is_trusted
 
 TEXT, SIGHT = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 OTHERS = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq", "AutoModelForMultimodalLM", "AutoModel")
 """Auto classes that are asked in turn, where a config names no class."""
 
 
-def class_of(config: Any) -> Any:
+def class_of(config: Any, path: str | Path | None = None) -> Any:
     """Return the class of a config's model: the one that ``architectures`` names, or that of the first auto class.
+
+    Code of the model's own (at ``path``, or where the config came from) has its class where it is trusted.
 
     Raises:
         ModelError: there is none.
@@ -36,6 +40,9 @@ def class_of(config: Any) -> Any:
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
+    own = _own_class(config, path)
+    if own is not None:
+        return own
     raise ModelError(
         f"transformers {transformers.__version__} has no class for models of the type"
         f" {getattr(config, 'model_type', type(config).__name__)!r}; a newer version may have it"
@@ -48,4 +55,16 @@ def class_at(path: str | Path) -> Any:
     Raises:
         ModelError: there is none.
     """
-    return class_of(cast(Any, AutoConfig).from_pretrained(path))
+    return class_of(cast(Any, AutoConfig).from_pretrained(path, trust_remote_code=is_trusted()), path)
+
+
+def _own_class(config: Any, path: str | Path | None) -> Any | None:
+    """Return the class that lies in a model's directory, where there is one and its code may run."""
+    classes = getattr(config, "auto_map", None) or {}
+    place = path or getattr(config, "_name_or_path", None)
+    if not is_trusted() or not place:
+        return None
+    for name in (TEXT, SIGHT, *OTHERS):
+        if name in classes:
+            return get_class_from_dynamic_module(classes[name], str(place))
+    return None

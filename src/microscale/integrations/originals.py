@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from microscale.errors import CheckpointError, ModelError
+from microscale.integrations.adapters import base_of, is_adapter
 from microscale.integrations.hub import check_not_missing
 from microscale.integrations.layerwise import LayerFile, files_identity, outline_model, weights_identity
 from microscale.integrations.loading import is_gguf, load_original, load_tokenizer
@@ -31,6 +32,11 @@ class Original:
         self.path = given if isinstance(given, str | Path) else None
         self._given: Any = given
         self._tokenizer = tokenizer
+        if is_model and (lost := next((n for n, p in given.named_parameters() if p.is_meta), None)) is not None:
+            raise ModelError(
+                f"{lost} has no numbers here: it lies on meta, as parts of a model do that device_map keeps on disk."
+                " Load the model whole, or give its directory, with --offload where it is larger than memory"
+            )
         if self.path is not None and not is_gguf(self.path):
             check_not_missing(self.path)
 
@@ -41,7 +47,7 @@ class Original:
         """Return the tokenizer that was given, or the one beside the model; None where none can be loaded."""
         if self._tokenizer is None and str(self):
             try:
-                self._tokenizer = load_tokenizer(str(self))
+                self._tokenizer = load_tokenizer(base_of(str(self)) if is_adapter(str(self)) else str(self))
             except (ModelError, CheckpointError):
                 return None
         return self._tokenizer

@@ -7,6 +7,7 @@ without a word: what has no place is copied, as it is, into what we write.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from microscale.checkpoint.float_reader import open_floats
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import counted
+from microscale.layer_spec import LayerSpec
 from microscale.nn.sizes import Size
 
 ATTRIBUTE = "microscale_leftover"
@@ -110,3 +112,14 @@ def keep_all(model: Any, local: Path | None) -> Any:
 def leftover_of(model: nn.Module) -> Leftover | None:
     """Return what of its file has no place in a model, where that is known."""
     return model.__dict__.get(ATTRIBUTE)
+
+
+def settle_tying(config: Any, packed: dict[str, LayerSpec], state: Mapping[str, Any]) -> None:
+    """Tie a head that a file leaves out to its packed embedding; a packed head that it holds is tied to nothing."""
+    heads = [name for name in packed if name.rpartition(".")[2] == "lm_head"]
+    embeddings = [name for name, layer in packed.items() if layer.kind == "embedding"]
+    if embeddings and not heads and config.tie_word_embeddings and "lm_head.weight" not in state:
+        source = packed[embeddings[0]]
+        packed["lm_head"] = dataclasses.replace(source, name="lm_head", kind="linear", tied_to=source.name)
+    elif heads or embeddings:
+        config.tie_word_embeddings = False

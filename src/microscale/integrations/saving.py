@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -137,7 +138,8 @@ def save_model(
     layers = stored_layers_of(model)
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
-    chosen = choose_layout(layout, list(layers.values()), layout_obstacle(model, layout, layers))
+    obstacle = layout_obstacle(model, layout, layers) or _unmeasured(model, layers)
+    chosen = choose_layout(layout, list(layers.values()), obstacle)
     attention = attention_entry(model)
     if attention and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
@@ -154,6 +156,15 @@ def save_model(
             chosen = NativeLayout()
             write_directory(target, lambda place: writing.fill(place, chosen), overwrite=overwrite)
     return chosen.name
+
+
+def _unmeasured(model: Any, layers: Mapping[str, LayerSpec]) -> str | None:
+    """Return why static ranges keep a model out of compressed-tensors: none was measured. A few may be absent."""
+    names = [name for layer in layers.values() if (name := range_name(layer)) is not None]
+    absent = [name for name in names if bool(torch.isnan(model.get_buffer(name)).any())]
+    if absent and len(absent) == len(names):
+        return "no range of its inputs is measured yet: give --calibration FILE"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from microscale.jobs.option import MODEL, Option, Options
-from microscale.jobs.shared_options import AttentionOptions, CheckpointModel, DtypeWord, Seed, TaskData, Tokenizer
+from microscale.jobs.shared_options import (
+    AttentionOptions,
+    CheckpointModel,
+    DtypeWord,
+    Seed,
+    TaskData,
+    Tokenizer,
+    TrustRemoteCode,
+)
 
 TEXT_HELP = "UTF-8 text file to score."
 Tokens = Annotated[int | None, Option(help="Use only the first N text tokens (the text must have as many).")]
@@ -59,3 +67,4 @@ class EvaluateOptions(Options):
     ] = False
     seed: Seed = 0
     tokenizer: Tokenizer = None
+    trust_remote_code: TrustRemoteCode = False

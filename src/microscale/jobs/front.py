@@ -14,6 +14,7 @@ from dataclasses import MISSING
 from typing import Any, Protocol, TypeVar, cast, get_type_hints, runtime_checkable
 
 from microscale.errors import OptionError, QuantizationNote, shown
+from microscale.integrations.remote_code import trusting
 from microscale.jobs.option import Options, Place, options_of, record_from
 from microscale.jobs.reporting import Progress, ProgressReporter, Reporter
 
@@ -68,7 +69,9 @@ def run_job(job: Callable[[O, Reporter], R], words: Mapping[str, Any], *, depth:
     given = dict(words)
     progress = given.pop("progress", None)
     reporter = _reporter(progress)
-    result = job(record_from(record_of(job), given), reporter)
+    options = record_from(record_of(job), given)
+    with trusting(getattr(options, "trust_remote_code", False)):
+        result = job(options, reporter)
     if isinstance(result, HasNotes):
         for note in result.notes:
             warnings.warn(note, QuantizationNote, stacklevel=depth + 1)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from microscale.jobs.option import WORD, Option, Options, Place
-from microscale.jobs.shared_options import AttentionOptions, CalibrationOptions, OriginalModel, Tokenizer
+from microscale.jobs.shared_options import (
+    AttentionOptions,
+    CalibrationOptions,
+    OriginalModel,
+    Tokenizer,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from microscale.algorithms.pipeline import Method
@@ -93,3 +99,4 @@ class QuantizeOptions(Options):
     max_shard_size: Annotated[str, Option(help="Largest file, e.g. 5GB.")] = "5GB"
     check: Annotated[bool, Option(help="Open what was written with transformers before it takes its name.")] = True
     tokenizer: Tokenizer = None
+    trust_remote_code: TrustRemoteCode = False

@@ -21,6 +21,9 @@ else:
     Source = RoundedWord = Any
 
 Seed = Annotated[int, Option(help="Seed of everything random.", minimum=0, maximum=2**63 - 1)]
+TrustRemoteCode = Annotated[
+    bool, Option(help="Run the code that a model's directory holds; without it such a model is refused.")
+]
 DtypeWord = Annotated[str, Option(help="Float type of the computation.")]
 CHECKPOINT_HELP = "Checkpoint directory (quantized or not), or hub name."
 CheckpointModel = Annotated[Any, Option(help=CHECKPOINT_HELP, place=Place.ARGUMENT, command_type=str, kind=MODEL)]

@@ -18,6 +18,7 @@ from microscale.jobs.shared_options import (
     TaskData,
     TextOptions,
     Tokenizer,
+    TrustRemoteCode,
 )
 
 SHORT = TextOptions(samples=8, window=512)
@@ -46,6 +47,7 @@ class AnalyzeOptions(Options):
     target: Annotated[
         float, Option(help="QSNR in decibels that a recommended format reaches.", minimum=0.0, maximum=120.0)
     ] = 20.0
+    trust_remote_code: TrustRemoteCode = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class BenchOptions(Options):
     cache: Annotated[str, Option(help="Keys and values are kept in float32 or bfloat16.")] = "float32"
     dtype: DtypeWord = "float32"
     seed: Seed = 0
+    trust_remote_code: TrustRemoteCode = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,7 @@ class CompareOptions(Options):
     html: Annotated[Path | None, Option(help="Also write a page with table and picture.")] = None
     seed: Seed = 0
     tokenizer: Tokenizer = None
+    trust_remote_code: TrustRemoteCode = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,7 @@ class ExplainOptions(Options):
         str | None, Option(help="Device that the model would be on: cpu (default), cuda, cuda:1 …; need not be there.")
     ] = None
     dtype: Annotated[str | None, Option(help="Float type of the layers' inputs (default: the model's).")] = None
+    trust_remote_code: TrustRemoteCode = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +129,7 @@ class GenerateOptions(Options):
     on_text: Annotated[
         Callable[[str], None] | None, Option(help="Called with each piece of text as it comes.", place=Place.PYTHON)
     ] = None
+    trust_remote_code: TrustRemoteCode = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
