@@ -32,7 +32,9 @@ class Original:
         self.path = given if isinstance(given, str | Path) else None
         self._given: Any = given
         self._tokenizer = tokenizer
-        if is_model and (lost := next((n for n, p in given.named_parameters() if p.is_meta), None)) is not None:
+        model: Any = given if is_model else nn.Module()
+        lost = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+        if lost is not None:
             raise ModelError(
                 f"{lost} has no numbers here: it lies on meta, as parts of a model do that device_map keeps on disk."
                 " Load the model whole, or give its directory, with --offload where it is larger than memory"
