@@ -1,4 +1,4 @@
-"""Read calibration texts: plain UTF-8 files and JSON lines.
+"""Read calibration texts and chats: plain UTF-8 files and JSON lines.
 
 Left out: directories and compressed files. Datasets by hub name are the integrations' matter.
 """
@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from microscale.calibration.chats import Chat, chat_in
 from microscale.errors import TextError
 
 DEFAULT_FIELD = "text"
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
-def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> Iterator[str]:
+def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> Iterator[str | Chat]:
     """Yield the texts of a file: one for each line of JSON lines (by the name's suffix), else the file as a whole.
 
-    A line is an object whose ``field`` holds the text. Blank lines and blank texts are passed over, and so is a byte
-    order mark.
+    A line is an object whose ``field`` holds the text, or one with the messages of a chat. Blank lines and blank texts
+    are passed over, and so is a byte order mark.
 
     Raises:
         TextError: absent, a directory, not UTF-8, empty; a line that is no JSON object or lacks the field, with its
@@ -34,7 +35,7 @@ def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> Iterator[str]
         return
     is_empty = True
     for text in _json_lines(source, field):
-        if text.strip():
+        if isinstance(text, Chat) or text.strip():
             is_empty = False
             yield text
     if is_empty:
@@ -58,8 +59,10 @@ def read_text_file(path: str | Path) -> str:
     return text
 
 
-def checked_text(record: Any, field: str, where: str) -> str:
-    """Return the text in a field of a record; ``where`` says which record, for errors.
+def checked_text(record: Any, field: str, where: str) -> str | Chat:
+    """Return the text in a field of a record, or its chat; ``where`` says which record, for errors.
+
+    A field that was named wins; without the usual one, messages are looked for.
 
     Raises:
         TextError: no object, no such field, or no text in it.
@@ -67,6 +70,11 @@ def checked_text(record: Any, field: str, where: str) -> str:
     if not isinstance(record, dict):
         raise TextError(f"{where} must be an object like {{{field!r}: …}}, got {type(record).__name__}")
     fields = cast("dict[str, Any]", record)
+    chat = chat_in(fields, where) if field == DEFAULT_FIELD and field not in fields else None
+    if chat is not None:
+        return chat
+    if isinstance(fields.get(field), list) and (chat := chat_in(fields[field], f"field {field!r} of {where}")):
+        return chat
     if field not in fields:
         names = ", ".join(map(repr, fields)) or "none"
         raise TextError(f"{where} has no field {field!r}; its fields are {names}: name the one that holds the text")
@@ -75,7 +83,7 @@ def checked_text(record: Any, field: str, where: str) -> str:
     return fields[field]
 
 
-def _json_lines(path: Path, field: str) -> Iterator[str]:
+def _json_lines(path: Path, field: str) -> Iterator[str | Chat]:
     try:
         with path.open("rb") as handle:
             for number, line in enumerate(handle, start=1):

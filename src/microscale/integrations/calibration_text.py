@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from microscale.calibration.chats import Chat
 from microscale.calibration.texts import DEFAULT_FIELD, JSON_LINES_SUFFIXES, checked_text, read_texts
 from microscale.errors import DependencyError, TextError, counted
 from microscale.integrations.hub import offline_where_unreachable
@@ -18,12 +19,12 @@ _LIBRARY_ERRORS = (OSError, ValueError, TypeError, RuntimeError, LookupError, At
 
 
 def read_calibration(
-    source: str | Path | Sequence[str], *, field: str = DEFAULT_FIELD, split: str = DEFAULT_SPLIT
-) -> Iterator[str]:
-    """Yield the texts of a file (plain or JSON lines) or of a dataset ``NAME[:CONFIG]``, which is streamed.
+    source: str | Path | Sequence[str | Chat], *, field: str = DEFAULT_FIELD, split: str = DEFAULT_SPLIT
+) -> Iterator[str | Chat]:
+    """Yield the texts and chats of a file (plain or JSON lines) or of a dataset ``NAME[:CONFIG]``, which is streamed.
 
-    An existing file always wins over a dataset of the same name. A sequence holds the texts themselves; blank ones are
-    passed over, as they are in files.
+    An existing file always wins over a dataset of the same name. A sequence holds the texts or chats themselves; blank
+    ones are passed over, as they are in files.
 
     Raises:
         TextError: at the first text, unless a later line is broken: see :func:`read_texts`; a dataset that cannot be
@@ -42,8 +43,8 @@ def read_calibration(
     return _dataset_texts(str(source), field, split)
 
 
-def _given_texts(source: Sequence[str]) -> Iterator[str]:
-    texts = [text for text in source if text.strip()]
+def _given_texts(source: Sequence[str | Chat]) -> Iterator[str | Chat]:
+    texts = [text for text in source if isinstance(text, Chat) or text.strip()]
     if not texts:
         raise TextError(f"the {counted(len(source), 'calibration text')} are blank; give some text")
     return iter(texts)
@@ -56,7 +57,7 @@ def looks_like_file(source: str | Path) -> bool:
     return is_path or Path(text).suffix in {".txt", ".text", ".md", *JSON_LINES_SUFFIXES}
 
 
-def _dataset_texts(source: str, field: str, split: str) -> Iterator[str]:
+def _dataset_texts(source: str, field: str, split: str) -> Iterator[str | Chat]:
     try:
         library: Any = importlib.import_module("datasets")
     except ImportError:
@@ -73,7 +74,7 @@ def _dataset_texts(source: str, field: str, split: str) -> Iterator[str]:
     is_empty = True
     for number, row in enumerate(_guarded(rows, source), start=1):
         text = checked_text(row, field, f"row {number} of dataset {source!r}")
-        if text.strip():
+        if isinstance(text, Chat) or text.strip():
             is_empty = False
             yield text
     if is_empty:

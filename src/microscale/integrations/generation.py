@@ -8,7 +8,7 @@ smallest set with probability ``top_p``, and draws with torch's generator. Eithe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +71,16 @@ class Generation:
         return (len(self.tokens) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
-def encode_prompt(tokenizer: Any, prompt: str, config: Any, max_new_tokens: int) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: str | Sequence[int], config: Any, max_new_tokens: int) -> list[int]:
     """Return the tokens of a prompt; BOS comes first where the tokenizer has one of its own and does not add it.
+
+    Token ids are taken as they are.
 
     Raises:
         TextError: a prompt without tokens, or longer than the model's positions.
     """
-    ids: list[int] = tokenizer(prompt)["input_ids"]
-    bos = tokenizer.bos_token_id
+    ids: list[int] = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    bos = tokenizer.bos_token_id if isinstance(prompt, str) else None
     if bos is not None and bos != tokenizer.eos_token_id and ids[:1] != [bos]:
         ids = [bos, *ids]
     if not ids:
@@ -138,7 +140,7 @@ def _not_finite() -> ModelError:
 def generate_text(
     model: Any,
     tokenizer: Any,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -146,7 +148,7 @@ def generate_text(
     seed: int = 0,
     on_text: Callable[[str], None] = lambda text: None,
 ) -> Generation:
-    """Continue a prompt; ``temperature`` 0 is greedy.
+    """Continue a prompt, a text or token ids; ``temperature`` 0 is greedy.
 
     ``model`` is a transformers model, or an :data:`~microscale.integrations.engines.Engine` made of one.
 

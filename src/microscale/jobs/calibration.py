@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microscale.calibration.chats import Chat, chat_in
 from microscale.calibration.windows import calibration_windows
 from microscale.errors import CalibrationError, ModelError, TextError, counted, nearest
 from microscale.families.batch import Batch
 from microscale.families.running import run_model
 from microscale.integrations.calibration_text import read_calibration
+from microscale.integrations.chat import chat_text
 from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids
 from microscale.jobs.shared_options import Source, TextOptions
@@ -38,14 +40,17 @@ def checked_source(source: object) -> Source | None:
     if isinstance(source, np.ndarray) and source.dtype.kind in "iu":
         return torch.from_numpy(source.astype(np.int64))
     items = cast("Sequence[object]", source) if isinstance(source, list | tuple) else ()
-    texts = [item for item in items if isinstance(item, str)]
+    is_one_chat = bool(items) and all(isinstance(item, dict) and "role" in item for item in items)
+    items = [list(items)] if is_one_chat else items
+    items = [chat_in(item, f"calibration text {number}") or item for number, item in enumerate(items, start=1)]
+    texts = [item for item in items if isinstance(item, str | Chat)]
     if texts and len(texts) == len(items):
         return texts
     kinds = dict.fromkeys(type(item).__name__ for item in items)
     got = type(source).__name__ + (f" of {', '.join(kinds)}" if kinds else f" {source!r}"[:80])
     raise CalibrationError(
-        "calibration is a text file, JSON lines or the name of a dataset (str or Path), a list of texts, or token ids"
-        f" [samples, tokens] as an integer tensor or array; got {got}"
+        "calibration is a text file, JSON lines or the name of a dataset (str or Path), a list of texts or of chats"
+        f" (lists of messages), or token ids [samples, tokens] as an integer tensor or array; got {got}"
     )
 
 
@@ -80,7 +85,7 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
     ``feed`` is the word of a :class:`Feed`; without a source there is nothing to read.
 
     Texts are read only as far as the windows need, and each is followed by the tokenizer's end-of-text token where it
-    has one and the source holds more than one text.
+    has one and the source holds more than one text. Chats are written by the tokenizer's template, which ends them.
 
     Raises:
         TextError: too short, empty or not readable, or token ids that the model does not have.
@@ -101,15 +106,23 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
     wanted = 4 * samples * window  # a choice among four times as many windows spreads them over the text
     length = 0
     for index, piece in enumerate(read_calibration(source, field=text.field)):
-        if index and tokenizer.eos_token_id is not None:
+        if index and tokenizer.eos_token_id is not None and isinstance(piece, str):
             ids.append(torch.tensor([int(tokenizer.eos_token_id)], dtype=torch.int32))
-        ids.append(token_ids(tokenizer, piece))
+        ids.append(_ids_of(tokenizer, piece))
         length += len(ids[-1])
         if index and length >= wanted:
             break
     stream = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32)
     windows = calibration_windows(stream, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
     return Calibration(windows=windows, seed=seed, batch=BATCH, feed=fed)
+
+
+def _ids_of(tokenizer: Any, piece: str | Chat) -> Tensor:
+    """Return the tokens of a text, or of a chat as its template writes it; BOS stands before windows, not in them."""
+    if isinstance(piece, str):
+        return token_ids(tokenizer, piece)
+    ids = token_ids(tokenizer, chat_text(tokenizer, piece.messages))
+    return ids[1:] if tokenizer.bos_token_id is not None and ids[:1].tolist() == [tokenizer.bos_token_id] else ids
 
 
 def measure_ranges(

@@ -12,11 +12,12 @@ from microscale.jobs.option import MODEL, TOKENIZER, WORD, Option, Options, Plac
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from microscale.calibration.chats import Chat
     from microscale.formats import WrittenWeights
 
     RoundedWord = str | WrittenWeights
-    Source = str | Path | Sequence[str] | Tensor
-    """What is calibrated on: a text file, JSON lines or a dataset by name; texts; token ids [samples, tokens]."""
+    Source = str | Path | Sequence[str | Chat] | Tensor
+    """What is calibrated on: a text file, JSON lines or a dataset by name; texts or chats; token ids."""
 else:
     Source = RoundedWord = Any
 

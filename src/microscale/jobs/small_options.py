@@ -119,7 +119,13 @@ class GenerateOptions(Options):
     """What is continued, by which model, and how tokens are chosen; a loaded model computes in its own dtype."""
 
     model: CheckpointModel
-    prompt: Annotated[str, Option(help="Text to continue.", place=Place.ARGUMENT, kind=FREE_TEXT)]
+    prompt: Annotated[
+        str | None, Option(help="Text to continue, or with --chat to answer.", place=Place.ARGUMENT, kind=FREE_TEXT)
+    ] = None
+    chat: Annotated[
+        bool, Option(help="Answer by the model's chat template; without a prompt, line by line as they are typed.")
+    ] = False
+    system: Annotated[str | None, Option(help="With --chat: what the model is told first.", kind=FREE_TEXT)] = None
     max_new_tokens: Annotated[int, Option(help="Tokens to generate.", short="-n", minimum=1)] = 64
     temperature: Annotated[float, Option(help="0 takes the likeliest token; higher samples.", minimum=0.0)] = 0.0
     top_p: Annotated[float, Option(help="Sample from this probability mass.", minimum=0.0, maximum=1.0)] = 1.0
