@@ -35,9 +35,11 @@ def test_import_microscale_is_lean() -> None:
     assert not cuda_is_initialized
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["quantize", "--help"], ["study", "-h"]])
-def test_the_help_imports_no_torch(arguments: list[str]) -> None:
-    """Help is shown at once: no command imports its job before it runs."""
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["quantize", "--help"], ["study", "-h"], ["formats"], ["formats", "mxfp4_plus", "--json"]]
+)
+def test_help_and_formats_import_no_torch(arguments: list[str]) -> None:
+    """Both are shown at once: no command imports its job before it runs, and a format is a record of plain numbers."""
     statement = (
         f"import sys\nsys.argv = ['microscale', *{arguments!r}]\nfrom microscale.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"

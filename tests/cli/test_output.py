@@ -159,6 +159,14 @@ def test_a_bar_is_drawn_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> N
         assert is_terminal or written.getvalue() == ""
 
 
+def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microscale.cli.progress.SECONDS_BETWEEN", 0.0)
+    written = console(monkeypatch, "error_console", width=20, is_terminal=False)
+    with progress_bar("quantizing") as advance:
+        advance(3, 14, "model.layers.3 [of many]")
+    assert written.getvalue() == "quantizing 3/14, 0 s: model.layers.3 [of many]\n"
+
+
 def test_advice_of_backends_is_told_in_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import re
 import sys
 import warnings
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from microscale.cli.interrupts import GOES_ON, STARTS_ANEW, exit_status
+from microscale.cli.progress import ProgressLines
 from microscale.errors import MicroscaleError, OptionError, QuantizationNote
 from microscale.jobs.printing import json_text
 
@@ -69,9 +69,6 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        seed = kwargs.get("seed")
-        if isinstance(seed, int):
-            importlib.import_module("torch").manual_seed(seed)
         try:
             return function(*args, **kwargs)
         except OptionError as error:
@@ -171,7 +168,13 @@ def broken(text: str, width: int) -> str:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None, None]:
-    """Show a bar with the time left on standard error; yields a function of (done, total, label)."""
+    """Show a bar with the time left on standard error, plain lines where that is no terminal.
+
+    Yields a function of (done, total, label).
+    """
+    if not error_console.is_terminal:
+        yield ProgressLines(title, lambda line: error_console.print(line, markup=False, soft_wrap=True))
+        return
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -181,7 +184,7 @@ def progress_bar(title: str) -> Generator[Callable[[int, int, str], None], None,
         TimeRemainingColumn(),
         TextColumn("{task.fields[label]}", style="dim"),
     )
-    with Progress(*columns, console=error_console, transient=True, disable=not error_console.is_terminal) as progress:
+    with Progress(*columns, console=error_console, transient=True) as progress:
         task = progress.add_task(title, total=None, label="")
 
         def advance(done: int, total: int, label: str) -> None:

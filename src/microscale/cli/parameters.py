@@ -47,7 +47,8 @@ def _parameter(one: NamedOption) -> inspect.Parameter:
 def job_command(record: type[O]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of a function whose first parameter is a record of options.
 
-    The command takes the record's options and the function's other parameters, and hands the filled record over.
+    The command takes the record's options and the function's other parameters, and hands the filled record over. What
+    has a seed draws by it.
     """
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +59,8 @@ def job_command(record: type[O]) -> Callable[[Callable[..., None]], Callable[...
             words = {one.name: given[one.name] for one in mine}
             words = {name: value for name, value in words.items() if value is not None}
             options = record_from(record, words)
+            if "seed" in given:
+                importlib.import_module("torch").manual_seed(given["seed"])
             with trusting(getattr(options, "trust_remote_code", False)):
                 body(options, **{one.name: given[one.name] for one in others})
 

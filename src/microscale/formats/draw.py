@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from microscale.errors import FormatError, check_kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
 _SEED_OFFSET = 0x9E3779B9
@@ -71,7 +72,7 @@ def tensor_place(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % 2**62
 
 
-_Word = TypeVar("_Word", int, Tensor)
+_Word = TypeVar("_Word", int, "Tensor")
 
 
 def mix(h: _Word) -> _Word:

@@ -1,4 +1,4 @@
-"""The words of formats where layers are counted: those of segments without what differs from layer to layer."""
+"""Words for people: of formats where layers are counted, and of lengths of time."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def activation_word(activations: ActivationSpec | None) -> str:
     if activations is not None and isinstance(activations.format, SegmentedFormat):
         return format_word(activations.format)
     return str(activations)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a length of time in the largest units that say enough: 45 s, 12 min, 1 h 5 min."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours = minutes // 60
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if minutes % 60 and hours < 10 else f"{hours} h"
