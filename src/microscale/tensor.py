@@ -200,7 +200,7 @@ class QuantizedTensor:
             return None
         try:
             if self.layout != ROW_MAJOR:
-                return self._select_grouped(rows)
+                return self._select_grouped(rows) if len(self.shape) == 2 else None
             parts = slicing.pick_rows(self.parts, fmt, rows)
         except IndexError:
             edges = f"{int(rows.min())} to {int(rows.max())}"

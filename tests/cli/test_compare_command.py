@@ -9,6 +9,7 @@ import pytest
 
 from command_line import fail, microscale_command, succeed
 from microscale.cli.output import console
+from microscale.errors import QuantizationNote
 from small_models import read_tensors, save_random_model
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. " * 3
@@ -112,11 +113,12 @@ def test_a_page_that_cannot_be_written(model: Path, text: Path) -> None:
     assert "writing /proc" in fail(*common, "--html", "/proc/microscale-test/page.html")
 
 
-def test_a_quantized_model_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
+def test_a_quantized_model_is_compared_as_the_floats_that_it_means(model: Path, text: Path, tmp_path: Path) -> None:
     succeed("quantize", model, "-f", "mxfp4", "-o", tmp_path / "out")
-    assert "quantized already" in fail(
-        "compare", tmp_path / "out", "--formats", "mxfp8", "--text", text, "--window", "16"
-    )
+    asked = ("compare", tmp_path / "out", "--formats", "mxfp4", "--text", text, "--window", "16", "--json")
+    with pytest.warns(QuantizationNote, match="lost stays lost"):
+        before, again, *_ = json.loads(succeed(*asked).stdout)
+    assert before["perplexity"] == again["perplexity"], "numbers of a format stay what they are"
 
 
 def test_a_format_that_gives_nan_is_null_in_json(model: Path, text: Path) -> None:

@@ -17,7 +17,7 @@ from microscale.formats.rules import number_word
     "kind, arguments, words",
     [
         (RuleKind.FLOOR, (1.0,), ("floor", "0 argument", "got 1")),
-        (RuleKind.EVEN, (1.0, 2.0), ("even", "0 or 1 argument", "got 2")),
+        (RuleKind.EVEN, (1.0, 2.0), ("even", "0 arguments or 1 argument", "got 2")),
         (RuleKind.EVEN, (1.5,), ("whole number from 0 to 23",)),
         (RuleKind.EVEN, (24.0,), ("whole number from 0 to 23",)),
         (RuleKind.EVEN, (-1.0,), ("whole number from 0 to 23",)),

@@ -314,7 +314,7 @@ CONFIG_LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a newer version": (lambda config: config.update(format_version=3), "format_version 3"),
     "an older version": (lambda config: config.update(format_version=0), "format_version 0"),
     "no version": (lambda config: config.pop("format_version"), "format_version None"),
-    "another method": (lambda config: config.update(quant_method="gptq"), "'gptq' is not one that microscale reads"),
+    "another method": (lambda config: config.update(quant_method="hqq"), "'hqq' is not one that microscale reads"),
     "no method": (lambda config: config.pop("quant_method"), "quant_method None"),
     "no schemes": (lambda config: config.pop("schemes"), "'schemes'"),
     "no layers": (lambda config: config.pop("layers"), "'layers'"),

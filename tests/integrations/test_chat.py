@@ -106,6 +106,7 @@ def test_a_conversation_remembers_and_forgets(chatty: Path) -> None:
     second = talk.reply("Two")
     assert second.prompt_tokens > first.prompt_tokens + 4 and "".join(pieces) == first.text + second.text
     assert talk.notes == ()
+    last = second
     for _ in range(50):
         last = talk.reply("Once more, and at some length, so that the room is full " * 3)
     assert last.prompt_tokens + 4 <= 2048 and "first exchanges are left out" in talk.notes[0]

@@ -256,7 +256,7 @@ def test_models_that_cannot_be_read_layer_by_layer(path: Path, tmp_path: Path, m
     with pytest.raises(ModelError, match="is no local directory"):
         quantize("someone/model", "gptq", tmp_path / "store")
     microscale.save(quantize(path, "rtn", None), tmp_path / "packed")
-    with pytest.raises(ModelError, match="is quantized already"):
+    with pytest.raises(ModelError, match="holds packed weights"):
         quantize(tmp_path / "packed", "gptq", tmp_path / "store")
     broken = save_random_model(tmp_path / "broken")
     edit_tensors(broken, model__layers__1__mlp__up_proj__weight=None)

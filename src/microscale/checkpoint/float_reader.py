@@ -75,7 +75,6 @@ class FloatReader(CheckpointReader):
         super().__init__(path)
         stored = quantization_of(self)
         word, find = FINDERS[str((stored or {}).get("quant_method"))]
-        self._stored = self.infos
         self._made = find(self.infos, stored or {})
         self._made = {name: self._with_shape(weight) for name, weight in self._made.items()}
         used = {part for weight in self._made.values() for part in weight.parts}
@@ -102,9 +101,9 @@ class FloatReader(CheckpointReader):
         """Read one tensor, or make a weight of those it is stored as; see :meth:`CheckpointReader.load`."""
         weight = self._made.get(name)
         if weight is None:
-            return self._read(name).to(dtype or self._stored[name].dtype)
+            return super().load(name, dtype)
         try:
-            values = weight.make(self._read)
+            values = weight.make(super().load)
         except (RuntimeError, LookupError, ValueError, TypeError, ZeroDivisionError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -116,15 +115,8 @@ class FloatReader(CheckpointReader):
             )
         return values.to(dtype or self.dtype)
 
-    def _read(self, name: str) -> Tensor:
-        stored, self.infos = self.infos, self._stored
-        try:
-            return super().load(name)
-        finally:
-            self.infos = stored
-
     def _with_shape(self, weight: FloatWeight) -> FloatWeight:
-        return weight if weight.shape else dataclasses.replace(weight, shape=state_shape(self._read, weight))
+        return weight if weight.shape else dataclasses.replace(weight, shape=state_shape(super().load, weight))
 
 
 def open_floats(path: str | Path) -> CheckpointReader:
@@ -150,12 +142,12 @@ def quantization_of(reader: CheckpointReader) -> Mapping[str, Any] | None:
         config = {**(cast("dict[str, Any]", found) if isinstance(found, dict) else {}), "quant_method": "modelopt"}
     if config is None:
         return None
-    method = str(config.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in config else None))
+    method = str(given := config.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in config else None))
     if method.startswith("modelopt"):
         method = "modelopt"
     if method not in FINDERS and method not in READABLE_METHODS:
         known = ", ".join(sorted({*FINDERS, *READABLE_METHODS}))
-        raise CheckpointError(f"quant_method {method!r} is not one that microscale reads; it reads {known}")
+        raise CheckpointError(f"quant_method {given!r} is not one that microscale reads; it reads {known}")
     return {**config, "quant_method": method}
 
 

@@ -103,6 +103,7 @@ class CheckpointReader:
         self._file_of: dict[str, Path] = {}
         self._offset_of: dict[str, int] = {}
         self.infos: dict[str, TensorInfo] = {}
+        self._stored = self.infos  # what lies in the files, whatever a reader of another kind makes of it
         self.files = self._files()
         for file in self.files:
             self._read_header(file)
@@ -170,7 +171,7 @@ class CheckpointReader:
         file = self._file_of.get(name)
         if file is None:
             raise CheckpointError(f"{self.path} has no tensor {name!r}; the checkpoint is incomplete")
-        info = self.infos[name]
+        info = self._stored[name]
         try:
             return read_tensor(file, self._offset_of[name], info.dtype, info.shape, as_dtype=dtype)
         except (CheckpointError, OSError) as error:
