@@ -61,6 +61,7 @@ ROOMS_OF_THIRD_PARTY = {
     "jinja2": "report",
     "lm_eval": "integrations",
     "matplotlib": "report",
+    "peft": "integrations",
     "pydantic": "recipes studies",
     "pydantic_core": "recipes studies",
     "rich": "cli",

@@ -43,3 +43,14 @@ def computes_linear(kind: type[nn.Module]) -> bool:
 def linear_names(module: nn.Module) -> list[str]:
     """Return the dotted names of all linear layers in a module, in the order of their definition."""
     return [name for name, child in module.named_modules() if is_linear(child)]
+
+
+def adapter_places(model: nn.Module) -> tuple[str, ...]:
+    """Return how the names of modules begin that belong to adapters: what stands beside the ``base_layer`` of one."""
+    return tuple(
+        f"{name}.{child}."
+        for name, module in model.named_modules()
+        if "base_layer" in dict(module.named_children())
+        for child, _ in module.named_children()
+        if child != "base_layer"
+    )

@@ -19,7 +19,7 @@ from microscale.families.forward_source import (
     names_read_by_parents,
     router_names,
 )
-from microscale.families.modules import is_linear, is_transposed
+from microscale.families.modules import adapter_places, is_linear, is_transposed
 from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.formats import RangeKind, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
@@ -63,7 +63,10 @@ def quantizable_modules(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     multiply its rows by a constant.
     """
     found: dict[str, tuple[str, nn.Module]] = {}
+    beside = adapter_places(model)
     for name, module in model.named_modules():
+        if name.startswith(beside):
+            continue
         if is_transposed(module):
             found[name] = ("conv1d", module)
         elif is_linear(module):
