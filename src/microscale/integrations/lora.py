@@ -63,7 +63,7 @@ def _layer_class() -> type[Any]:
             """
             raise ModelError(
                 "an adapter cannot be merged into packed weights: save it (model.save_pretrained), and give its"
-                " directory to `microscale quantize`, which merges it into the float weights of its base, and quantize these"
+                " directory to `microscale quantize`, which merges it into the float weights of its base"
             )
 
         def unmerge(self) -> None:
