@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from family_models import family_model, run
 from microscale.families.look_up import describe
 from microscale.families.structure import FoldKind
-from microscale.nn.experts import Experts, stacked_experts, unstack_experts
+from microscale.nn.experts import Experts, ExpertTokens, computing, stacked_experts, unstack_experts
 from microscale.nn.linear import QuantizedLinear
-from microscale.recipes.apply import quantize_model
+from microscale.recipes.apply import QuantizationReport, quantize_model
+from microscale.recipes.calibration import Calibration
 from microscale.recipes.folding import fold_scale, fuse_norms, rotate_residual, shared_scale
 from microscale.recipes.plan import make_plan
 from microscale.recipes.recipe import make_recipe
@@ -104,3 +105,44 @@ def test_experts_that_cannot_be_taken_apart_are_named_in_the_plan() -> None:
     assert unstack_experts(model) == () and len(stacked_experts(model)) == 2
     notes = make_plan(model, make_recipe(format="mxfp4")).notes
     assert len(notes) == 1 and "experts of 2 layers stay as they are: GptOssExperts" in notes[0]
+
+
+WINDOWS = torch.randint(3, 90, (8, 16), generator=torch.Generator().manual_seed(1))
+
+
+def calibrated(name: str, experts: ExpertTokens) -> QuantizationReport:
+    model = family_model(name, dtype=torch.float32)
+    recipe = make_recipe(format="mxfp4", method="gptq")
+    return quantize_model(model, recipe, calibration=Calibration(windows=WINDOWS, batch=2, experts=experts))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_of_each_expert_are_counted(name: str) -> None:
+    """Routed, the experts of a layer together see each token as often as it is sent; with all, each sees every one."""
+    report = calibrated(name, ExpertTokens.ROUTED)
+    counts = report.expert_tokens
+    chosen = 2
+    for layer in range(FAMILIES[name]):
+        own = [count for expert, count in counts.items() if f"layers.{layer}.mlp.experts." in expert]
+        assert len(own) == 4 and sum(own) == WINDOWS.numel() * chosen
+    fewest = min(counts, key=lambda expert: counts[expert])
+    (note,) = [note for note in report.plan.notes if "tokens of calibration" in note]
+    assert (
+        f"{len(counts)} experts saw between {counts[fewest]:,} and {max(counts.values()):,}" in note and fewest in note
+    )
+    everything = calibrated(name, ExpertTokens.ALL).expert_tokens
+    assert everything.keys() == counts.keys() and set(everything.values()) == {WINDOWS.numel()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_computing_all_tokens_changes_no_output(name: str) -> None:
+    model = family_model(name)
+    unstack_experts(model)
+    before = run(model)
+    with computing(ExpertTokens.ALL):
+        torch.testing.assert_close(run(model), before, rtol=1e-9, atol=1e-9)
+
+
+def test_a_model_without_experts_counts_nothing() -> None:
+    report = calibrated("llama", ExpertTokens.ALL)
+    assert report.expert_tokens == {} and not any("expert" in note for note in report.plan.notes)

@@ -21,6 +21,7 @@ from microscale.integrations.chat import chat_text
 from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids
 from microscale.jobs.shared_options import Source, TextOptions
+from microscale.nn.experts import ExpertTokens
 from microscale.nn.inference import cached_weights
 from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.ranges import RangeReport, calibrate_ranges
@@ -79,7 +80,22 @@ def parse_feed(feed: str) -> Feed:
     return possible[feed]
 
 
-def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "original") -> Calibration:
+def parse_experts(word: str) -> ExpertTokens:
+    """Return what the word of an option means.
+
+    Raises:
+        CalibrationError: another word.
+    """
+    possible = {each.value: each for each in ExpertTokens}
+    if word not in possible:
+        hint = nearest(word, possible) or ";"
+        raise CalibrationError(f"unknown tokens for experts {word!r}{hint} possible: {', '.join(possible)}")
+    return possible[word]
+
+
+def read_windows(
+    text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "original", experts: str = "routed"
+) -> Calibration:
     """Tokenize a text, or several, as one stream and cut it into windows; windows of token ids are taken as they are.
 
     ``feed`` is the word of a :class:`Feed`; without a source there is nothing to read.
@@ -93,13 +109,13 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
         ShapeError: windows that are longer than the model can read.
         CalibrationError: an unknown word for ``feed``.
     """
-    fed = parse_feed(feed)
+    fed, tokens = parse_feed(feed), parse_experts(experts)
     source, samples, window, seed = text.source, text.samples, text.window, text.seed
     if source is None:
         raise CalibrationError("nothing to read: give --calibration FILE (calibration=… in Python)")
     if isinstance(source, Tensor):
         check_window(model, int(source.shape[-1]) if source.ndim == 2 else 0)
-        return Calibration(windows=_checked(source, model), seed=seed, batch=BATCH, feed=fed)
+        return Calibration(windows=_checked(source, model), seed=seed, batch=BATCH, feed=fed, experts=tokens)
     check_window(model, window)
     check_tokenizer(tokenizer)
     ids: list[Tensor] = []
@@ -114,7 +130,7 @@ def read_windows(text: TextOptions, tokenizer: Any, model: Any, *, feed: str = "
             break
     stream = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int32)
     windows = calibration_windows(stream, samples=samples, window=window, bos=tokenizer.bos_token_id, seed=seed)
-    return Calibration(windows=windows, seed=seed, batch=BATCH, feed=fed)
+    return Calibration(windows=windows, seed=seed, batch=BATCH, feed=fed, experts=tokens)
 
 
 def _ids_of(tokenizer: Any, piece: str | Chat) -> Tensor:

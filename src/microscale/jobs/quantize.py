@@ -31,6 +31,7 @@ from microscale.jobs.calibration import (
     check_tokenizer,
     checked_source,
     measure_ranges,
+    parse_experts,
     parse_feed,
     range_notes,
     read_windows,
@@ -110,6 +111,7 @@ class QuantizeResult:
             "bytes": None if inspection is None else inspection.num_bytes,
             "bytes_before": self.before.num_bytes,
             "file_bytes": None if inspection is None else inspection.file_bytes,
+            "expert_tokens": dict(self.report.expert_tokens),
             "allocation": self.allocation,
             "notes": self.notes,
             "seconds": self.seconds,
@@ -147,7 +149,7 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
         attention_modules(model)
     windows = None
     if calibration.source is not None:
-        windows = read_windows(calibration, tokenizer, model, feed=calibration.feed)
+        windows = read_windows(calibration, tokenizer, model, feed=calibration.feed, experts=calibration.experts)
     store = None
     if options.offload is not None:
         store = open_store(options.offload, f"{__version__} {original.identity()}", recipe, windows)
@@ -200,6 +202,7 @@ def _refuse_words(options: QuantizeOptions) -> tuple[Recipe | AutoRecipe, Quanti
         check_target(options.output, overwrite=options.overwrite)
         check_shard_size(options.max_shard_size)
     parse_feed(options.calibration.feed)
+    parse_experts(options.calibration.experts)
     return recipe, dataclasses.replace(options, calibration=dataclasses.replace(options.calibration, source=source))
 
 

@@ -95,6 +95,13 @@ class CalibrationOptions(TextOptions):
     feed: Annotated[
         str, Option(help="What a layer is measured on: quantized (layers before it, default) or original.")
     ] = "quantized"
+    experts: Annotated[
+        str,
+        Option(
+            help="Which tokens an expert is measured on: routed (those it is sent, default) or all.",
+            word="calibrate_experts",
+        ),
+    ] = "routed"
     observer: Annotated[
         str | None, Option(help="Of static activation ranges: minmax, percentile(99.9), mse (default), kl …")
     ] = None

@@ -18,7 +18,10 @@ LongcatFlashExperts, Llama4TextExperts, JetMoeParallelExperts).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
 from typing import Any
 
 import torch
@@ -26,6 +29,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microscale.nn.modules import replace_module
+
+
+class ExpertTokens(Enum):
+    """Which tokens an expert computes: those that the router sends it, or all, so that each is measured on enough text.
+
+    What the layer gives is the same: outputs of tokens that were not sent are thrown away. Batched experts (Llama 4)
+    get their rows from outside, zeros in place of tokens that were not sent: for them ALL changes nothing.
+    """
+
+    ROUTED = "routed"
+    ALL = "all"
+
+
+_TOKENS: ContextVar[ExpertTokens] = ContextVar("expert_tokens", default=ExpertTokens.ROUTED)
+
+
+@contextmanager
+def computing(tokens: ExpertTokens) -> Generator[None, None, None]:
+    """Let experts compute these tokens inside."""
+    before = _TOKENS.set(tokens)
+    try:
+        yield
+    finally:
+        _TOKENS.reset(before)
+
 
 GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 BIASES = tuple(f"{name}_bias" for name in (GATE_UP, UP, DOWN))
@@ -216,12 +244,19 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "tokens hidden"]:
         """Apply the chosen experts; an index beyond all of them chooses none."""
         result = torch.zeros_like(hidden_states)
-        for index in torch.unique(top_k_index).tolist():
+        is_all = _TOKENS.get() is ExpertTokens.ALL
+        chosen = set(torch.unique(top_k_index).tolist()) | set(range(self.num_experts) if is_all else ())
+        for index in sorted(chosen):
             if index >= self.num_experts + self.num_handing_on:
                 continue
             tokens, places = torch.where(top_k_index == index)
             inputs = hidden_states[tokens]
-            outputs = self.apply_expert(index, inputs) if index < self.num_experts else inputs
+            if index >= self.num_experts:
+                outputs = inputs
+            else:
+                outputs = (
+                    self.apply_expert(index, hidden_states)[tokens] if is_all else self.apply_expert(index, inputs)
+                )
             outputs = outputs * top_k_weights[tokens, places, None]
             result.index_add_(0, tokens, outputs.to(result.dtype))
         return result
@@ -242,6 +277,9 @@ class SplitExperts(Experts):
     def forward(self, inputs: Float[Tensor, "rows in"], expert_size: Sequence[int]) -> Float[Tensor, "rows out"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Apply the matrix of each expert to its rows."""
         pieces = inputs.split(list(expert_size))
+        if _TOKENS.get() is ExpertTokens.ALL:
+            outputs = [self.get_submodule(str(index))(inputs) for index in range(len(pieces))]
+            return torch.cat([all_.split(list(expert_size))[index] for index, all_ in enumerate(outputs)])
         return torch.cat([self.get_submodule(str(index))(piece) for index, piece in enumerate(pieces)])
 
 

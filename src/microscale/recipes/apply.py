@@ -57,9 +57,10 @@ from microscale.tensor import QuantizedTensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationReport(Size):
-    """What was done to a model: the plan and the size of the quantized layers."""
+    """What was done to a model: the plan, the size of the quantized layers, and how many tokens each expert saw."""
 
     plan: Plan
+    expert_tokens: Mapping[str, int]
 
 
 class Walk(Enum):
@@ -162,7 +163,12 @@ def quantize_model(
     _note_requests(model, plan.layers)
     executed = tuple(executed_layer(layer, model.get_submodule(layer.name)) for layer in plan.layers)
     plan = dataclasses.replace(plan, layers=executed, notes=(*plan.notes, *notes))
-    return QuantizationReport(plan=plan, num_weights=size.num_weights, num_bytes=size.num_bytes)
+    return QuantizationReport(
+        plan=plan,
+        expert_tokens=quantizer.expert_tokens,
+        num_weights=size.num_weights,
+        num_bytes=size.num_bytes,
+    )
 
 
 def _owners(model: nn.Module, layers: Mapping[str, PlannedLayer]) -> dict[str, str]:

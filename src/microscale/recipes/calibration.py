@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from microscale.families.batch import Batch
+from microscale.nn.experts import ExpertTokens
 
 
 class Feed(Enum):
@@ -38,13 +39,14 @@ class CalibrationText(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """Windows of token ids, and how they are run: ``batch`` windows at a time."""
+    """Windows of token ids, and how they are run: ``batch`` at a time; ``experts``: which tokens measure an expert."""
 
     windows: Int[Tensor, "samples tokens"]
     batch: int = 4
     feed: Feed = Feed.QUANTIZED
     seed: int = 0
     order: ChannelOrder = ChannelOrder.FOLDED
+    experts: ExpertTokens = ExpertTokens.ROUTED
 
     @property
     def samples(self) -> Batch:

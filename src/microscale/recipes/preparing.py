@@ -31,6 +31,7 @@ from microscale.errors import counted
 from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, replaced_forward
 from microscale.layerwise.measuring import measure_inputs
+from microscale.nn.experts import ExpertTokens, computing
 from microscale.recipes.calibration import ChannelOrder
 from microscale.recipes.folding import fold_scale, shared_scale
 from microscale.recipes.problem_book import ProblemBook
@@ -63,6 +64,7 @@ class Preparer:
         seed: int,
         order: ChannelOrder,
         at_run_time: AtRunTime = AtRunTime.ONLINE,
+        experts: ExpertTokens = ExpertTokens.ROUTED,
     ) -> None:
         self._model = model
         self._book = book
@@ -70,6 +72,7 @@ class Preparer:
         self._seed = seed
         self._order = order
         self._at_run_time = at_run_time
+        self._experts = experts
         self._online: dict[str, list[str]] = {}
         self._unscaled: dict[str, list[str]] = {}
         self._placeless: dict[str, list[str]] = {}
@@ -117,14 +120,15 @@ class Preparer:
         if not asked or not groups or runner is None:
             return {}
         linears = {f"{block.structure.name}.{group.linears[0]}": group.linears[0] for group in groups}
-        found = measure_inputs(
-            runner,
-            block.index,
-            {name: self._model.get_submodule(name) for name in linears},
-            block.hidden,
-            wanted=functools.reduce(operator.or_, asked),
-            seed=self._seed,
-        )
+        with computing(self._experts):
+            found = measure_inputs(
+                runner,
+                block.index,
+                {name: self._model.get_submodule(name) for name in linears},
+                block.hidden,
+                wanted=functools.reduce(operator.or_, asked),
+                seed=self._seed,
+            )
         return {linears[name]: statistics for name, statistics in found.items()}
 
     def _measured(
