@@ -100,6 +100,15 @@ class GgufModel:
         return "+".join(words), sum(_entry_bytes(self.path, entry) for entry in entries)
 
 
+def architecture_of(path: str | Path) -> str:
+    """Return what a GGUF file says that its model is.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointError: no such file, or not a whole GGUF file.
+    """
+    return str(read_header(Path(path)).metadata.get("general.architecture"))
+
+
 def read_gguf(path: str | Path, dtype: torch.dtype = torch.bfloat16) -> GgufModel:
     """Read the header of a GGUF file; ``dtype`` is the float type that MXFP4 weights dequantize to by default.
 

@@ -18,11 +18,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.compressed_tensors import INPUT_SCALE, input_range
 from microscale.checkpoint.float_reader import FloatReader, open_floats
-from microscale.checkpoint.gguf_file import GgufModel, read_gguf
+from microscale.checkpoint.gguf_file import GgufModel, architecture_of, read_gguf
+from microscale.checkpoint.gguf_names import ARCHITECTURES
 from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.checkpoint.reader import INDEX_NAME, CheckpointReader
 from microscale.checkpoint.registry import read_stored_layers
@@ -43,11 +43,13 @@ from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.integrations.adapters import base_of, is_adapter, merge_adapter
 from microscale.integrations.floats import is_packed, pending_state, tell_of_first_rounding, without_quantization
+from microscale.integrations.gguf_floats import load_gguf_floats
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
 from microscale.integrations.pending import PendingTensor
 from microscale.integrations.places import find_leftover, keep_all, note_leftover, settle_tying
+from microscale.integrations.quiet import quiet_transformers
 from microscale.integrations.remote_code import is_trusted, said_of
 from microscale.integrations.unpacking import make_floats
 from microscale.kernels import dequantize
@@ -72,21 +74,14 @@ LIBRARY_ERRORS = (
 def _from_pretrained(path: str | Path | None, label: str | Path = "the model", **options: Any) -> Any:
     """Call transformers, quietly, and turn what it raises into our classes; ``label`` names a model without a path."""
     label = path or label
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    bar_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        kind = class_of(options["config"]) if path is None else class_at(path)
-        model, info = kind.from_pretrained(path, output_loading_info=True, **options)
+        with quiet_transformers():
+            kind = class_of(options["config"]) if path is None else class_at(path)
+            model, info = kind.from_pretrained(path, output_loading_info=True, **options)
     except MicroscaleError:
         raise
     except LIBRARY_ERRORS as error:
         raise ModelError(said_of(error, label) or f"{label} cannot be loaded: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar_enabled:
-            transformers_logging.enable_progress_bar()
     missing = sorted(str(name) for name in info.get("missing_keys", ()))
     if missing:
         raise ModelError(
@@ -271,6 +266,8 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
+    if architecture_of(path) not in ARCHITECTURES:
+        return load_gguf_floats(path, dtype or torch.bfloat16, read_model_config(path), LIBRARY_ERRORS)
     found: GgufModel = read_gguf(path)
     config = read_model_config(path)
     if "rope_freqs.weight" in found.ignored:
