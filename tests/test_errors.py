@@ -25,6 +25,7 @@ RELATIVES: dict[str, tuple[type[Exception], ...]] = {
     "RowError": (IndexError,),
     "DtypeError": (TypeError,),
     "KernelError": (RuntimeError,),
+    "DeviceError": (RuntimeError,),
     "LayoutError": (ValueError,),
     "CheckpointNotFoundError": (errors.CheckpointError, FileNotFoundError),
     "CheckpointWriteError": (errors.CheckpointError, OSError),

@@ -51,6 +51,10 @@ class KernelError(MicroscaleError, RuntimeError):
     """No backend can run an operation; the message lists every backend with its reason."""
 
 
+class DeviceError(MicroscaleError, RuntimeError):
+    """A device that is not here, or whose memory does not suffice."""
+
+
 class LayoutError(MicroscaleError, ValueError):
     """A file layout that cannot hold a format, a shape or an activation setting."""
 

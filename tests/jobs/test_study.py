@@ -95,4 +95,4 @@ def test_what_would_fail_in_every_run(
     folder: Path, lines: dict[str, str], error: type[Exception], problem: str
 ) -> None:
     with pytest.raises(error, match=problem):
-        check_study(load_study(write(folder, "wrong", **lines)), "cpu")
+        check_study(load_study(write(folder, "wrong", **lines)))

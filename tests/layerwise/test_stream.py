@@ -19,7 +19,7 @@ class Layers:
     """Stands for the runner of a model: layer i multiplies by its factor, which quantizing changes."""
 
     num_batches = 2
-    device = torch.device("cpu")
+    home = device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.factors = [2.0, 3.0, 5.0]

@@ -81,8 +81,12 @@ class Pipeline:
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration text is needed."""
-        learned = any(step.is_learned for step in self.of_kind(RotationStep))
-        return learned or self.is_streamed or self.is_end_to_end
+        return self.sees_whole or self.is_streamed
+
+    @property
+    def sees_whole(self) -> bool:
+        """Whether a step runs the whole model at once, to learn from what it gives."""
+        return self.is_end_to_end or any(step.is_learned for step in self.of_kind(RotationStep))
 
     @property
     def is_end_to_end(self) -> bool:

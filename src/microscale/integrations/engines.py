@@ -24,6 +24,7 @@ from microscale.formats.dtypes import dtype_name
 from microscale.integrations.decoding import make_decoder, why_not_decoder
 from microscale.integrations.hub import check_local
 from microscale.integrations.loading import is_gguf, load_model
+from microscale.layerwise.devices import wait_for
 from microscale.nn.decoder import Decoder
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -112,7 +113,9 @@ class TransformersEngine:
             self.reset()
         batch = Batch(token_ids=torch.tensor([tokens], device=self.model.device))
         output = run_model(self.model, batch, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1].float()
+        logits: Tensor = output.logits[0, -1].float()
+        wait_for(logits.device)
+        return logits
 
     def step(self, token: int) -> Float[Tensor, "vocabulary"]:
         """Append one token; returns the logits after it."""

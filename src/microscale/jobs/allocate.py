@@ -21,6 +21,7 @@ from microscale.jobs.allocate_options import AllocateOptions
 from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Progress, Reporter
 from microscale.jobs.shared_options import TextOptions
+from microscale.layerwise.devices import chosen_device, on_device
 from microscale.nn.experts import unstack_experts
 from microscale.planning.allocated_layers import AllocatedLayer, Grouping, allocated_layers, parse_fixed
 from microscale.planning.allocation import check_solver
@@ -142,6 +143,7 @@ def allocate(options: AllocateOptions, reporter: Reporter = SILENT) -> AllocateR
         MicroscaleError: words that cannot be read, a model that cannot, a place that cannot be written.
     """
     started = time.perf_counter()
+    device = chosen_device(options.device)
     problem = AllocationProblem(
         budget=parse_budget(options.budget),
         candidates=parse_candidates(options.formats),
@@ -164,10 +166,9 @@ def allocate(options: AllocateOptions, reporter: Reporter = SILENT) -> AllocateR
     if text.source is None:
         raise CalibrationError("allocation measures layers on text: give --calibration FILE (calibration=… in Python)")
     original = Original(options.model, tokenizer=options.tokenizer)
-    with reporter.stage("measuring") as advance:
-        found = allocate_model(
-            original.whole(), problem, text, tokenizer=original.tokenizer(), progress=advance, tell=reporter.note
-        )
+    model, tokenizer = original.whole(), original.tokenizer()
+    with on_device(model, device), reporter.stage("measuring") as advance:
+        found = allocate_model(model, problem, text, tokenizer=tokenizer, progress=advance, tell=reporter.note)
     if options.output is not None:
         _write(
             options.output,

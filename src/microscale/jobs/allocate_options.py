@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from microscale.jobs.option import Option, Options, Place
-from microscale.jobs.shared_options import OriginalModel, Source, TextOptions, Tokenizer, TrustRemoteCode
+from microscale.jobs.shared_options import Device, OriginalModel, Source, TextOptions, Tokenizer, TrustRemoteCode
 
 DEFAULT_CANDIDATES = "mxfp4,mxfp4_plus,nvfp4,mxfp6_e2m3,mxfp8"
 """What layers may be given where nothing is named."""
@@ -54,4 +54,5 @@ class AllocateOptions(Options):
     points: Annotated[int, Option(help="Budgets on the Pareto front.", minimum=2, maximum=200)] = 25
     plot: Annotated[Path | None, Option(help="Also draw the front: .png, .svg or .pdf.")] = None
     tokenizer: Tokenizer = None
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False

@@ -21,6 +21,7 @@ from microscale.jobs.analyze_page import MassiveText, analysis_page, massive_val
 from microscale.jobs.calibration import checked_source, read_windows
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.small_options import AnalyzeOptions
+from microscale.layerwise.devices import chosen_device
 from microscale.layerwise.loader import LayerSource
 from microscale.nn.experts import unstack_experts
 from microscale.planning.analysis import ModelAnalysis, analyze_model
@@ -71,6 +72,7 @@ def analyze(options: AnalyzeOptions, reporter: Reporter = SILENT) -> AnalyzeResu
     """
     if options.output is not None:
         check_text_target(options.output)
+    device = chosen_device(options.device)
     started = time.perf_counter()
     candidates = parse_candidates(options.formats)
     text = dataclasses.replace(options.calibration, source=checked_source(options.calibration.source))
@@ -84,7 +86,14 @@ def analyze(options: AnalyzeOptions, reporter: Reporter = SILENT) -> AnalyzeResu
         reporter.stage("analyzing") as advance,
     ):
         found = analyze_model(
-            original, candidates, given, source=layers, gradients=store, target_db=options.target, progress=advance
+            original,
+            candidates,
+            given,
+            source=layers,
+            gradients=store,
+            target_db=options.target,
+            progress=advance,
+            device=device,
         )
     verdict = judge(found, candidates, options.target)
     source = text.source if isinstance(text.source, str | Path) else "TEXT"

@@ -21,6 +21,7 @@ from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
 from microscale.jobs.small_options import BenchOptions
 from microscale.kernels import count_executions
+from microscale.layerwise.devices import chosen_device, moved
 from microscale.nn.decoder import Decoder
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.sizes import module_bytes
@@ -101,13 +102,13 @@ def bench(options: BenchOptions, reporter: Reporter = SILENT) -> BenchResult:
         DtypeError: a dtype that is none, or that the cache does not take.
         ShapeError: more tokens than the model has positions.
     """
-    dtype, cache_dtype = parse_dtype(options.dtype), parse_dtype(options.cache)
+    dtype, cache_dtype, device = parse_dtype(options.dtype), parse_dtype(options.cache), chosen_device(options.device)
     if cache_dtype == torch.float16:
         raise DtypeError("the cache is float32 or bfloat16, got float16")
     with _threads(options.threads):
         positions = options.prompt_tokens + options.new_tokens
         started = time.perf_counter()
-        model = _open(options, dtype)
+        model = moved(_open(options, dtype), device)
         formats, activations, num_bytes = _layers(model)
         vocabulary = int(model.config.get_text_config().vocab_size)
         engine = make_engine(model, positions=positions, compute_dtype=dtype, cache_dtype=cache_dtype)

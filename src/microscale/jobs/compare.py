@@ -23,6 +23,7 @@ from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.given_model import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.small_options import CompareOptions
+from microscale.layerwise.devices import chosen_device, on_device
 from microscale.nn.attention_setting import AttentionFormats
 from microscale.nn.packed import PackedModule
 from microscale.planning.comparison import ComparisonResult, compare_formats
@@ -92,6 +93,7 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResu
     """
     if options.html is not None:
         check_text_target(options.html)
+    device = chosen_device(options.device)
     formats = split_formats(options.formats)
     content = read_text_file(options.text)
     tokenizer = tokenizer_of(options.model, options.tokenizer)
@@ -104,7 +106,7 @@ def compare(options: CompareOptions, reporter: Reporter = SILENT) -> CompareResu
     def round_attention(model: Any, fmt: Format | None) -> None:
         apply_attention(model, AttentionFormats(products=fmt))
 
-    with reporter.stage("comparing") as advance:
+    with on_device(original, device), reporter.stage("comparing") as advance:
         rows = compare_formats(
             original,
             formats,

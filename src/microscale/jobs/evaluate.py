@@ -30,6 +30,7 @@ from microscale.jobs.given_model import label_of, tokenizer_of
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.shared_options import AttentionOptions
 from microscale.kernels import count_executions
+from microscale.layerwise.devices import chosen_device, on_device
 from microscale.nn.attention_setting import NOT_ROUNDED, AttentionFormats, model_attention
 from microscale.nn.inference import cached_weights
 from microscale.planning.executed import Executed, by_name
@@ -105,6 +106,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> EvaluateR
         DependencyError: tasks without lm-eval.
     """
     check_options(options)
+    device = chosen_device(options.device)
     AttentionFormats.parse(*options.rounding.words)
     request = None if options.tasks is None else task_request(options)
     content = None if options.text is None else read_text_file(options.text)
@@ -113,11 +115,16 @@ def evaluate(options: EvaluateOptions, reporter: Reporter = SILENT) -> EvaluateR
     windows = [] if content is None else text_windows(tokenizer, content, window=options.window, tokens=options.tokens)
     model = _opened(options.model, dtype)
     on_text = on_tasks = None
-    with _attention_as_asked(model, options.rounding) as attention, count_executions() as counts:
+    with (
+        on_device(model, device),
+        _attention_as_asked(model, options.rounding) as attention,
+        count_executions() as counts,
+    ):
         if options.text is not None:
             check_window(model, options.window)
             reference = None if options.reference is None else _opened(options.reference, dtype)
-            on_text = _score_text(model, reference, windows, options, reporter)
+            with contextlib.nullcontext() if reference is None else on_device(reference, device):
+                on_text = _score_text(model, reference, windows, options, reporter)
         if request is not None:
             on_tasks = _score_tasks(model, tokenizer, request, reporter)
     return EvaluateResult(

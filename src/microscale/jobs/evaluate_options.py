@@ -11,6 +11,7 @@ from microscale.jobs.option import MODEL, Option, Options
 from microscale.jobs.shared_options import (
     AttentionOptions,
     CheckpointModel,
+    Device,
     DtypeWord,
     Seed,
     TaskData,
@@ -67,4 +68,5 @@ class EvaluateOptions(Options):
     ] = False
     seed: Seed = 0
     tokenizer: Tokenizer = None
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.runtime import RuntimeFacts, float_weights, runtime_facts
 from microscale.jobs.small_options import GenerateOptions
 from microscale.kernels import count_executions
+from microscale.layerwise.devices import chosen_device, moved, on_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +80,12 @@ def generate(options: GenerateOptions, reporter: Reporter = SILENT) -> GenerateR
     if options.prompt is None:
         raise OptionError("generate needs a prompt: a text to continue, or with --chat to answer")
     started = time.perf_counter()
-    conversation = Conversation(options, first=options.prompt)
-    start_seconds = time.perf_counter() - started
-    with count_executions() as counts, float_weights(conversation.engine):
-        found = conversation.reply(options.prompt)
+    is_loaded = not isinstance(options.model, str | Path)
+    with on_device(options.model, chosen_device(options.device)) if is_loaded else contextlib.nullcontext():
+        conversation = Conversation(options, first=options.prompt)
+        start_seconds = time.perf_counter() - started
+        with count_executions() as counts, float_weights(conversation.engine):
+            found = conversation.reply(options.prompt)
     return GenerateResult(
         model=label_of(options.model),
         prompt=options.prompt,
@@ -111,12 +115,12 @@ class Conversation:
         if options.system is not None:
             self._messages.append({"role": "system", "content": options.system})
         self.notes: tuple[str, ...] = ()
-        model, dtype = options.model, parse_dtype(options.dtype)
+        model, dtype, device = options.model, parse_dtype(options.dtype), chosen_device(options.device)
         self.tokenizer = tokenizer_of(model, options.tokenizer)
         if options.chat:
             check_template(self.tokenizer)
         if isinstance(model, str | Path):
-            model = load_for_decoding(model, dtype)
+            model = moved(load_for_decoding(model, dtype), device)
         else:
             dtype = model.dtype
         self._config = model.config

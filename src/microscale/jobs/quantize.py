@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from microscale.checkpoint.compressed_tensors import layout_inputs
@@ -41,6 +42,7 @@ from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe, find_recipe
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.shared_options import CalibrationOptions
 from microscale.jobs.words import activation_word, format_word
+from microscale.layerwise.devices import chosen_device, fits, on_device
 from microscale.nn.attention_setting import NOT_ROUNDED, model_attention
 from microscale.nn.inference import freeze
 from microscale.nn.sizes import Size
@@ -127,6 +129,7 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
         MicroscaleError: see :func:`microscale.quantize`.
     """
     started = time.perf_counter()
+    device = chosen_device(options.device)
     recipe, options = _refuse_words(options)
     original = Original(options.model, tokenizer=options.tokenizer)
     calibration, is_layered = options.calibration, options.offload is not None and original.path is not None
@@ -141,7 +144,7 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
     before = _original_size(model)
     allocation = None
     if isinstance(recipe, AutoRecipe):
-        with reporter.stage(ALLOCATING) as advance:
+        with on_device(model, device), reporter.stage(ALLOCATING) as advance:
             allocation, calibration = find_recipe(model, recipe, calibration, tokenizer=tokenizer, progress=advance)
         recipe = allocation.recipe
     attention = recipe.attention_formats
@@ -154,8 +157,8 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
     if options.offload is not None:
         store = open_store(options.offload, f"{__version__} {original.identity()}", recipe, windows)
     with reporter.stage(QUANTIZING) as advance:
-        report = quantize_model(model, recipe, advance, calibration=windows, store=store, source=layers)
-    ranges = _measured_ranges(model, windows, calibration.observer or DEFAULT_OBSERVER, reporter)
+        report = quantize_model(model, recipe, advance, calibration=windows, store=store, source=layers, device=device)
+    ranges = _measured_ranges(model, windows, calibration.observer or DEFAULT_OBSERVER, device, reporter)
     if attention is not None:
         apply_attention(model, attention)
     mark_quantized(model)
@@ -245,11 +248,15 @@ def _refuse_early(outline: Any, recipe: Recipe, calibration: CalibrationOptions,
 
 
 def _measured_ranges(
-    model: nn.Module, windows: Calibration | None, observer: str, reporter: Reporter
+    model: nn.Module, windows: Calibration | None, observer: str, device: torch.device | None, reporter: Reporter
 ) -> RangeReport | None:
+    """Measure static ranges where there are any: on the device if it holds the model as a whole."""
     if windows is None or not has_static_ranges(model):
         return None
-    with reporter.stage(MEASURING) as advance:
+    if device is not None and not fits(model, device):
+        reporter.note(f"{device} does not hold the whole model: static ranges are measured where it lies")
+        device = None
+    with on_device(model, device), reporter.stage(MEASURING) as advance:
         return measure_ranges(model, windows, observer, lambda done, total: advance(done, total, "windows"))
 
 

@@ -11,6 +11,7 @@ from microscale.jobs.option import WORD, Option, Options, Place
 from microscale.jobs.shared_options import (
     AttentionOptions,
     CalibrationOptions,
+    Device,
     OriginalModel,
     Tokenizer,
     TrustRemoteCode,
@@ -99,4 +100,5 @@ class QuantizeOptions(Options):
     max_shard_size: Annotated[str, Option(help="Largest file, e.g. 5GB.")] = "5GB"
     check: Annotated[bool, Option(help="Open what was written with transformers before it takes its name.")] = True
     tokenizer: Tokenizer = None
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False

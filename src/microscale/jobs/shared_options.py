@@ -25,6 +25,9 @@ Seed = Annotated[int, Option(help="Seed of everything random.", minimum=0, maxim
 TrustRemoteCode = Annotated[
     bool, Option(help="Run the code that a model's directory holds; without it such a model is refused.")
 ]
+Device = Annotated[
+    str | None, Option(help="Where it is computed: cpu, cuda, cuda:1 … (default: where a loaded model lies, else cpu).")
+]
 DtypeWord = Annotated[str, Option(help="Float type of the computation.")]
 CHECKPOINT_HELP = "Checkpoint directory (quantized or not), or hub name."
 CheckpointModel = Annotated[Any, Option(help=CHECKPOINT_HELP, place=Place.ARGUMENT, command_type=str, kind=MODEL)]

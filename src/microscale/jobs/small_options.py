@@ -12,6 +12,7 @@ from microscale.jobs.option import FREE_TEXT, Option, Options, Place
 from microscale.jobs.shared_options import (
     CHECKPOINT_HELP,
     CheckpointModel,
+    Device,
     DtypeWord,
     OriginalModel,
     Seed,
@@ -47,6 +48,7 @@ class AnalyzeOptions(Options):
     target: Annotated[
         float, Option(help="QSNR in decibels that a recommended format reaches.", minimum=0.0, maximum=120.0)
     ] = 20.0
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False
 
 
@@ -78,6 +80,7 @@ class BenchOptions(Options):
     cache: Annotated[str, Option(help="Keys and values are kept in float32 or bfloat16.")] = "float32"
     dtype: DtypeWord = "float32"
     seed: Seed = 0
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False
 
 
@@ -99,6 +102,7 @@ class CompareOptions(Options):
     html: Annotated[Path | None, Option(help="Also write a page with table and picture.")] = None
     seed: Seed = 0
     tokenizer: Tokenizer = None
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False
 
 
@@ -135,6 +139,7 @@ class GenerateOptions(Options):
     on_text: Annotated[
         Callable[[str], None] | None, Option(help="Called with each piece of text as it comes.", place=Place.PYTHON)
     ] = None
+    device: Device = None
     trust_remote_code: TrustRemoteCode = False
 
 
@@ -167,7 +172,7 @@ class StudyOptions(Options):
     imports: Annotated[
         tuple[str, ...], Option(help="First take the finished runs of another results file.", flag="--import")
     ] = ()
-    device: Annotated[str, Option(help="Where models run: cpu, cuda.")] = "cpu"
+    device: Device = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from microscale.evaluation.tasks import find_task
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.small_options import StudyOptions
 from microscale.jobs.study_executor import QuantizeAndScore
+from microscale.layerwise.devices import chosen_device
 from microscale.planning.executed import linear_words, summed
 from microscale.report.study import study_html
 from microscale.report.study_rows import StudyCell, StudyReportRow
@@ -53,6 +54,7 @@ def study(options: StudyOptions, reporter: Reporter = SILENT) -> StudyResult:
     Raises:
         StudyError: no study, nothing known of it, another process at work, or results that cannot be used.
         TextError: a text that does not exist.
+        DeviceError: a device that is not here.
         CheckpointWriteError: the page cannot be written.
     """
     plan = load_study(options.file)
@@ -77,18 +79,19 @@ def study(options: StudyOptions, reporter: Reporter = SILENT) -> StudyResult:
 
 
 def _run(plan: Study, store: StudyStore, options: StudyOptions, reporter: Reporter) -> None:
-    check_study(plan, options.device)
+    check_study(plan)
+    device = chosen_device(options.device)
     with reporter.stage("study") as advance:
         failed = FailedRuns.RETRY if options.retry_failed else FailedRuns.LEAVE
-        executor = QuantizeAndScore(plan, device=options.device)
+        executor = QuantizeAndScore(plan, device=device)
         run_study(plan, store, executor, only=options.only, failed=failed, progress=advance)
 
 
-def check_study(plan: Study, device: str) -> None:
+def check_study(plan: Study) -> None:
     """Refuse what would fail in every run, before hours of work.
 
     Raises:
-        StudyError: a folder or a GPU that is not there, or a task that runs code.
+        StudyError: a folder that is not there, or a task that runs code.
         TextError: a text that does not exist.
     """
     texts = [task.text for task in plan.tasks if task.text is not None]
@@ -101,8 +104,6 @@ def check_study(plan: Study, device: str) -> None:
     for task in plan.tasks:
         if task.task is not None and find_task(task.task).runs_code:
             raise StudyError(f"task {task.task} runs code, which a study does not do; use `microscale eval`")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise StudyError(f"device {device!r} was asked for, but torch sees no GPU here")
 
 
 def _is_known(row: StudyRow) -> bool:

@@ -17,6 +17,7 @@ from microscale.integrations.tokenizing import text_windows
 from microscale.jobs.quantize import quantize
 from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
 from microscale.jobs.shared_options import AttentionOptions, CalibrationOptions
+from microscale.layerwise.devices import moved
 from microscale.nn.inference import cached_weights, prepare_for_inference
 from microscale.nn.sizes import file_size, packed_size
 from microscale.studies.file import Study, StudyMethod, StudyTask
@@ -27,20 +28,20 @@ from microscale.studies.store import StudyScore
 class QuantizeAndScore:
     """The executor of real studies: models are loaded from disk for each run, so that no run changes another's."""
 
-    def __init__(self, study: Study, *, device: str = "cpu") -> None:
-        self._study, self._device = study, device
+    def __init__(self, study: Study, *, device: torch.device | None = None) -> None:
+        self._study, self._device = study, device or torch.device("cpu")
 
     @property
     def machine(self) -> str:
         """The GPU's name, or the processor's with the number of threads."""
-        if self._device != "cpu":
+        if self._device.type != "cpu":
             return torch.cuda.get_device_name(self._device)
         return f"{_processor()}, {torch.get_num_threads()} threads"
 
     def prepare(self, run: StudyRun) -> PreparedModel:
         """Load a model and quantize it as the run says; the computation is float32."""
         path = self._study.place(run.model.path)
-        model = load_original(path, dtype=torch.float32).to(self._device)
+        model = moved(load_original(path, dtype=torch.float32), self._device)
         notes: tuple[str, ...] = ()
         if run.weights is not None and run.method is not None:
             words = self.recipe(run, run.method)

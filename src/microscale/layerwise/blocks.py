@@ -21,6 +21,7 @@ from microscale.algorithms.contract import LayerFunction
 from microscale.errors import ModelError
 from microscale.families.batch import Batch
 from microscale.families.running import run_model
+from microscale.layerwise.devices import device_of
 from microscale.layerwise.returned import CARRIED, Returned
 
 
@@ -46,7 +47,8 @@ class BlockRunner:
     """Makes the inputs of the first block, then runs any block on any batch.
 
     ``returned`` says what the blocks return (None: the first block, whose weights must be at hand, is tried); no other
-    weight of a block is used before :meth:`run`.
+    weight of a block is used before :meth:`run`. ``device`` is where blocks are when they are run; all else of the
+    model stays at :attr:`home`.
 
     Raises:
         ModelError: a model whose layers are not called with their input first, that hands more than hidden states from
@@ -54,11 +56,19 @@ class BlockRunner:
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], windows: Batch, *, batch: int, returned: Returned | None = None
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        windows: Batch,
+        *,
+        batch: int,
+        returned: Returned | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._model = model
         self._names = tuple(names)
-        self.device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+        self.home = device_of(model)
+        self.device = device or self.home
         self._pieces = tuple(windows.split(batch))
         self.returned = self._first_returns() if returned is None else returned
         self._calls = self._all_calls()
@@ -71,7 +81,7 @@ class BlockRunner:
     def embedded(self) -> Iterator[Float[Tensor, "..."]]:
         """Yield what the first block gets, batch by batch, in float32."""
         for piece in self._pieces:
-            yield self._embed(piece.to(self.device))
+            yield self._embed(piece.to(self.home))
 
     def _first_returns(self) -> Returned:
         """Run the first layer to see what it returns."""
@@ -83,7 +93,7 @@ class BlockRunner:
             raise FoundError
 
         with removed_after(block.register_forward_hook(after)):
-            self._forward(self._pieces[0][:1].to(self.device))
+            self._forward(self._pieces[0][:1].to(self.home))
         if not seen:
             raise ModelError(f"{self._names[0]} is not run by the model; it cannot be calibrated layer by layer")
         return seen[0]
@@ -126,7 +136,7 @@ class BlockRunner:
             for index, name in enumerate(self._names):
                 stand_in = functools.partial(self._note_call, calls, last, index)
                 stack.enter_context(replaced_forward({name: stand_in}, self._model))
-            self._forward(batch.to(self.device))
+            self._forward(batch.to(self.home))
         missing = [name for index, name in enumerate(self._names) if index not in calls]
         if missing:
             raise ModelError(f"{missing[0]} is not run by the model; it cannot be calibrated layer by layer")
@@ -178,8 +188,8 @@ class BlockRunner:
         hidden = hidden.to(self.device)
         if call.factor != 1.0:
             hidden = hidden * call.factor
-        keywords = {name: _as_float32(value) for name, value in call.keywords.items()}
-        arguments = tuple(_as_float32(value) for value in call.arguments)
+        keywords = {name: _to_device(_as_float32(value), self.device) for name, value in call.keywords.items()}
+        arguments = tuple(_to_device(_as_float32(value), self.device) for value in call.arguments)
         if call.keyword is not None:
             output = block(*arguments, **{call.keyword: hidden}, **keywords)
         else:
@@ -227,6 +237,18 @@ def _as_float32(value: Any) -> Any:
         return value.to(torch.float32) if value.is_floating_point() else value
     if isinstance(value, tuple):
         return tuple(_as_float32(item) for item in cast("tuple[Any, ...]", value))
+    return value
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Masks and rotations where the block is, also those inside of collections."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, list | tuple):
+        items = [_to_device(item, device) for item in cast("Sequence[Any]", value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, dict):
+        return {key: _to_device(item, device) for key, item in cast("dict[Any, Any]", value).items()}
     return value
 
 

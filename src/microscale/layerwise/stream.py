@@ -1,5 +1,7 @@
 """The inputs of the decoder layers on their way through the model: in memory or on disk, and where to go on.
 
+In memory they lie where the model does, and come to the device of the layers batch by batch.
+
 There are two flows. *Quantized*: each layer gets what the quantized ones before it give. *Exact*: what the unquantized
 model gives, which is the target of methods that learn. Where layers are fed unquantized inputs, the exact flow is the
 only one. A store holds the exact flow of a layer behind the quantized one, as batches of their own.
@@ -56,7 +58,7 @@ class StoredBatches(Sequence[Float[Tensor, "batch tokens width"]]):
     def _read(self, place: int) -> Tensor:
         tensor = self._store.get(self._layer_idx, place)
         if self._store.path is None:
-            return tensor
+            return tensor.to(self._device)
         # Into torch's own memory, for the sums of a matrix product may depend on where its numbers begin.
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device).copy_(tensor)
 
@@ -110,4 +112,5 @@ class LayerStream:
 
     @torch.no_grad()
     def _run(self, layer_idx: int, batch: int, hidden: Tensor) -> Tensor:
-        return self.runner.run(layer_idx, hidden, batch=batch).contiguous()  # as it comes back from disk
+        outputs = self.runner.run(layer_idx, hidden, batch=batch)
+        return outputs.to(self.runner.home).contiguous()  # as it comes back from disk

@@ -29,6 +29,7 @@ from microscale.families.parts import is_inside
 from microscale.families.running import run_model
 from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
+from microscale.layerwise.devices import on_device
 from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn.modules import float_weight
 from microscale.nn.packed import PackedModule
@@ -91,11 +92,13 @@ def analyze_model(
     gradients: ActivationStore | None = None,
     target_db: float = DEFAULT_TARGET_DB,
     progress: Progress,
+    device: torch.device | None = None,
 ) -> ModelAnalysis:
     """Analyze a model; it stays as it is.
 
     ``source`` reads the decoder layers of a model that was built without them. ``gradients`` asks for gradients too:
-    it keeps what each layer gets until the backward pass comes by, in memory or on disk.
+    it keeps what each layer gets until the backward pass comes by, in memory or on disk. ``device`` is where decoder
+    layers are worked on, one at a time (None: where the model lies).
 
     Raises:
         ModelError: the model is quantized already, or its layers cannot be run one by one.
@@ -112,13 +115,13 @@ def analyze_model(
     job = _Job(model=model, candidates=candidates)
     steps = _Steps(progress, len(names) + 1 + (0 if gradients is None else len(names) + 2))
     with loader.stored(names[0]):
-        runner = BlockRunner(model, names, calibration.samples, batch=1)
+        runner = BlockRunner(model, names, calibration.samples, batch=1, device=device)
     hidden = list(runner.embedded())
     for index, block in enumerate(blocks):
         steps.advance(block.name)
         if gradients is not None:
             _keep(gradients, index, hidden)
-        with loader.layer(block.name) as module:
+        with loader.layer(block.name) as module, on_device(module, device):
             observed = _run_block(runner, index, module, block, hidden)
             for group in block.groups:
                 _describe_group(job, block.name, module, group, observed[group.linears[0]])
@@ -166,7 +169,7 @@ def _run_block(
             part, observers[name] = _observed(module, name, f"{block.name}.{name}")
             stack.enter_context(part)
         for place, batch in enumerate(hidden):
-            hidden[place] = runner.run(index, batch, batch=place)
+            hidden[place] = runner.run(index, batch, batch=place).to(runner.home)
     return observers
 
 
@@ -175,7 +178,7 @@ def _observed(module: nn.Module, name: str, label: str) -> tuple[Any, TensorObse
     part = module.get_submodule(name)
     weight = part.get_parameter("weight")
     cols = weight.shape[0] if weight.ndim == 1 or is_transposed(part) else weight.shape[1]
-    observer = TensorObserver(cols, label)
+    observer = TensorObserver(cols, label, weight.device)
 
     def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments and isinstance(arguments[0], Tensor) and arguments[0].shape[-1] == cols:
@@ -278,7 +281,7 @@ def _run_ends(
         for place, window in enumerate(windows.split(1)):
             give = runner.returned.stand_in(hidden[place].to(dtype))
             with replaced_forward(dict.fromkeys(names, give), job.model), contextlib.suppress(FoundError):
-                run_model(job.model, window.to(runner.device))
+                run_model(job.model, window.to(runner.home))
     return observers
 
 

@@ -26,6 +26,7 @@ from microscale.families.parts import is_inside, part_roots
 from microscale.families.running import predict, run_model
 from microscale.families.structure import BlockStructure
 from microscale.layerwise.blocks import BlockRunner, FoundError, removed_after, replaced_forward
+from microscale.layerwise.devices import on_device
 from microscale.layerwise.loader import LayerLoader, float32_parameters
 from microscale.planning.tensor_facts import TensorObserver
 
@@ -66,7 +67,7 @@ def measure_gradients(
     store.drop(len(names))
     for index in reversed(range(len(names))):
         advance(f"gradients of {names[index]}")
-        with loader.layer(names[index]) as module:
+        with loader.layer(names[index]) as module, on_device(module, runner.device):
             outputs = _through_block(runner, index, module, blocks[index], store, flowing)
             visit(names[index], module, outputs)
         store.drop(index)
@@ -96,9 +97,9 @@ def _through_head(
     model: Any, names: Sequence[str], window: Batch, hidden: Tensor, runner: BlockRunner, num_predicted: int
 ) -> Float[Tensor, "1 tokens width"]:
     """Return the gradient of the last hidden states of one window; those of the head add up in ``grad``."""
-    hidden = hidden.to(runner.device).requires_grad_()
+    hidden = hidden.to(runner.home).requires_grad_()
     give = runner.returned.stand_in(hidden)
-    window = window.to(runner.device)
+    window = window.to(runner.home)
     with replaced_forward(dict.fromkeys(names, give), model):
         logits = predict(model, window)[:, :-1]
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), window.token_ids[:, 1:].flatten(), reduction="sum")
@@ -126,9 +127,9 @@ def _through_block(
         for place, gradient in enumerate(flowing):
             inputs = _stored(store, index, place).to(runner.device).requires_grad_()
             with torch.enable_grad():
-                runner.run(index, inputs, batch=place).backward(gradient)
+                runner.run(index, inputs, batch=place).backward(gradient.to(runner.device))
             assert inputs.grad is not None
-            flowing[place] = inputs.grad
+            flowing[place] = inputs.grad.to(runner.home)
     return observers
 
 
@@ -137,7 +138,8 @@ def _watching(observers: dict[str, TensorObserver], name: str, block: str) -> Ca
         if not output.requires_grad or not output.numel():
             return
         if name not in observers:
-            observers[name] = TensorObserver(output.shape[-1], f"the gradient of {block}.{name}'s output")
+            label = f"the gradient of {block}.{name}'s output"
+            observers[name] = TensorObserver(output.shape[-1], label, output.device)
         output.register_hook(observers[name].update)
 
     return hook

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from microscale.kernels import preferred_layout
+from microscale.layerwise.devices import device_of, wait_for
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.packed import PackedModule
 
@@ -59,16 +60,20 @@ def _milliseconds(module: nn.Module, tokens: int) -> float:
     if isinstance(module, QuantizedLinear):
         before = module.layout
         module.set_layout(preferred_layout(module.tensor, torch.float32))
-    inputs = _inputs(module, tokens)
+    device = device_of(module)
+    inputs = _inputs(module, tokens).to(device)
     module(inputs)
+    wait_for(device)
     started = time.perf_counter()
     module(inputs)
+    wait_for(device)
     calls = max(1, round(SHORTEST_SECONDS / max(time.perf_counter() - started, 1e-9)))
     times: list[float] = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         for _ in range(calls):
             module(inputs)
+        wait_for(device)
         times.append((time.perf_counter() - started) / calls)
     if before is not None and isinstance(module, QuantizedLinear):
         module.set_layout(before)

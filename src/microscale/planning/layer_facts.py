@@ -89,7 +89,7 @@ class TensorClasses:
     def add(self, role: str, side: Side, rows: Float[Tensor, "rows cols"], facts: TensorFacts) -> None:
         """Take a few evenly chosen rows of a tensor in."""
         step = max(1, rows.shape[0] // CLASS_ROWS)
-        self._rows.setdefault((role, side), []).append(rows[::step][:CLASS_ROWS].to(torch.float32).clone())
+        self._rows.setdefault((role, side), []).append(rows[::step][:CLASS_ROWS].to("cpu", torch.float32, copy=True))
         self._facts.setdefault((role, side), []).append(facts)
 
     def names(self) -> list[tuple[str, Side]]:

@@ -96,7 +96,9 @@ def measure_table(
         )
         score = None
         if sensitivity is not Sensitivity.ERROR:
-            score = perplexity(lambda batch: predict(model, batch), list(calibration.windows), batch=1).perplexity
+            score = perplexity(
+                lambda batch: predict(model, batch.to(model.device)), list(calibration.windows), batch=1
+            ).perplexity
     return replace(table, sensitivity=found, perplexity=score)
 
 

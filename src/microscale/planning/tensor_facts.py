@@ -137,10 +137,10 @@ class LargestValues:
 
 
 class TensorObserver:
-    """Collects what :class:`TensorFacts` needs, call by call."""
+    """Collects what :class:`TensorFacts` needs, call by call, on the device of the values."""
 
-    def __init__(self, cols: int, name: str) -> None:
-        self._collector = StatisticsCollector(cols, wanted=WANTED, sample_rows=SAMPLE_ROWS, name=name)
+    def __init__(self, cols: int, name: str, device: torch.device | str = "cpu") -> None:
+        self._collector = StatisticsCollector(cols, wanted=WANTED, sample_rows=SAMPLE_ROWS, name=name, device=device)
         self._largest = LargestValues()
 
     def update(self, rows: Float[Tensor, "... cols"], first: int = 0) -> None:
@@ -174,7 +174,7 @@ def weight_facts(weight: Float[Tensor, "..."], name: str) -> TensorFacts:
         NonFiniteError: NaN or Inf, with the name.
     """
     rows = weight if weight.ndim == 2 else weight.reshape(1, -1)
-    observer = TensorObserver(rows.shape[1], name)
+    observer = TensorObserver(rows.shape[1], name, rows.device)
     for start, piece in pieces_of(rows):
         observer.update(piece, start)
     return observer.facts()

@@ -35,6 +35,7 @@ from microscale.formats import (
     SegmentedFormat,
     VectorBlock,
 )
+from microscale.layerwise.devices import device_of, on_device
 from microscale.layerwise.loader import LayerLoader, LayerSource
 from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.embedding import QuantizedEmbedding
@@ -99,6 +100,7 @@ def quantize_model(
     calibration: Calibration | None = None,
     store: ActivationStore | None = None,
     source: LayerSource | None = None,
+    device: torch.device | None = None,
 ) -> QuantizationReport:
     """Replace the model's modules as the recipe says; the model is changed in place.
 
@@ -106,7 +108,8 @@ def quantize_model(
     methods other than the plainest learn from. A ``store`` on disk (:func:`~microscale.recipes.offload.open_store`)
     keeps the inputs of the decoder layers and every finished one, so that the same job started again goes on behind
     it; it is cleared by who opened it. ``source`` gives the weights of the decoder layers that the model was built
-    without, one layer at a time.
+    without, one layer at a time. ``device`` is where the work is done (None: where the model lies): layers come there
+    one after the other and go back, the model as a whole only for steps that see all of it.
 
     Raises:
         ModelError, RecipeError, LayoutError: before any weight is changed; see :func:`make_plan`.
@@ -114,6 +117,7 @@ def quantize_model(
             method for the whole model at once where there is a source; a store that cannot be written or read.
         NonFiniteError: a weight with NaN or Inf (its name in the message), unless the recipe says poison; before any is
             changed, or when its layer comes from the source.
+        DeviceError: the device's memory does not suffice.
     """
     unstack_experts(model)
     plan = make_plan(model, recipe)
@@ -135,7 +139,7 @@ def quantize_model(
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
     store = ActivationStore(None, "") if store is None else store
     quantizer = Quantizer(
-        model, structure, linears, pipelines, calibration, progress, store, loader, recipe.at_run_time
+        model, structure, linears, pipelines, calibration, progress, store, loader, recipe.at_run_time, device
     )
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
     notes += quantizer.notes
@@ -152,8 +156,11 @@ def quantize_model(
             packed = packed_module(module, layers[name], owner.tensor)
             packed.share(owner)
         else:
-            tensor = rounded(module, layers[maker], pipelines[maker])
-            packed = packed_module(module, dataclasses.replace(layers[name], method=layers[maker].method), tensor)
+            home = device_of(module)
+            with on_device(module, device):
+                tensor = rounded(module, layers[maker], pipelines[maker])
+                packed = packed_module(module, dataclasses.replace(layers[name], method=layers[maker].method), tensor)
+            packed = packed.to(home)
         replace_module(model, name, packed)
     if rest:
         progress(len(rest), len(rest), "")

@@ -35,6 +35,7 @@ from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.families.structure import LinearGroup, ModelStructure
 from microscale.layerwise.blocks import BlockRunner, float32_model, replaced_forward, to_float32
+from microscale.layerwise.devices import on_device
 from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.returned import Returned
 from microscale.layerwise.stream import Flow, LayerStream
@@ -73,7 +74,9 @@ class Quantizer:
         store: ActivationStore,
         loader: LayerLoader,
         at_run_time: AtRunTime = AtRunTime.ONLINE,
+        device: torch.device | None = None,
     ) -> None:
+        """Take a model and what is to become of it; ``device`` is where layers are worked on (None: where they lie)."""
         self._model = model
         self._structure = structure
         self._layers = layers
@@ -82,6 +85,7 @@ class Quantizer:
         self._progress = progress
         self._store = store
         self._loader = loader
+        self._device = device
         self._told: list[str] = []
         self._scarce: dict[str, str] = {}
         self.expert_tokens: dict[str, int] = {}
@@ -124,7 +128,8 @@ class Quantizer:
         names = [f"{block.name}.{name}" for block in blocks for group in block.groups for name in group.linears]
         if self._loader.is_partial:
             refuse_whole(self._book.distinct)
-        with float32_model(self._model) as self._dtypes, ranges_at_hand():
+        whole = self._device if any(pipeline.sees_whole for pipeline in self._book.distinct) else None
+        with float32_model(self._model) as self._dtypes, on_device(self._model, whole), ranges_at_hand():
             for step, pipelines in self._sharing(RotationStep):  # the same one twice would be another one
                 if step.is_dispensable and rotation_obstacle(self._structure) is not None:
                     rotate_values(self._model, self._structure, step)
@@ -194,10 +199,11 @@ class Quantizer:
         stream.start()
         for index, structure in enumerate(blocks):
             self._progress(index, len(blocks), f"measuring {structure.name}")
-            block = self._block(index, stream)
-            for pipeline in pipelines:
-                self._preparer.find(block, pipeline)
-            stream.advance(index)
+            with on_device(self._model.get_submodule(structure.name), self._device):
+                block = self._block(index, stream)
+                for pipeline in pipelines:
+                    self._preparer.find(block, pipeline)
+                stream.advance(index)
             stream.finish(index)
 
     def _sharing(self, kind: type[StepT]) -> list[tuple[StepT, list[Pipeline]]]:
@@ -249,11 +255,12 @@ class Quantizer:
         for index in range(first, len(blocks)):
             self._progress(index, len(blocks), blocks[index].name)
             self._load(blocks[index].name)
-            block = self._block(index, stream)
-            self._prepare_block(block)
-            self._round_block(block, replace)
-            if stream is not None:
-                stream.advance(index)
+            with on_device(self._model.get_submodule(blocks[index].name), self._device):
+                block = self._block(index, stream)
+                self._prepare_block(block)
+                self._round_block(block, replace)
+                if stream is not None:
+                    stream.advance(index)
             self._finish(block, stream)
         self._progress(len(blocks), len(blocks), "")
 
@@ -283,7 +290,9 @@ class Quantizer:
 
     def _runner(self, returned: Returned | None) -> BlockRunner:
         settings, names = self._settings, [block.name for block in self._structure.blocks]
-        return BlockRunner(self._model, names, settings.samples, batch=settings.batch, returned=returned)
+        return BlockRunner(
+            self._model, names, settings.samples, batch=settings.batch, returned=returned, device=self._device
+        )
 
     def _load(self, name: str) -> None:
         """See that a layer's weights are at hand, in float32."""
