@@ -1,4 +1,4 @@
-"""Every Python example in README.md and docs/*.md runs, and the tables of docs/formats.md match the registry.
+"""Every Python example in README.md and docs/*.md runs, and the tables of docs/reference/formats.md match the registry.
 
 A fenced block marked `python` is run in the namespace of its file, top to bottom: as a doctest where it has `>>>`
 prompts, else as a script. A block whose first line is `# not run: REASON` is left out.
@@ -18,7 +18,7 @@ from microscale.algorithms.registry import STEPS
 from microscale.formats import NAMED_ELEMENTS, NAMED_FORMATS, FloatElement, parse_format, spec_text
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-PAGES = [REPO_ROOT / "README.md", *sorted((REPO_ROOT / "docs").glob("*.md"))]
+PAGES = [REPO_ROOT / "README.md", *sorted((REPO_ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"# not run: \S")
 
@@ -80,7 +80,7 @@ def test_a_reason_is_needed_to_leave_a_block_out() -> None:
     assert python_blocks("```python\n# not run:\nboom()\n```\n")
 
 
-def table_rows(heading: str, page: str = "formats.md") -> list[list[str]]:
+def table_rows(heading: str, page: str = "reference/formats.md") -> list[list[str]]:
     """Return the cells of the first table under a heading of a page, without its head."""
     text = (REPO_ROOT / "docs" / page).read_text("utf-8")
     section = text.split(f"\n{heading}\n", 1)[1]
@@ -116,7 +116,7 @@ def test_the_table_of_elements_is_the_code() -> None:
 
 
 def test_every_spec_in_a_table_parses() -> None:
-    text = (REPO_ROOT / "docs" / "formats.md").read_text("utf-8")
+    text = (REPO_ROOT / "docs" / "reference" / "formats.md").read_text("utf-8")
     sections = [
         text.split("\n## The spec grammar\n")[1].split("\n## ")[0],
         text.split("\n## What others call MXFP4\n")[1],
@@ -134,7 +134,7 @@ def test_every_spec_in_a_table_parses() -> None:
 
 
 def test_the_table_of_steps_is_the_registry() -> None:
-    rows = table_rows("## Kinds of steps, in the order of a chain", "methods.md")
+    rows = table_rows("## Kinds of steps, in the order of a chain", "reference/methods.md")
     written = [(kind, tuple(re.findall(r"`(\w+)`", steps))) for kind, _, steps in rows]
     assert written == [
         (kind.__name__.removesuffix("Step").lower(), tuple(n for n, step in STEPS.items() if issubclass(step, kind)))

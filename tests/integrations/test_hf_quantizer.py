@@ -61,7 +61,7 @@ print(type(model.model.layers[0].mlp.up_proj).__name__)
 
 
 def test_without_our_import_transformers_warns_and_leaves_random_weights(ours: Path) -> None:
-    """The hazard that docs/checkpoint.md tells of, and the cure."""
+    """The hazard that docs/reference/checkpoint.md tells of, and the cure."""
     variables = {**os.environ, "PYTHONPATH": str(REPO_ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", HAZARD, str(ours)]
     result = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)

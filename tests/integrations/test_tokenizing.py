@@ -13,7 +13,7 @@ from microscale.integrations import tokenizing
 from microscale.integrations.tokenizing import token_ids
 from small_models import LLAMA_6M, REPO_ROOT, byte_tokenizer
 
-PROSE = (REPO_ROOT / "docs" / "formats.md").read_text("utf-8")
+PROSE = (REPO_ROOT / "docs" / "reference" / "formats.md").read_text("utf-8")
 TEXTS = {
     "prose": PROSE,
     "many bytes for a character": "日本語のテキスト、🦙 und Grüße. " * 120,

@@ -142,7 +142,7 @@ def test_percentile_ranks_of_every_block_size() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 7, 16, 31, 33, 100])
 def test_sums_are_taken_by_halves(size: int) -> None:
-    """The order of docs/formats.md, in plain Python floats."""
+    """The order of docs/reference/formats.md, in plain Python floats."""
     values = torch.randn(5, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     expected: list[float] = []
     for row in values.exp().tolist():
@@ -283,7 +283,7 @@ def test_float_scales_from_the_whole_block(spec: str, values: torch.Tensor) -> N
 
 
 def least_squares_oracle(row: np.ndarray, fmt: BlockFormat, low: float, high: float) -> float:
-    """The search of docs/formats.md for one block in NumPy; returns the stored scale."""
+    """The search of docs/reference/formats.md for one block in NumPy; returns the stored scale."""
     top = np.float32(float(exact.max_magnitude(fmt.element)))
 
     def rounded(factor: np.float32) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Our own layout (``quant_method: "microscale"``): any format; docs/checkpoint.md documents it.
+"""Our own layout (``quant_method: "microscale"``): any format; docs/reference/checkpoint.md documents it.
 
 A quantized layer X has the tensors ``X.weight_<part>`` with the parts of :mod:`microscale.layouts.row_major`, and
 ``X.activations.amax`` where its activations have a stored range, ``X.transforms.<i>_<part>`` for its online

@@ -211,7 +211,7 @@ def _build(fields: dict[str, Any], start: int) -> BlockFormat:
         return BlockFormat(**fields)
     except FormatError as error:
         raise SpecProblem(
-            start, str(error), "see `microscale formats` and docs/formats.md for what goes together"
+            start, str(error), "see `microscale formats` and docs/reference/formats.md for what goes together"
         ) from None
 
 

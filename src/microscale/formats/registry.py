@@ -1,6 +1,6 @@
 """The named formats, and the two functions every other room uses: :func:`parse_format` and :func:`format_name`.
 
-To add a named format, add its row to ``_ROWS`` and to the table of docs/formats.md; then run
+To add a named format, add its row to ``_ROWS`` and to the table of docs/reference/formats.md; then run
 ``python tests/vectors/make_blocks.py``, which adds its bytes to the vectors and must change no others. A rule, an
 element or an option that no spec can say yet comes first: its module in this folder, and the grammar.
 """

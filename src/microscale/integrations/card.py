@@ -22,7 +22,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
 or `microscale.load("PATH")`, `microscale eval PATH`, `microscale generate PATH`. The layout is microscale's own
-(docs/checkpoint.md there): stock transformers opens it WRONGLY unless `microscale.hf` was imported; vLLM does not open
+(docs/reference/checkpoint.md there): stock transformers opens it WRONGLY unless `microscale.hf` was imported; vLLM does not open
 it.
 """
 _OTHERS = """\

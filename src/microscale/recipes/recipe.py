@@ -6,7 +6,7 @@
     activations: mxfp8          # optional; their inputs
     attention: mxfp8            # optional; what enters the products of attention
     kv_cache: mxfp8             # optional; keys and values as they are stored
-    method: rtn                 # a method or a chain of steps, see docs/methods.md
+    method: rtn                 # a method or a chain of steps, see docs/reference/methods.md
     effort: fast                # of method best: fast, good or max
     include: [lm_head]          # also quantize what is left out by default (lm_head, embeddings; tied: both)
     exclude: ["*.down_proj"]    # leave these alone
