@@ -40,7 +40,9 @@ def _list_formats(as_json: bool) -> None:
     columns = [Column(title=name.replace("_", " "), drop=_DROP.get(name, 0)) for name in fields]
     print_table("Named formats", columns, [[str(getattr(row, name)) for name in fields] for row in rows])
     console.print(f"aliases: {', '.join(f'{alias} = {name}' for alias, name in ALIASES.items())}")
-    console.print("any other: ELEMENT/BLOCK:SCALE[:OPTION…], see docs/reference/formats.md; one in full: microscale formats NAME")
+    console.print(
+        "any other: ELEMENT/BLOCK:SCALE[:OPTION…], see docs/reference/formats.md; one in full: microscale formats NAME"
+    )
 
 
 def _explain(name: str, as_json: bool) -> None:

@@ -161,7 +161,9 @@ class MethodsOptions(Options):
 class StudyOptions(Options):
     """Which study is run, how far, and where its results go."""
 
-    file: Annotated[Path, Option(help="The study as YAML; docs/guides/evaluation.md has an example.", place=Place.ARGUMENT)]
+    file: Annotated[
+        Path, Option(help="The study as YAML; docs/guides/evaluation.md has an example.", place=Place.ARGUMENT)
+    ]
     results: Annotated[Path | None, Option(help="Results file (default: beside the study, ending in .sqlite).")] = None
     html: Annotated[Path | None, Option(help="The page to write (default: beside the study, ending in .html).")] = None
     only: Annotated[
