@@ -22,8 +22,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
 or `microscale.load("PATH")`, `microscale eval PATH`, `microscale generate PATH`. The layout is microscale's own
-(docs/reference/checkpoint.md there): stock transformers opens it WRONGLY unless `microscale.hf` was imported; vLLM does not open
-it.
+(docs/reference/checkpoint.md there): stock transformers opens it WRONGLY unless `microscale.hf` was imported; vLLM does
+not open it.
 """
 _OTHERS = """\
 ```python

@@ -46,7 +46,7 @@ ONLINE_PART = re.compile(r"\.(transforms\.\d+_(scale|order|matrix|left|right)|lo
 
 
 class MicroscaleConfig(QuantizationConfigMixin):
-    """The ``quantization_config`` of our layout as transformers wants it; see docs/reference/checkpoint.md for the fields."""
+    """The ``quantization_config`` of our layout for transformers; docs/reference/checkpoint.md has the fields."""
 
     def __init__(
         self,

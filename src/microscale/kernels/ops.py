@@ -56,7 +56,8 @@ def quantize(
         FormatError: an ``amax`` for a format that cannot use one (zero point, pair, std and percentile of a block).
         ArgumentError: an ``amax`` that is no tensor, a ``draw`` that is none.
 
-    Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); docs/reference/formats.md for all others.
+    Source: OCP MX v1.0 section 6.3; arXiv 2510.14557 section 4 (plus, plusplus); all others:
+    docs/reference/formats.md.
     """
     record = parse_format(fmt)
     _check_rounding(values, amax, draw, name)
