@@ -131,7 +131,7 @@ def one_run(path: Path, row: dict[str, Any], options: argparse.Namespace) -> dic
             seconds = time.perf_counter() - started
         score = microscale.evaluate(str(scored), text=options.text, window=1024, tokens=8184)
         assert score.on_text is not None
-    size = sum(file.stat().st_size for file in scored.glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in scored.glob("*.safetensors"))
     told = sorted({str(note.message) for note in notes if "refine" in str(note.message)})
     return {
         "perplexity": round(float(score.on_text.score.perplexity), 3),
