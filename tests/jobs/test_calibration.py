@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from family_models import family_model
 from microscale.errors import CalibrationError, ModelError, ShapeError, TextError
-from microscale.jobs.calibration import check_tokenizer, checked_source, parse_feed, range_notes, read_windows
+from microscale.jobs.calibration import (
+    check_tokenizer,
+    checked_source,
+    measure_ranges,
+    parse_feed,
+    range_notes,
+    read_windows,
+)
 from microscale.jobs.shared_options import CalibrationOptions
-from microscale.recipes.calibration import Feed
+from microscale.nn.experts import ExpertTokens
+from microscale.recipes.apply import quantize_model
+from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.ranges import RangeReport
+from microscale.recipes.recipe import make_recipe
 from small_models import byte_tokenizer
 from tiny_models import tiny_model
 
@@ -91,9 +101,22 @@ def test_windows_are_cut_from_all_texts(model: Any) -> None:
         read_windows(options(None), tokenizer, model)
 
 
-def test_layers_without_a_range_are_named() -> None:
-    seen: Any = SimpleNamespace(unseen=())
-    unseen: Any = SimpleNamespace(unseen=("layers.1", "layers.2"))
-    assert range_notes(seen) == [] and RangeReport.__doc__
-    (note,) = range_notes(unseen)
-    assert note.startswith("no calibration token reached 2 layers") and "layers.1;" in note
+def test_layers_without_a_range_or_with_one_of_few_tokens_are_named() -> None:
+    assert range_notes(RangeReport(ranges={"layers.1": 1.0}, unseen=())) == []
+    few, unseen = range_notes(
+        RangeReport(ranges={}, unseen=("layers.1", "layers.2"), few={"layers.3": 9, "layers.4": 2})
+    )
+    assert unseen.startswith("no calibration token reached 2 layers") and "layers.1;" in unseen
+    assert "2 layers rest on fewer than 16 tokens, e.g. layers.4 (2)" in few
+
+
+def test_static_ranges_of_experts_that_no_token_reaches() -> None:
+    """Where all tokens go through all experts, every layer gets a range."""
+    windows = torch.randint(3, 90, (4, 16), generator=torch.Generator().manual_seed(1))
+    for tokens, unseen in ((ExpertTokens.ROUTED, 12), (ExpertTokens.ALL, 0)):
+        model: Any = family_model("mixtral", dtype=torch.float32)
+        for layer in model.model.layers:
+            layer.mlp.gate.weight.data.zero_()
+        quantize_model(model, make_recipe(format="nvfp4", activations="nvfp4@static"))
+        calibration = Calibration(windows=windows, experts=tokens)
+        assert len(measure_ranges(model, calibration, "minmax").unseen) == unseen

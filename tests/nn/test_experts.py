@@ -11,7 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from family_models import family_model
 from microscale.families.forward_source import expert_stacks
-from microscale.nn.experts import Experts, has_stacked_experts, unstack_experts, why_not_unstacked
+from microscale.nn.experts import (
+    Experts,
+    ExpertTokens,
+    SplitExperts,
+    computing,
+    has_stacked_experts,
+    unstack_experts,
+    why_not_unstacked,
+)
 from tiny_models import logits, tiny_model
 
 FAMILIES = ["mixtral", "qwen2_moe", "qwen3_moe"]
@@ -98,6 +106,44 @@ def test_every_form_computes_the_same_apart(family: str) -> None:
     joined = sum(name.endswith("gate_up_proj") for name in stacks)
     num_experts = 4
     assert linears == num_experts * (len(stacks) + joined)
+
+
+def rows_seen(model: Any, tokens: ExpertTokens) -> tuple[Tensor, dict[str, int]]:
+    """Return the logits, and how many rows each linear layer of an expert got."""
+    seen: dict[str, int] = {}
+    names = {module: name for name, module in model.named_modules()}
+    inside = [each for module in model.modules() if isinstance(module, Experts) for each in module.modules()]
+
+    def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen[names[module]] = seen.get(names[module], 0) + arguments[0].shape[0]
+
+    hooks = [each.register_forward_pre_hook(count) for each in inside if isinstance(each, nn.Linear)]
+    with computing(tokens):
+        found = logits(model)
+    for hook in hooks:
+        hook.remove()
+    return found, seen
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_every_form_measures_all_tokens_where_asked(family: str) -> None:
+    """What is computed stays the same; each expert gets the tokens that it is sent, or every one."""
+    model = tiny_model(family, **({"zero_expert_num": 3} if family == "longcat_flash" else {}))
+    unstack_experts(model)
+    before, routed_rows = rows_seen(model, ExpertTokens.ROUTED)
+    after, all_rows = rows_seen(model, ExpertTokens.ALL)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    second = {
+        f"{name}.{index}"
+        for name, module in model.named_modules()
+        if isinstance(module, SplitExperts) and not module.is_first
+        for index in range(4)
+    }
+    assert len(second) == (16 if family == "jetmoe" else 0)
+    first = {name: count for name, count in all_rows.items() if name not in second}
+    assert len(set(first.values())) == 1
+    assert sum(routed_rows.values()) < sum(all_rows.values()), "routed, an expert gets fewer"
+    assert all(all_rows[name] == routed_rows.get(name) for name in second & all_rows.keys())
 
 
 def test_biases_and_rows_in_turn() -> None:

@@ -90,6 +90,13 @@ def test_layers_that_no_token_reaches_are_named(tmp_path: Path) -> None:
     assert math.isnan(float(model.model.layers[1].mlp.up_proj.activations.amax))
 
 
+def test_ranges_of_few_tokens_are_named(tmp_path: Path) -> None:
+    model = quantized(tmp_path / "m")
+    report = calibrate_ranges(model, windows()[:1, :9])
+    assert set(report.few.values()) == {9} and report.few.keys() == report.ranges.keys()
+    assert calibrate_ranges(model, windows()[:1, :16]).few == {}
+
+
 def test_nothing_to_calibrate(tmp_path: Path) -> None:
     model = quantized(tmp_path / "m", "mxfp4")
     assert not has_static_ranges(model)

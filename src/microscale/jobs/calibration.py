@@ -21,10 +21,11 @@ from microscale.integrations.chat import chat_text
 from microscale.integrations.loading import check_window
 from microscale.integrations.tokenizing import token_ids
 from microscale.jobs.shared_options import Source, TextOptions
-from microscale.nn.experts import ExpertTokens
+from microscale.nn.experts import ExpertTokens, computing
 from microscale.nn.inference import cached_weights
 from microscale.recipes.calibration import Calibration, Feed
 from microscale.recipes.ranges import RangeReport, calibrate_ranges
+from microscale.recipes.token_counts import FEWEST_TOKENS
 
 BATCH = 4
 """Windows that run through a model at once."""
@@ -155,7 +156,7 @@ def measure_ranges(
     def forward(tokens: Tensor) -> object:
         return run_model(model, Batch(token_ids=tokens.to(model.device)), **options)
 
-    with cached_weights(model):
+    with cached_weights(model), computing(calibration.experts):
         return calibrate_ranges(
             model,
             calibration.windows,
@@ -168,14 +169,21 @@ def measure_ranges(
 
 
 def range_notes(report: RangeReport) -> list[str]:
-    """Say which layers still have no static range, for no calibration token came by."""
-    if not report.unseen:
-        return []
-    return [
-        f"no calibration token reached {counted(len(report.unseen), 'layer')}, which thus have no static range,"
-        f" e.g. {report.unseen[0]};"
-        " they will refuse to run: give more text, or leave their activations dynamic"
-    ]
+    """Say which layers still have no static range, for no calibration token came by, and which have one of few."""
+    told: list[str] = []
+    if report.few:
+        name, count = min(report.few.items(), key=lambda entry: entry[1])
+        told.append(
+            f"the static ranges of {counted(len(report.few), 'layer')} rest on fewer than {FEWEST_TOKENS} tokens, e.g."
+            f" {name} ({count}): give more text, or leave their activations dynamic"
+        )
+    if report.unseen:
+        told.append(
+            f"no calibration token reached {counted(len(report.unseen), 'layer')}, which thus have no static range,"
+            f" e.g. {report.unseen[0]}; they will refuse to run: give more text, send all tokens through all experts"
+            " (--calibrate-experts all), or leave their activations dynamic"
+        )
+    return told
 
 
 def _checked(windows: Tensor, model: Any) -> Tensor:

@@ -34,8 +34,9 @@ from microscale.nn.modules import replace_module
 class ExpertTokens(Enum):
     """Which tokens an expert computes: those that the router sends it, or all, so that each is measured on enough text.
 
-    What the layer gives is the same: outputs of tokens that were not sent are thrown away. Batched experts (Llama 4)
-    get their rows from outside, zeros in place of tokens that were not sent: for them ALL changes nothing.
+    What the layer gives is the same: outputs of tokens that were not sent are thrown away. Of split experts (JetMoE)
+    those that read tokens compute all, once for each expert that a token is sent to; those that read what other experts
+    made compute their own.
     """
 
     ROUTED = "routed"
@@ -263,21 +264,38 @@ class Experts(nn.Module):
 
 
 class BatchedExperts(Experts):
-    """The experts of Llama 4: each gets a run of rows of its own."""
+    """The experts of Llama 4: each gets a run of rows of its own, zeros in place of tokens that it is not sent."""
 
     def forward(self, hidden_states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Apply every expert to its run of rows."""
+        """Apply every expert to the tokens in its run; of zeros it makes zeros, unless it has biases."""
         runs = hidden_states.reshape(self.num_experts, -1, hidden_states.shape[-1])
-        return torch.cat([self.apply_expert(index, run) for index, run in enumerate(runs)])
+        has_biases = any(getattr(layer, "bias", None) is not None for layer in self.modules())
+        sent = torch.ones_like(runs[..., 0], dtype=torch.bool) if has_biases else runs.any(-1)
+        tokens = runs.sum(0) if _TOKENS.get() is ExpertTokens.ALL else None
+        result = torch.zeros_like(runs)
+        for index, run in enumerate(runs):
+            if tokens is None and not bool(sent[index].any()):
+                continue
+            if tokens is not None:
+                outputs = self.apply_expert(index, torch.where(sent[index, :, None], run, tokens))[sent[index]]
+            else:
+                outputs = self.apply_expert(index, run[sent[index]])
+            result[index, sent[index]] = outputs.to(result.dtype)
+        return result.flatten(0, 1)
 
 
 class SplitExperts(Experts):
-    """The experts of JetMoE: one matrix each, applied to as many rows as chose it."""
+    """The experts of JetMoE: one matrix each, applied to as many rows as chose it.
+
+    ``is_first``: they read tokens, and not what other experts made of them.
+    """
+
+    is_first = True
 
     def forward(self, inputs: Float[Tensor, "rows in"], expert_size: Sequence[int]) -> Float[Tensor, "rows out"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Apply the matrix of each expert to its rows."""
         pieces = inputs.split(list(expert_size))
-        if _TOKENS.get() is ExpertTokens.ALL:
+        if self.is_first and _TOKENS.get() is ExpertTokens.ALL:
             outputs = [self.get_submodule(str(index))(inputs) for index in range(len(pieces))]
             return torch.cat([all_.split(list(expert_size))[index] for index, all_ in enumerate(outputs)])
         return torch.cat([self.get_submodule(str(index))(piece) for index, piece in enumerate(pieces)])
@@ -300,6 +318,11 @@ def unstack_experts(model: nn.Module, chosen: Callable[[str], bool] = every_modu
     taken apart stay as they are: :func:`stacked_experts` says why. ``chosen`` picks modules by name.
     """
     names = tuple(name for name, reason in stacked_experts(model).items() if reason is None and chosen(name))
+    behind: set[str] = set()
     for name in names:
-        replace_module(model, name, Experts.from_stacked(model.get_submodule(name)))
+        made, parent = Experts.from_stacked(model.get_submodule(name)), name.rpartition(".")[0]
+        if isinstance(made, SplitExperts):
+            made.is_first = parent not in behind
+            behind.add(parent)
+        replace_module(model, name, made)
     return names

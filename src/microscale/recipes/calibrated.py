@@ -29,8 +29,7 @@ from microscale.algorithms.contract import (
 from microscale.algorithms.pipeline import Pipeline
 from microscale.algorithms.rtn import Rtn
 from microscale.calibration.cache import ActivationStore
-from microscale.calibration.statistics import InputStatistics, Wanted
-from microscale.errors import counted
+from microscale.calibration.statistics import Wanted
 from microscale.families.batch import Batch
 from microscale.families.running import predict
 from microscale.families.structure import LinearGroup, ModelStructure
@@ -40,7 +39,7 @@ from microscale.layerwise.loader import LayerLoader
 from microscale.layerwise.returned import Returned
 from microscale.layerwise.stream import Flow, LayerStream
 from microscale.nn.activation import ranges_at_hand
-from microscale.nn.experts import Experts, ExpertTokens
+from microscale.nn.experts import ExpertTokens
 from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration, ChannelOrder, Feed
@@ -87,8 +86,6 @@ class Quantizer:
         self._loader = loader
         self._device = device
         self._told: list[str] = []
-        self._scarce: dict[str, str] = {}
-        self.expert_tokens: dict[str, int] = {}
         self._dtypes: Mapping[str, torch.dtype] = {}
         self._book = ProblemBook(model, layers, pipelines)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
@@ -99,23 +96,12 @@ class Quantizer:
     @property
     def notes(self) -> list[str]:
         """What a user should know of what was done."""
-        told = self._told + (self._preparer.notes if self._structure.is_known else [])
-        if self.expert_tokens:
-            fewest = min(self.expert_tokens, key=lambda name: self.expert_tokens[name])
-            seen = self.expert_tokens.values()
-            told.append(
-                f"{counted(len(seen), 'expert')} saw between {min(seen):,} and {max(seen):,} tokens of calibration; the"
-                f" fewest: {fewest}. With --calibrate-experts all every token goes through every expert while it is"
-                " measured"
-            )
-        if self._scarce:
-            name, count = next(iter(self._scarce.items()))
-            told.append(
-                f"{counted(len(self._scarce), 'group')} of layers saw fewer tokens than they have"
-                f" inputs, e.g. {name} {count}:"
-                " errors are fed back along what was seen alone; give more calibration text"
-            )
-        return told
+        return [*self._told, *(self._preparer.notes if self._structure.is_known else ()), *self._preparer.counts.notes]
+
+    @property
+    def expert_tokens(self) -> Mapping[str, int]:
+        """How many tokens each expert was measured on."""
+        return self._preparer.counts.of_experts
 
     def run(self, replace: Replace) -> list[str]:
         """Quantize every planned layer that lies in a decoder layer; returns their names.
@@ -338,8 +324,6 @@ class Quantizer:
         for group in groups:
             found = ahead if is_ahead else measure(block, [group], self._wanted(block, group))
             inputs = found.pop(group.linears[0], None)
-            self._note_scarce(f"{block.structure.name}.{group.linears[0]}", inputs)
-            self._count_tokens(f"{block.structure.name}.{group.linears[0]}", block, inputs)
             for name in self._book.chosen(block.structure, group):
                 module = self.rounded(dataclasses.replace(self._book.problem(name), inputs=inputs))
                 if block.runner is not None:
@@ -347,18 +331,6 @@ class Quantizer:
                 replace(name, module)
                 if not self._is_refined:
                     self._book.drop(name)
-
-    def _count_tokens(self, name: str, block: ActiveBlock, inputs: InputStatistics | None) -> None:
-        """Keep how many tokens an expert was measured on; 0 where none reached it."""
-        above = name.rpartition(".")[0]
-        parent = above.rpartition(".")[0]
-        is_expert = bool(parent) and isinstance(self._model.get_submodule(parent), Experts)
-        if is_expert and block.runner is not None and (inputs is not None or above not in self.expert_tokens):
-            self.expert_tokens[above] = 0 if inputs is None else inputs.num_tokens
-
-    def _note_scarce(self, name: str, inputs: InputStatistics | None) -> None:
-        if inputs is not None and inputs.second_moment is not None and inputs.num_tokens < len(inputs.second_moment):
-            self._scarce[name] = f"{counted(inputs.num_tokens, 'token')} for {len(inputs.second_moment)} inputs"
 
     def _wanted(self, block: ActiveBlock, group: LinearGroup) -> list[Wanted | None]:
         """Return what the rounding of a group's layers, and what follows it, wants to be measured."""

@@ -36,6 +36,7 @@ from microscale.recipes.calibration import ChannelOrder
 from microscale.recipes.folding import fold_scale, shared_scale
 from microscale.recipes.problem_book import ProblemBook
 from microscale.recipes.problems import fold_first_scale, fold_segment_order, knows_inputs, transformed, with_inputs
+from microscale.recipes.token_counts import TokenCounts
 from microscale.transforms import AtRunTime, scale_transform
 
 
@@ -73,6 +74,7 @@ class Preparer:
         self._order = order
         self._at_run_time = at_run_time
         self._experts = experts
+        self.counts = TokenCounts(model)
         self._online: dict[str, list[str]] = {}
         self._unscaled: dict[str, list[str]] = {}
         self._placeless: dict[str, list[str]] = {}
@@ -114,22 +116,25 @@ class Preparer:
     def measure(
         self, block: ActiveBlock, groups: Sequence[LinearGroup], wanted: Sequence[Wanted | None]
     ) -> dict[str, InputStatistics]:
-        """Measure the inputs of groups, by the name of each group's first layer; nothing where nothing is wanted."""
+        """Measure the inputs of groups, by the name of each group's first layer; nothing where nothing is wanted, or
+        where too few tokens came by.
+        """
         asked = [what for what in wanted if what is not None]
         runner = block.runner
         if not asked or not groups or runner is None:
             return {}
-        linears = {f"{block.structure.name}.{group.linears[0]}": group.linears[0] for group in groups}
+        asking = {f"{block.structure.name}.{group.linears[0]}": group for group in groups}
         with computing(self._experts):
             found = measure_inputs(
                 runner,
                 block.index,
-                {name: self._model.get_submodule(name) for name in linears},
+                {name: self._model.get_submodule(name) for name in asking},
                 block.hidden,
                 wanted=functools.reduce(operator.or_, asked),
                 seed=self._seed,
             )
-        return {linears[name]: statistics for name, statistics in found.items()}
+        kept = {name: self.counts.enough(name, asking[name].role, each) for name, each in found.items()}
+        return {asking[name].linears[0]: each for name, each in kept.items() if each is not None}
 
     def _measured(
         self, block: ActiveBlock, pipeline: Pipeline, wanted: Wanted | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -16,16 +16,35 @@ from microscale.formats import ActivationSpec, RangeKind
 from microscale.kernels import fake_quantize
 from microscale.nn.activation import ActivationQuantizer, observe_activations
 from microscale.recipes.calibration import CalibrationText
+from microscale.recipes.token_counts import FEWEST_TOKENS
 
 DEFAULT_OBSERVER = "mse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangeReport:
-    """The ranges by layer, and the layers that no token reached (experts), which still have none."""
+    """The ranges by layer, the layers that no token reached (experts), which still have none, and how many tokens
+    reached those that saw fewer than :data:`~microscale.recipes.token_counts.FEWEST_TOKENS`.
+    """
 
     ranges: dict[str, float]
     unseen: tuple[str, ...]
+    few: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class _Counting:
+    """An observer that counts tokens too."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.num_tokens = 0
+
+    def update(self, inputs: Float[Tensor, "..."]) -> None:
+        self.num_tokens += inputs.numel() // max(1, inputs.shape[-1])
+        self._observer.update(inputs)
+
+    def amax(self) -> Float[Tensor, "1"]:
+        return self._observer.amax()
 
 
 def has_static_ranges(model: nn.Module) -> bool:
@@ -79,11 +98,15 @@ def calibrate_ranges(
             "no layer has a static range to calibrate; quantize activations with @static, e.g. nvfp4@static"
         )
 
+    counting: dict[str, _Counting] = {}
+
     def make(name: str, setting: ActivationSpec) -> Observer:
         def rounded(rows: Float[Tensor, "rows cols"], amax: Float[Tensor, "1"]) -> Float[Tensor, "rows cols"]:
             return fake_quantize(rows, setting.format, amax=amax, name=f"the input of {name}")
 
-        return make_observer(spec, fmt=setting.format, quantize=rounded, name=_layer_name(name), seed=seed)
+        made = make_observer(spec, fmt=setting.format, quantize=rounded, name=_layer_name(name), seed=seed)
+        counting[_layer_name(name)] = _Counting(made)
+        return counting[_layer_name(name)]
 
     run = model if forward is None else forward
     with torch.inference_mode(), observe_activations(model, make) as observers:
@@ -92,7 +115,11 @@ def calibrate_ranges(
             progress(min(start + batch, len(windows)), len(windows))
     ranges = {_layer_name(name): _range_of(model.get_submodule(name)) for name in observers}
     unseen = tuple(name for name, value in ranges.items() if math.isnan(value))
-    return RangeReport(ranges={name: value for name, value in ranges.items() if not math.isnan(value)}, unseen=unseen)
+    return RangeReport(
+        ranges={name: value for name, value in ranges.items() if not math.isnan(value)},
+        unseen=unseen,
+        few={name: each.num_tokens for name, each in counting.items() if 0 < each.num_tokens < FEWEST_TOKENS},
+    )
 
 
 def _range_of(quantizer: nn.Module) -> float:
