@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from microscale.nn.experts import ExpertTokens
 from microscale.nn.packed import PackedModule
 from microscale.recipes.apply import QuantizationReport, quantize_model
 from microscale.recipes.calibration import Calibration
+from microscale.recipes.offload import open_store
 from microscale.recipes.recipe import make_recipe
 from microscale.recipes.token_counts import FEWEST_TOKENS
 from tiny_models import tiny_model
@@ -99,3 +101,12 @@ def test_experts_of_every_form_are_counted(family: str) -> None:
     assert all(
         sum(n for name, n in routed.items() if name.startswith(f"{s}.")) == WINDOWS.numel() * chosen for s in stacks
     )
+
+
+def test_a_job_resumes_only_with_the_same_tokens_for_experts(tmp_path: Path) -> None:
+    recipe = make_recipe(format="mxfp4", method="gptq")
+    places = {
+        open_store(tmp_path, "model", recipe, Calibration(windows=WINDOWS, experts=tokens)).path
+        for tokens in ExpertTokens
+    }
+    assert len(places) == 2

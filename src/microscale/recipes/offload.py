@@ -42,6 +42,7 @@ def open_store(
         text["shape"] = list(windows.shape)
         text["batch"], text["seed"] = calibration.batch, calibration.seed
         text["is_sequential"] = calibration.feed is Feed.QUANTIZED
+        text["experts"] = calibration.experts.value
     return ActivationStore(directory, json.dumps(text, sort_keys=True))
 
 
