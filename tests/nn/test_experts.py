@@ -128,7 +128,8 @@ def rows_seen(model: Any, tokens: ExpertTokens) -> tuple[Tensor, dict[str, int]]
 @pytest.mark.parametrize("family", FORMS)
 def test_every_form_measures_all_tokens_where_asked(family: str) -> None:
     """What is computed stays the same; each expert gets the tokens that it is sent, or every one."""
-    model = tiny_model(family, **({"zero_expert_num": 3} if family == "longcat_flash" else {}))
+    changes: dict[str, Any] = {"zero_expert_num": 3} if family == "longcat_flash" else {}
+    model = tiny_model(family, **changes)
     unstack_experts(model)
     before, routed_rows = rows_seen(model, ExpertTokens.ROUTED)
     after, all_rows = rows_seen(model, ExpertTokens.ALL)
