@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,16 +89,29 @@ def gpt_oss_checkpoint(directory: Path) -> None:
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_gpt_oss_runs_and_equals_transformers(tmp_path: Path) -> None:
+def test_gpt_oss_runs_packed_and_equals_transformers(tmp_path: Path) -> None:
+    """Every expert is a packed layer, run by the processor's kernels; its rows and biases are those of the file."""
     gpt_oss_checkpoint(tmp_path)
-    with pytest.warns(UserWarning, match="2 expert tensors were expanded"):
-        model = microscale.load(tmp_path, dtype=torch.float32)
-    oracle = AutoModelForCausalLM.from_pretrained(
+    model = microscale.load(tmp_path, dtype=torch.float32)
+    oracle: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.bfloat16, quantization_config=Mxfp4Config(dequantize=True)
     )
-    for name, parameter in oracle.named_parameters():
-        assert torch.equal(model.get_parameter(name), parameter.to(torch.float32)), name
-    assert torch.isfinite(model(TOKENS).logits).all()
+    oracle = oracle.to(torch.float32)
+    inside = {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
+    assert len(inside) == 9 and all(".experts." in name for name in inside)
+    stacked = oracle.model.layers[0].mlp.experts
+    for index in range(3):
+        expert = model.model.layers[0].mlp.experts.expert(index)
+        assert torch.equal(expert.gate_proj.weight, stacked.gate_up_proj[index].T[::2])
+        assert torch.equal(expert.up_proj.weight, stacked.gate_up_proj[index].T[1::2])
+        assert torch.equal(expert.up_proj.bias, stacked.gate_up_proj_bias[index, 1::2])
+        assert torch.equal(expert.down_proj.weight, stacked.down_proj[index].T)
+        assert torch.equal(expert.down_proj.bias, stacked.down_proj_bias[index])
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS).logits, oracle(TOKENS).logits, rtol=1e-4, atol=1e-4)
+    for described in (microscale.explain(model), microscale.explain(tmp_path)):
+        backends = {layer.layer: layer.backend for layer in described.layers if ".experts." in layer.layer}
+        assert len(backends) == 9 and set(backends.values()) == {"cpu"}
 
 
 def test_gpt_oss_is_inspected(tmp_path: Path) -> None:

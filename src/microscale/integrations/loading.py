@@ -47,12 +47,12 @@ from microscale.integrations.gguf_floats import load_gguf_floats
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
 from microscale.integrations.hub import check_local, check_not_missing
 from microscale.integrations.model_class import class_at, class_of
+from microscale.integrations.packed_experts import expanded, packed_stacks, tell_of_expanded
 from microscale.integrations.pending import PendingTensor
 from microscale.integrations.places import find_leftover, keep_all, note_leftover, settle_tying
 from microscale.integrations.quiet import quiet_transformers
 from microscale.integrations.remote_code import is_trusted, said_of
 from microscale.integrations.unpacking import make_floats
-from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
 from microscale.nn.inference import prepare_for_inference
 from microscale.tensor import QuantizedTensor
@@ -158,7 +158,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     A quantized model comes frozen and ready for the fastest kernels
     (:func:`microscale.nn.inference.prepare_for_inference`).
     ``dtype`` is the float type of all that is not packed and of the computation (default: the checkpoint's).
-    Experts of other tools' files are expanded to floats, with a warning.
+    Stacked experts of other tools' files are taken apart and stay packed.
 
     Raises:
         CheckpointError, ModelError: missing, damaged, or of a layout that we do not read.
@@ -296,23 +296,23 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
     native = NativeLayout()
     state: dict[str, Tensor | PendingTensor] = {}
     packed: dict[str, LayerSpec] = {}
-    is_transposed = getattr(source.config, "model_type", "") == "gpt_oss"
+    stacks = packed_stacks(source.config, source.layers)
     for name, layer in source.layers.items():
         if layer.tied_to is not None:
             packed[name] = layer
-            continue
-        tensor = source.load_layer(layer)
-        if layer.kind == "experts":
-            values = dequantize(tensor)
-            state[name] = values.transpose(1, 2).contiguous() if is_transposed else values
+        elif name in stacks:
+            own_layers = stacks[name].layers()
+            packed.update(own_layers)
+            for place, tensor in stacks[name].tensors(source.load_layer(layer)).items():
+                state.update(native.pack(own_layers[place], tensor))
+            bias = source.others.pop(f"{name}_bias", None)
+            state.update({} if bias is None else stacks[name].biases(bias[...]))
+        elif layer.kind == "experts":
+            state[name] = expanded(source.config, source.load_layer(layer))
         else:
             packed[name] = layer
-            state.update(native.pack(layer, tensor))
-    num_expanded = len(source.layers) - len(packed)
-    if num_expanded:
-        warnings.warn(
-            f"{num_expanded} expert tensors were expanded to floats: packed experts do not run yet", stacklevel=4
-        )
+            state.update(native.pack(layer, source.load_layer(layer)))
+    tell_of_expanded([name for name, layer in source.layers.items() if layer.kind == "experts" and name not in stacks])
     state.update(source.others)
     config = source.config
     if own is None:

@@ -26,6 +26,7 @@ from microscale.integrations.loading import (
     settle_tying,
 )
 from microscale.integrations.model_class import class_of
+from microscale.integrations.packed_experts import packed_stacks
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import read_attention
 
@@ -67,7 +68,10 @@ def _packed_outline(
     config: Any, layers: Mapping[str, LayerSpec], others: dict[str, Any], dtype: torch.dtype, own: dict[str, Any] | None
 ) -> Any:
     """Build the modules of a config, with packed ones where a checkpoint has them; ``own`` is our layout's entry."""
+    stacks = packed_stacks(config, layers)
     packed = {name: layer for name, layer in layers.items() if layer.kind != "experts"}
+    for stack in stacks.values():
+        packed.update(stack.layers())
     if own is None:
         settle_tying(config, packed, others)
     described = MicroscaleConfig.from_layers(packed, []) if own is None else MicroscaleConfig(**own)

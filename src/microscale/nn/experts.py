@@ -123,12 +123,17 @@ def _matrices(module: nn.Module, name: str, *, is_transposed: bool) -> Sequence[
     ]
 
 
-def _halves(matrix: Tensor, *, is_in_turn: bool) -> tuple[Tensor, Tensor]:
-    """Return the rows of the gate and those of up."""
-    if is_in_turn:
-        return matrix[::2], matrix[1::2]
-    gate, up = matrix.chunk(2)
-    return gate, up
+def split_rows(module: nn.Module, name: str, rows: Tensor) -> dict[str, Tensor]:
+    """Return what each linear layer of one expert has of a parameter of stacked experts, whose rows come first.
+
+    ``name`` is the parameter's: rows of ``gate_up_proj`` (its bias too) belong to gate and up.
+    """
+    if name != GATE_UP:
+        return {name: rows}
+    if not getattr(module, "is_concatenated", True):
+        return {"gate_proj": rows[::2], "up_proj": rows[1::2]}
+    gate, up = rows.chunk(2)
+    return {"gate_proj": gate, "up_proj": up}
 
 
 class Expert(nn.Module):
@@ -154,17 +159,18 @@ def _experts_of(module: nn.Module) -> list[Expert]:
     """Return the experts of a routed or batched module."""
     own: Any = module
     is_transposed = _is_batched(module) or bool(getattr(own, "is_transposed", False))
-    is_in_turn = not getattr(own, "is_concatenated", True)
-    names = dict(module.named_parameters())
-    first = _matrices(module, GATE_UP if GATE_UP in names else UP, is_transposed=is_transposed)
+    names = {GATE_UP, UP, DOWN} & dict(module.named_parameters()).keys()
     is_trained = module.get_parameter(DOWN).requires_grad
+    matrices = {
+        name: _matrices(module, name, is_transposed=is_transposed) for name in (GATE_UP, UP, DOWN) if name in names
+    }
     experts: list[Expert] = []
-    for (joined, bias), down in zip(first, _matrices(module, DOWN, is_transposed=is_transposed), strict=False):
-        layers = {"up_proj": (joined, bias), "down_proj": down}
-        if GATE_UP in names:
-            gate, up = _halves(joined, is_in_turn=is_in_turn)
-            gate_bias, up_bias = (None, None) if bias is None else _halves(bias, is_in_turn=is_in_turn)
-            layers = {"gate_proj": (gate, gate_bias), "up_proj": (up, up_bias), "down_proj": down}
+    for index in range(len(matrices[DOWN])):
+        layers: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name, stack in matrices.items():
+            weight, bias = stack[index]
+            biases = {} if bias is None else split_rows(module, name, bias)
+            layers |= {key: (part, biases.get(key)) for key, part in split_rows(module, name, weight).items()}
         experts.append(Expert(layers).requires_grad_(is_trained))
     return experts
 
