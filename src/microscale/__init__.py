@@ -140,7 +140,9 @@ def quantize(model: Any, format: str | Sequence[str] | Recipe | None = None, **o
       the formats are executed exactly as asked.
     - ``part``: ``language``, ``vision``, ``audio``, ``connector`` or ``all`` of a model that also sees or hears.
       ``nan``: ``raise`` or ``poison``.
-    - ``progress``: called with (done, total, what is at hand).
+    - ``device``: where it is computed, ``cpu``, ``cuda``, ``cuda:1`` …; layers come there one by one.
+    - ``progress``: called with (done, total, what is at hand); or a Reporter (:mod:`microscale.jobs.reporting`), which
+      also hears what a job with calibration will take.
 
     What runs otherwise than asked, or changes nothing, is said as warnings of
     :class:`~microscale.errors.QuantizationNote`.

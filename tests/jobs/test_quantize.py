@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from microscale.jobs.quantize_options import QuantizeOptions, RecipeOptions
 from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe
 from microscale.jobs.reporting import Progress, ProgressReporter
 from microscale.nn.packed import PackedModule
+from microscale.recipes.forecast import Forecast
 from microscale.recipes.recipe import make_recipe
 from small_models import TOKENS, read_config, save_random_model
 
@@ -263,3 +265,43 @@ def test_auto_is_no_step(method: str) -> None:
 def test_a_budget_is_kept_to_the_last_digit(bits: float) -> None:
     steps = parse_method(with_budget(read_method("micromix"), bits).text).of_kind(MicroMix)
     assert [float(step.bits) for step in steps] == [bits]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({}, "about 12 min and 3.1 GB for 30 layers"),
+        ({"layers": 1, "num_bytes": 0}, "about 12 min for 1 layer"),
+        ({"device_bytes": 2_000_000_000}, "about 12 min, 3.1 GB and 2.0 GB of the GPU's memory for 30 layers"),
+        (
+            {"learning": ("refine",), "learning_seconds": 480.0},
+            "about 12 min and 3.1 GB for 30 layers, 8 min of it refine",
+        ),
+        (
+            {"learning": ("distill",), "is_ahead": True},
+            "about 12 min and 3.1 GB for distill, before 30 layers are rounded",
+        ),
+    ],
+)
+def test_a_forecast_in_words(found: dict[str, Any], words: str) -> None:
+    usual = {"layers": 30, "seconds": 700.0, "num_bytes": 3_100_000_000}
+    assert job.forecast_text(Forecast(**(usual | found))) == words
+
+
+def test_a_job_with_calibration_says_what_it_will_take(tmp_path: Path) -> None:
+    """Once, on standard error and to a reporter; plain rounding says nothing."""
+    path, text = save_random_model(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("It was a dark and stormy night. " * 8)
+    words = ("--method", "gptq", "--calibration", text, "--samples", "2", "--window", "16")
+    said = succeed("quantize", path, "-f", "mxfp4", "-o", tmp_path / "out", *words).stderr
+    assert re.search(r"^about \d+ s and [\d.]+ [MG]B for 2 layers$", said, re.MULTILINE)
+    assert "about" not in succeed("quantize", path, "-f", "mxfp4", "-o", tmp_path / "plain").stderr
+    notes: list[str] = []
+
+    class Listening(ProgressReporter):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    options = {"method": "gptq", "calibration": text, "samples": 2, "window": 16}
+    microscale.quantize(str(path), "mxfp4", progress=Listening(), **options)
+    assert len(notes) == 1 and notes[0].endswith("for 2 layers")

@@ -88,7 +88,7 @@ class LayerProblem:
         return dataclasses.replace(self, transforms=(*self.transforms, *transforms), clip=None, offset=None)
 
 
-def forget(note: str) -> None:
+def forget(note: object) -> None:
     """Tell nobody."""
 
 
@@ -169,6 +169,10 @@ class Step:
     def wanted(self) -> Wanted | None:
         """What must be measured of a group's inputs; None: nothing at all."""
         return None
+
+    def windows_learned(self, count: int) -> float:
+        """How many of ``count`` windows it learns from by a pass through the whole model, repeats counted."""
+        return 0.0
 
     @property
     def is_online(self) -> bool:

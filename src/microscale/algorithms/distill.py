@@ -74,6 +74,10 @@ class Distill(ModelStep):
             return None
         return f"its transform={self.transform} mixes channels, so that their order is lost"
 
+    def windows_learned(self, count: int) -> float:
+        """All that are not held out, once in each epoch."""
+        return self.epochs * len(hold_out(count, 0)[0])
+
     def learn(self, problem: ModelProblem) -> tuple[GroupProblem, ...]:
         """Return the groups with the learned weights and transforms.
 

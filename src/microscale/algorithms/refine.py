@@ -57,6 +57,10 @@ class Refine(RefineStep):
                 f"refine: epochs >= 0, batch >= 1 and rate >= 0, got {self.epochs}, {self.batch} and {self.rate}"
             )
 
+    def windows_learned(self, count: int) -> float:
+        """All that are not held out, once in each epoch."""
+        return self.epochs * len(hold_out(count, 0)[0])
+
     def refine(self, problem: ModelProblem, rounded: Mapping[str, LayerFunction]) -> tuple[GroupProblem, ...] | None:
         """Return the groups with learned weights, or None where those of ``rounded`` are better on held-out windows.
 

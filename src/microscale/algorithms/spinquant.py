@@ -49,6 +49,10 @@ class SpinQuant(RotationStep):
         if self.steps < 0 or self.batch < 1 or self.lr < 0:
             raise RecipeError("spinquant: steps and lr are at least 0, batch at least 1")
 
+    def windows_learned(self, count: int) -> float:
+        """A batch in each step."""
+        return self.steps * min(self.batch, count)
+
     def rotation(self, problem: RotationProblem) -> Float[Tensor, "size size"]:
         """Return the learned rotation, or its start where that has the smaller loss.
 

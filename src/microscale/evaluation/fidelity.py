@@ -24,7 +24,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microscale.errors import ShapeError, TextError
-from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, batches, perplexity_of_mean, summed_loss
+from microscale.evaluation.perplexity import (
+    DEFAULT_BATCH,
+    LanguageModel,
+    batches,
+    perplexity_of_mean,
+    predictions_of,
+    row_ranges,
+    summed_loss,
+)
 
 _PIECE_VALUES = 2**22
 """Logits that are turned to float64 at once: 32 MB for each of the two models."""
@@ -69,13 +77,14 @@ def fidelity(
     num_equal, num_tokens = 0, 0
     for group in batches(windows, batch):
         with torch.inference_mode():
-            targets = group.token_ids[:, 1:]
-            expected = reference(group)[:, :-1]
-            found = model(group)[:, :-1]
-            loss += summed_loss(found, targets)
-            reference_loss += summed_loss(expected, targets)
-            divergences.append(divergence(expected, found).to("cpu").reshape(-1))
-            num_equal += int((expected.argmax(-1) == found.to(expected.device).argmax(-1)).sum())
+            targets = group.token_ids[:, 1:].reshape(-1)
+            sides = predictions_of(reference, group), predictions_of(model, group)
+            for rows in row_ranges(*sides):
+                expected, found = (side.rows_at(rows.start, rows.stop) for side in sides)
+                loss += summed_loss(found, targets[rows])
+                reference_loss += summed_loss(expected, targets[rows])
+                divergences.append(divergence(expected, found).to("cpu"))
+                num_equal += int((expected.argmax(-1) == found.to(expected.device).argmax(-1)).sum())
         num_tokens += targets.numel()
         done += len(group)
         progress(done, len(windows))

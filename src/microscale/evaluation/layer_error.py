@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microscale.errors import ModelError, ShapeError, TextError
-from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, batches
+from microscale.evaluation.perplexity import DEFAULT_BATCH, LanguageModel, batches, predictions_of
 from microscale.families.look_up import block_names
 
 
@@ -117,12 +117,13 @@ def layer_errors(
         raise ShapeError(f"the reference has {len(names)} decoder layers, the model {len(others)}; give its original")
     sums = {name: _Sums() for name in names}
     done = 0
+    sides = language_model(reference), language_model(model)
     for group in batches(windows, batch):
         with torch.inference_mode():
             with _recording(reference, names) as wanted:
-                language_model(reference)(group)
+                predictions_of(sides[0], group)
             with _recording(model, others) as found:
-                language_model(model)(group)
+                predictions_of(sides[1], group)
         for name, other in zip(names, others, strict=True):
             _check_shapes(name, wanted.tensors[name], found.tensors[other])
             sums[name].add(wanted.tensors.pop(name), found.tensors.pop(other))

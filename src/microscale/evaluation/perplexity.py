@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,14 +20,14 @@ from torch.nn import functional
 
 from microscale.errors import TextError, counted
 from microscale.families.batch import Batch
+from microscale.families.predictions import Predictions, whole_predictions
 
 LanguageModel = Callable[[Batch], Float[Tensor, "batch tokens vocabulary"]]
+"""Gives logits. One with a method ``predictions`` is asked for a few rows at a time instead: :func:`predictions_of`."""
 
 DEFAULT_WINDOW = 1024
 DEFAULT_BATCH = 4
 """Windows in one forward call; formats with a scale per activation tensor see the maximum over all of them."""
-
-_LOSS_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +91,10 @@ def perplexity(
     total_loss, total_tokens, done = 0.0, 0, 0
     for group in batches(windows, batch):
         with torch.inference_mode():
-            logits = model(group)
-            targets = group.token_ids[:, 1:]
-            total_loss += summed_loss(logits[:, :-1], targets)
+            targets = group.token_ids[:, 1:].reshape(-1)
+            found = predictions_of(model, group)
+            for rows in row_ranges(found):
+                total_loss += summed_loss(found.rows_at(rows.start, rows.stop), targets[rows])
         total_tokens += targets.numel()
         done += len(group)
         progress(done, len(windows))
@@ -120,13 +122,20 @@ def batches(windows: Sequence[Tensor], batch: int) -> list[Batch]:
     return [Batch(token_ids=torch.stack(group)) for group in groups]
 
 
-def summed_loss(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> float:
+def predictions_of(model: LanguageModel, batch: Batch) -> Predictions:
+    """Return the predictions of a batch: from the model's method ``predictions`` where it has one, else all at once."""
+    in_pieces: Any = getattr(model, "predictions", None)
+    return whole_predictions(model(batch)) if in_pieces is None else in_pieces(batch)
+
+
+def row_ranges(*sides: Predictions) -> Iterator[slice]:
+    """Yield the rows that are to be asked for together, from each of the sides."""
+    step = min(side.step for side in sides)
+    for start in range(0, sides[0].num_rows, step):
+        yield slice(start, min(start + step, sides[0].num_rows))
+
+
+def summed_loss(logits: Float[Tensor, "rows vocabulary"], targets: Int[Tensor, "rows"]) -> float:
     """Return the summed cross entropy of predictions in nats: float32 terms, summed in float64."""
-    rows = logits.reshape(-1, logits.shape[-1])
-    labels = targets.reshape(-1).to(rows.device)
-    total = 0.0
-    for start in range(0, rows.shape[0], _LOSS_ROWS):
-        piece = rows[start : start + _LOSS_ROWS].to(torch.float32)
-        loss = functional.cross_entropy(piece, labels[start : start + _LOSS_ROWS], reduction="none")
-        total += float(loss.to(torch.float64).sum())
-    return total
+    loss = functional.cross_entropy(logits.to(torch.float32), targets.to(logits.device), reduction="none")
+    return float(loss.to(torch.float64).sum())

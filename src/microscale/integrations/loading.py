@@ -36,9 +36,6 @@ from microscale.errors import (
     check_path,
     counted,
 )
-from microscale.evaluation.perplexity import LanguageModel
-from microscale.families.batch import Batch
-from microscale.families.running import predict
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.integrations.adapters import base_of, is_adapter, merge_adapter
@@ -54,6 +51,7 @@ from microscale.integrations.quiet import quiet_transformers
 from microscale.integrations.remote_code import is_trusted, said_of
 from microscale.integrations.unpacking import make_floats
 from microscale.layer_spec import LayerSpec
+from microscale.layerwise.pieces import LanguageModelInPieces
 from microscale.nn.inference import prepare_for_inference
 from microscale.tensor import QuantizedTensor
 
@@ -362,13 +360,9 @@ def load_tokenizer(path: str | Path) -> Any:
         logger.setLevel(before)
 
 
-def logits_of(model: Any) -> LanguageModel:
-    """Return a callable from batches to logits, as the evaluation room wants it."""
-
-    def call(batch: Batch) -> Tensor:
-        return predict(model, batch.to(model.device))
-
-    return call
+def logits_of(model: Any) -> LanguageModelInPieces:
+    """Return a model as the evaluation room wants it: from batches to logits, which come in pieces where they can."""
+    return LanguageModelInPieces(model)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:

@@ -35,6 +35,9 @@ class HasNotes(Protocol):
 def front(job: Callable[[O, Reporter], R]) -> Callable[..., R]:
     """Return a job as a function of keywords; ``progress`` is called with (done, total, what is at hand).
 
+    ``progress`` may be a :class:`~microscale.jobs.reporting.Reporter` instead, which hears stages and notes too, such
+    as what a job will take.
+
     The record of options is the one that the job's annotation names. Notes of the result become warnings of
     :class:`~microscale.errors.QuantizationNote`.
 
@@ -78,10 +81,12 @@ def run_job(job: Callable[[O, Reporter], R], words: Mapping[str, Any], *, depth:
     return result
 
 
-def _reporter(progress: Any) -> ProgressReporter:
-    """Return what hands progress to a function of the user, or to nobody."""
+def _reporter(progress: Any) -> Reporter:
+    """Return what hands progress to a function of the user or to nobody, or the user's own reporter."""
     if progress is None:
         return ProgressReporter()
+    if all(callable(getattr(progress, name, None)) for name in ("stage", "note")):
+        return cast(Reporter, progress)
     if not callable(progress):
         raise OptionError(f"progress is a function, called with (done, total, what is at hand), got {shown(progress)}")
     return ProgressReporter(cast(Progress, progress))

@@ -41,14 +41,15 @@ from microscale.jobs.quantize_options import QuantizeOptions
 from microscale.jobs.recipe_choice import AutoRecipe, choose_recipe, find_recipe
 from microscale.jobs.reporting import SILENT, Reporter
 from microscale.jobs.shared_options import CalibrationOptions
-from microscale.jobs.words import activation_word, format_word
+from microscale.jobs.words import activation_word, duration_text, format_word
 from microscale.layerwise.devices import chosen_device, fits, on_device
 from microscale.nn.attention_setting import NOT_ROUNDED, model_attention
 from microscale.nn.inference import freeze
-from microscale.nn.sizes import Size
+from microscale.nn.sizes import Size, size_text
 from microscale.planning.inspection import Inspection, inspect_checkpoint
 from microscale.recipes.apply import QuantizationReport, Walk, check_job, quantize_model
 from microscale.recipes.calibration import Calibration, CalibrationText
+from microscale.recipes.forecast import Forecast
 from microscale.recipes.offload import open_store
 from microscale.recipes.ranges import DEFAULT_OBSERVER, RangeReport, has_static_ranges
 from microscale.recipes.recipe import Recipe
@@ -157,7 +158,16 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
     if options.offload is not None:
         store = open_store(options.offload, f"{__version__} {original.identity()}", recipe, windows)
     with reporter.stage(QUANTIZING) as advance:
-        report = quantize_model(model, recipe, advance, calibration=windows, store=store, source=layers, device=device)
+        report = quantize_model(
+            model,
+            recipe,
+            advance,
+            calibration=windows,
+            store=store,
+            source=layers,
+            device=device,
+            forecast=lambda found: reporter.note(forecast_text(found)),
+        )
     ranges = _measured_ranges(model, windows, calibration.observer or DEFAULT_OBSERVER, device, reporter)
     if attention is not None:
         apply_attention(model, attention)
@@ -245,6 +255,20 @@ def _refuse_early(outline: Any, recipe: Recipe, calibration: CalibrationOptions,
     check_job(outline, recipe, observer=calibration.observer, text=text, walk=walk)
     if _is_text(calibration):
         check_window(outline, calibration.window)
+
+
+def forecast_text(found: Forecast) -> str:
+    """Return what a job will take in words, such as ``about 12 min and 3.10 GB for 30 layers``."""
+    memory = [size_text(found.num_bytes)] if found.num_bytes else []
+    if found.device_bytes is not None:
+        memory.append(f"{size_text(found.device_bytes)} of the GPU's memory")
+    *amounts, last = [duration_text(found.seconds), *memory]
+    amounts = f"{', '.join(amounts)} and {last}" if amounts else last
+    steps, layers = " and ".join(found.learning), counted(found.layers, "layer")
+    if found.is_ahead:
+        return f"about {amounts} for {steps}, before {layers} are rounded"
+    note = f"about {amounts} for {layers}"
+    return f"{note}, {duration_text(found.learning_seconds)} of it {steps}" if steps else note
 
 
 def _measured_ranges(

@@ -120,6 +120,17 @@ def count_executions() -> Generator[Executions, None, None]:
         _COUNTS[:] = [each for each in _COUNTS if each is not counts]
 
 
+@contextmanager
+def uncounted() -> Generator[None, None, None]:
+    """Let nobody count what runs inside the block: trials, and what was counted already."""
+    before = list(_COUNTS)
+    _COUNTS.clear()
+    try:
+        yield
+    finally:
+        _COUNTS[:] = before
+
+
 def note_executions(executions: Executions) -> None:
     """Count operations that ran past :func:`execute`: those of a plan, bound before."""
     for counts in _COUNTS:

@@ -20,6 +20,7 @@ from microscale.algorithms.contract import (
     RotationStep,
     SegmentStep,
     TransformStep,
+    forget,
 )
 from microscale.algorithms.pipeline import Pipeline
 from microscale.calibration.cache import ActivationStore
@@ -47,6 +48,7 @@ from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
 from microscale.recipes.calibration import Calibration, CalibrationText
 from microscale.recipes.folding import check_rotation, rotation_obstacle
+from microscale.recipes.forecast import Tell
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
 from microscale.recipes.ranges import check_observer
@@ -101,6 +103,7 @@ def quantize_model(
     store: ActivationStore | None = None,
     source: LayerSource | None = None,
     device: torch.device | None = None,
+    forecast: Tell = forget,
 ) -> QuantizationReport:
     """Replace the model's modules as the recipe says; the model is changed in place.
 
@@ -109,7 +112,8 @@ def quantize_model(
     keeps the inputs of the decoder layers and every finished one, so that the same job started again goes on behind
     it; it is cleared by who opened it. ``source`` gives the weights of the decoder layers that the model was built
     without, one layer at a time. ``device`` is where the work is done (None: where the model lies): layers come there
-    one after the other and go back, the model as a whole only for steps that see all of it.
+    one after the other and go back, the model as a whole only for steps that see all of it. ``forecast`` is told what a
+    job with calibration will take, before a step that sees the whole model and after the first decoder layer.
 
     Raises:
         ModelError, RecipeError, LayoutError: before any weight is changed; see :func:`make_plan`.
@@ -139,7 +143,17 @@ def quantize_model(
     linears = {name: layer for name, layer in layers.items() if layer.kind != "embedding"}
     store = ActivationStore(None, "") if store is None else store
     quantizer = Quantizer(
-        model, structure, linears, pipelines, calibration, progress, store, loader, recipe.at_run_time, device
+        model,
+        structure,
+        linears,
+        pipelines,
+        calibration,
+        progress,
+        store,
+        loader,
+        recipe.at_run_time,
+        device,
+        forecast,
     )
     done = set(quantizer.run(lambda name, module: replace_module(model, name, module))) if structure.blocks else set()
     notes += quantizer.notes

@@ -9,6 +9,7 @@ next can be stored, so that an interrupted job goes on there.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from microscale.algorithms.contract import (
     RefineStep,
     RotationStep,
     SideStep,
+    forget,
 )
 from microscale.algorithms.pipeline import Pipeline
 from microscale.algorithms.rtn import Rtn
@@ -44,6 +46,7 @@ from microscale.nn.linear import QuantizedLinear
 from microscale.nn.modules import replace_module
 from microscale.recipes.calibration import Calibration, ChannelOrder, Feed
 from microscale.recipes.folding import fuse_norms, rotation_obstacle
+from microscale.recipes.forecast import Forecaster, Tell
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.offload import layer_state, restore_layer
 from microscale.recipes.plan import PlannedLayer, is_transposed
@@ -74,6 +77,7 @@ class Quantizer:
         loader: LayerLoader,
         at_run_time: AtRunTime = AtRunTime.ONLINE,
         device: torch.device | None = None,
+        forecast: Tell = forget,
     ) -> None:
         """Take a model and what is to become of it; ``device`` is where layers are worked on (None: where they lie)."""
         self._model = model
@@ -88,6 +92,7 @@ class Quantizer:
         self._told: list[str] = []
         self._dtypes: Mapping[str, torch.dtype] = {}
         self._book = ProblemBook(model, layers, pipelines)
+        self._forecaster = Forecaster(model, structure, layers, calibration, forecast)
         seed = 0 if calibration is None else calibration.seed  # without text nothing is drawn
         order = ChannelOrder.FOLDED if calibration is None else calibration.order
         experts = ExpertTokens.ROUTED if calibration is None else calibration.experts
@@ -116,6 +121,7 @@ class Quantizer:
             refuse_whole(self._book.distinct)
         whole = self._device if any(pipeline.sees_whole for pipeline in self._book.distinct) else None
         with float32_model(self._model) as self._dtypes, on_device(self._model, whole), ranges_at_hand():
+            self._forecaster.begin(self._book.distinct, self._model_problem)
             for step, pipelines in self._sharing(RotationStep):  # the same one twice would be another one
                 if step.is_dispensable and rotation_obstacle(self._structure) is not None:
                     rotate_values(self._model, self._structure, step)
@@ -239,6 +245,7 @@ class Quantizer:
         first = self._restored()
         stream = self._open_stream(first) if is_streamed and first < len(blocks) else None
         for index in range(first, len(blocks)):
+            started = time.perf_counter()
             self._progress(index, len(blocks), blocks[index].name)
             self._load(blocks[index].name)
             with on_device(self._model.get_submodule(blocks[index].name), self._device):
@@ -248,6 +255,8 @@ class Quantizer:
                 if stream is not None:
                     stream.advance(index)
             self._finish(block, stream)
+            if index == first and stream is not None:
+                self._forecaster.layer_done(index, time.perf_counter() - started)
         self._progress(len(blocks), len(blocks), "")
 
     def _restored(self) -> int:
