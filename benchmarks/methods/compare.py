@@ -1,7 +1,7 @@
 """AutoRound, llm-compressor's GPTQ and microscale on one model, one text and one protocol: perplexity, time, memory.
 
-Every tool quantizes the same model to MXFP4 (weights and activations, the head left out) on the same 128 windows of
-1,024 tokens and saves it; `microscale eval` scores what lies on disk. The peers live in an interpreter of their own.
+Every tool quantizes the same model to MXFP4 (weights and activations, the head left out) on the same windows, of the
+same text, and saves it; `microscale eval` scores what lies on disk. The peers live in an interpreter of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--runs", default="microscale:fast,microscale:good,llmcompressor,autoround:200")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=128, help="windows of calibration")
+    parser.add_argument("--window", type=int, default=1024, help="tokens in each")
+    parser.add_argument("--tokens", type=int, default=17391, help="tokens of each held-out text that are scored")
     parser.add_argument("--out", type=Path, default=Path("methods.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -63,9 +66,11 @@ def name(options: argparse.Namespace) -> str:
 
 
 def calibration_windows(options: argparse.Namespace) -> torch.Tensor:
-    """Draw 128 windows of 1,024 tokens, as `microscale quantize --seed 0` does."""
+    """Draw the windows as `microscale quantize --seed 0` does."""
     tokenizer, model = microscale.load_tokenizer(options.model), load_model(options.model)
-    return read_windows(TextOptions(source=options.calibration, samples=128, window=1024), tokenizer, model).windows
+    return read_windows(
+        TextOptions(source=options.calibration, samples=options.samples, window=options.window), tokenizer, model
+    ).windows
 
 
 def one_run(word: str, options: argparse.Namespace, windows: Path, out: Path) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def score(path: Path, text: Path, options: argparse.Namespace) -> float:
     """Return the perplexity of a checkpoint by the reference protocol."""
     model = microscale.load(path, dtype=torch.float32).to(options.device)
     tokenizer = microscale.load_tokenizer(path)
-    found = microscale.evaluate(model, tokenizer=tokenizer, text=text, window=1024, tokens=17391)
+    found = microscale.evaluate(model, tokenizer=tokenizer, text=text, window=1024, tokens=options.tokens)
     return found.on_text.score.perplexity
 
 

@@ -58,7 +58,9 @@ OF_INPUTS = re.compile(
     r"|output_zero_point|weight_shape|weight_g_idx|weight_zero_point|pre_quant_scale)$"
 )
 """The tensors of a layer that say how its inputs and outputs were rounded."""
-OF_CACHE = re.compile(r"\.(k_scale|v_scale|q_scale|prob_output_scale|k_zero_point|v_zero_point|kv_scale)$")
+OF_CACHE = re.compile(
+    r"(\.(k_scale|v_scale|q_scale|prob_output_scale|k_zero_point|v_zero_point|kv_scale)|\.[kv]_proj\.output_scale)$"
+)
 """The tensors of attention that say how keys and values were rounded."""
 
 
@@ -80,8 +82,12 @@ class FloatReader(CheckpointReader):
         used = {part for weight in self._made.values() for part in weight.parts}
         floats = {name: TensorInfo(dtype=self.dtype, shape=weight.shape) for name, weight in self._made.items()}
         others = {name: info for name, info in self._stored.items() if name not in used}
-        inputs, cache = ([name for name in others if kind.search(name)] for kind in (OF_INPUTS, OF_CACHE))
+        cache = [name for name in others if OF_CACHE.search(name)]
+        inputs = [name for name in others if OF_INPUTS.search(name) and name not in cache]
         self.infos = {name: info for name, info in others.items() if name not in {*inputs, *cache}} | floats
+        self.cache_scheme = _cache_scheme(stored or {})
+        self._renamed = {_cache_name(name): name for name in cache}
+        self.infos |= {name: others[stored_name] for name, stored_name in self._renamed.items()}
         self.stored_as = f"{word}{_details(stored or {})}"
         self.told = [
             f"{counted(len(self._made), 'weight')} of {self.path} stored as {self.stored_as}: read as"
@@ -89,8 +95,11 @@ class FloatReader(CheckpointReader):
         ]
         if inputs:
             self.told.append(f"the file rounds inputs of layers too ({_few(inputs)}): here they stay as they are")
-        if cache:
-            self.told.append(f"the file rounds keys and values too ({_few(cache)}): --kv-cache FORMAT does so here")
+        if cache and self.cache_scheme is None:
+            self.told.append(
+                f"the file holds scales of keys and values ({_few(cache)}), but no kv_cache_scheme: they stay as they"
+                " are here; --kv-cache FORMAT rounds them"
+            )
 
     @property
     def quantization_config(self) -> None:
@@ -101,7 +110,7 @@ class FloatReader(CheckpointReader):
         """Read one tensor, or make a weight of those it is stored as; see :meth:`CheckpointReader.load`."""
         weight = self._made.get(name)
         if weight is None:
-            return super().load(name, dtype)
+            return super().load(self._renamed.get(name, name), dtype)
         try:
             values = weight.make(super().load)
         except (RuntimeError, LookupError, ValueError, TypeError, ZeroDivisionError) as error:
@@ -164,6 +173,26 @@ def _details(config: Mapping[str, Any]) -> str:
     ]
     said = ", ".join(word for word in words if word)
     return f" ({said})" if said else ""
+
+
+def _cache_scheme(config: Mapping[str, Any]) -> Any:
+    """Return what a file says of keys and values, in the words of compressed-tensors; ModelOpt has one word for it."""
+    if config.get("kv_cache_scheme") is not None:
+        return config["kv_cache_scheme"]
+    word = config.get("kv_cache_quant_algo")
+    if word is None:
+        return None
+    kind = {"FP8": ("float", 8), "INT8": ("int", 8)}.get(str(word), (str(word), None))
+    return {"type": kind[0], "num_bits": kind[1], "strategy": "tensor", "symmetric": True, "dynamic": False}
+
+
+def _cache_name(name: str) -> str:
+    """Return under which name of compressed-tensors a scale of keys or values is known: ``ATTENTION.k_scale``."""
+    return re.sub(r"\.k_proj\.(k_scale|output_scale)$|\.v_proj\.(v_scale|output_scale)$", _short, name)
+
+
+def _short(match: re.Match[str]) -> str:
+    return f".{match[0][1]}_scale"
 
 
 def _few(names: list[str]) -> str:

@@ -31,9 +31,10 @@ from microscale.errors import CheckpointError, counted
 from microscale.families.modules import is_transposed
 from microscale.formats import format_name
 from microscale.integrations.attention import apply_attention
+from microscale.integrations.cache_scales import SCHEME, is_scale, note_scheme, put_scales, read_rounding, read_scheme
 from microscale.integrations.pending import PendingTensor
 from microscale.layer_spec import LayerSpec
-from microscale.nn.attention_setting import read_attention
+from microscale.nn.attention_setting import FileScales
 from microscale.nn.embedding import NarrowEmbedding, QuantizedEmbedding
 from microscale.nn.experts import unstack_experts
 from microscale.nn.inference import freeze, prepare_for_inference
@@ -128,13 +129,17 @@ class MicroscaleQuantizer(HfQuantizer):
         untie(model, set(present), tied)
         for name, stored in config.narrow_tables.items():
             keep_narrow(model, name, stored)
+        rounding = read_rounding(config.others)
+        if rounding is not None and isinstance(rounding.kv_cache, FileScales):
+            put_scales(model, read_scheme(config.others[SCHEME]))
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> Any:
         """Never cast a packed part or a range: their dtypes belong to the format."""
         patterns: Any = getattr(converter, "source_patterns", None)
         name = str(patterns[0]) if patterns else ""
         leaf = name.rpartition(".")[2]
-        if leaf.startswith("weight_") or name.endswith(".activations.amax") or ONLINE_PART.search(name):
+        is_range = name.endswith(".activations.amax") or is_scale(name)
+        if leaf.startswith("weight_") or is_range or ONLINE_PART.search(name):
             return None
         wanted = cast(Any, super()).get_new_dtype(converter, param, dtype)
         if isinstance(param, PendingTensor):
@@ -146,7 +151,8 @@ class MicroscaleQuantizer(HfQuantizer):
             if isinstance(module, PackedModule):
                 check_loaded(name, module)
         config = cast(MicroscaleConfig, self.quantization_config)
-        apply_attention(model, read_attention(config.others.get("attention")))
+        apply_attention(model, read_rounding(config.others))
+        note_scheme(model, config.others.get(SCHEME))
         freeze(model)
         if not config.is_from_loader:  # our loader still holds the parts as they were read, and does it afterwards
             prepare_for_inference(model)

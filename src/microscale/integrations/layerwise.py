@@ -22,6 +22,7 @@ from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import ModelError, QuantizationNote
 from microscale.families.look_up import describe
 from microscale.integrations.adapters import is_adapter
+from microscale.integrations.cache_scales import note_stored
 from microscale.integrations.floats import is_packed, without_quantization
 from microscale.integrations.hub import check_local
 from microscale.integrations.loading import (
@@ -72,7 +73,8 @@ class LayerFile:
         model = self._build(kept)
         model.config.name_or_path = model.name_or_path = str(self._reader.path)
         read_generation_config(model, self._reader.path)
-        note_leftover(model, find_leftover(self._reader, self._dropped, model))
+        known = note_stored(model, self._reader)
+        note_leftover(model, find_leftover(self._reader, self._dropped.difference(known), model))
         return model
 
     def read(self, name: str) -> nn.Module:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from microscale.checkpoint.compressed_tensors import INPUT_SCALE, input_range
 from microscale.checkpoint.float_reader import FloatReader, open_floats
-from microscale.checkpoint.gguf_file import GgufModel, architecture_of, read_gguf
+from microscale.checkpoint.gguf_file import architecture_of, read_gguf
 from microscale.checkpoint.gguf_names import ARCHITECTURES
 from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.checkpoint.reader import INDEX_NAME, CheckpointReader
@@ -39,6 +39,15 @@ from microscale.errors import (
 from microscale.formats import RangeKind
 from microscale.formats.dtypes import FLOAT_DTYPES, checked_dtype
 from microscale.integrations.adapters import base_of, is_adapter, merge_adapter
+from microscale.integrations.cache_scales import (
+    SCHEME,
+    CacheScheme,
+    is_scale,
+    note_stored,
+    pending_scale,
+    settle_cache,
+    usable_scheme,
+)
 from microscale.integrations.floats import is_packed, pending_state, tell_of_first_rounding, without_quantization
 from microscale.integrations.gguf_floats import load_gguf_floats
 from microscale.integrations.hf_quantizer import MicroscaleConfig, note_requested, register
@@ -113,8 +122,7 @@ def load_original(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     local = None if is_gguf(path) else check_local(path)
     if is_gguf(path) or (local is not None and is_packed(local)):
         model = load_model(path, dtype=dtype)
-        count = make_floats(model, dtype or model.dtype)
-        tell_of_first_rounding(path, count)
+        tell_of_first_rounding(path, make_floats(model, dtype or model.dtype))
         return model
     if local is None:
         return keep_all(_from_pretrained(path, dtype=dtype or "auto"), None)
@@ -138,7 +146,7 @@ def _load_floats(path: str | Path, local: Path, dtype: torch.dtype | None) -> An
     model = _from_pretrained(None, label=local, config=config, state_dict=state, dtype=dtype or reader.dtype)
     model.config.name_or_path = model.name_or_path = str(local)
     read_generation_config(model, local)
-    return keep_all(model, local)
+    return keep_all(model, local, note_stored(model, reader))
 
 
 def build_model(path: Path, config: Any, state: Mapping[str, Any]) -> Any:
@@ -172,7 +180,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     if local is None:
         return _from_pretrained(path, dtype=dtype or "auto")
     if not is_packed(local):
-        return _load_floats(path, local, dtype)
+        return settle_cache(_load_floats(path, local, dtype), None)
     reader = CheckpointReader(local)
     layout, layers = read_stored_layers(reader.config, reader.infos, reader.dtype)
     source = _file_source(reader, layout, layers)
@@ -209,6 +217,7 @@ class _Source:
     load_layer: Callable[[LayerSpec], QuantizedTensor]
     others: dict[str, PendingTensor]
     reader: CheckpointReader | None = None
+    cache_scheme: CacheScheme | None = None
 
 
 def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str, LayerSpec]) -> _Source:
@@ -222,7 +231,9 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
             load = functools.partial(_static_range, reader, f"{name}.{INPUT_SCALE}")
             others[static] = PendingTensor(dtype=torch.float32, load=load)
     for name, info in reader.infos.items():
-        if name not in consumed:
+        if name not in consumed and is_scale(name):
+            others[name] = pending_scale(reader, name)
+        elif name not in consumed:
             others[name] = PendingTensor(dtype=info.dtype, load=functools.partial(reader.load, name))
     return _Source(
         path=reader.path,
@@ -231,6 +242,7 @@ def _file_source(reader: CheckpointReader, layout: FileLayout, layers: dict[str,
         load_layer=lambda layer: layout.unpack(layer, reader.load),
         others=others,
         reader=reader,
+        cache_scheme=usable_scheme((reader.quantization_config or {}).get(SCHEME), reader),
     )
 
 
@@ -251,8 +263,7 @@ def read_model_config(path: str | Path) -> Any:
 
 
 def _static_range(reader: CheckpointReader, name: str, dtype: torch.dtype | None) -> Tensor:
-    del dtype  # a range is float32 in every model
-    scale = reader.load(name).to(torch.float32)
+    scale = reader.load(name).to(torch.float32)  # whatever ``dtype`` is: a range has this one in every model
     if scale.numel() != 1 or not (bool(torch.isfinite(scale).all()) and bool((scale > 0).all())):
         raise CheckpointError(f"tensor {name!r} must be one finite and positive number, got {scale.tolist()}")
     return input_range(scale.reshape(1))
@@ -266,8 +277,7 @@ def is_gguf(path: str | Path) -> bool:
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> Any:
     if architecture_of(path) not in ARCHITECTURES:
         return load_gguf_floats(path, dtype or torch.bfloat16, read_model_config(path), LIBRARY_ERRORS)
-    found: GgufModel = read_gguf(path)
-    config = read_model_config(path)
+    found, config = read_gguf(path), read_model_config(path)
     if "rope_freqs.weight" in found.ignored:
         warnings.warn(
             f"{path} scales its rotary frequencies (rope_freqs.weight), which is not taken over: long contexts suffer",
@@ -322,6 +332,8 @@ def _load_packed(source: _Source, dtype: torch.dtype, own: dict[str, Any] | None
             if name.endswith(".weight") and pending.dtype in FLOAT_DTYPES and pending.dtype.itemsize < dtype.itemsize
         }
         described = MicroscaleConfig.from_layers(packed, []).to_dict() if own is None else own
+        if own is None and source.cache_scheme is not None:
+            described[SCHEME] = dict(source.cache_scheme.words)
         config.quantization_config = {**described, "narrow_tables": narrow}
     elif hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -15,6 +15,7 @@ from microscale.checkpoint.reader import CheckpointReader
 from microscale.checkpoint.registry import read_stored_layers
 from microscale.errors import ModelError
 from microscale.integrations.attention import apply_attention
+from microscale.integrations.cache_scales import SCHEME, CacheScheme, read_rounding, usable_scheme
 from microscale.integrations.hf_quantizer import MicroscaleConfig, MicroscaleQuantizer, note_requested
 from microscale.integrations.hub import check_local
 from microscale.integrations.layerwise import outline_model
@@ -28,7 +29,6 @@ from microscale.integrations.loading import (
 from microscale.integrations.model_class import class_of
 from microscale.integrations.packed_experts import packed_stacks
 from microscale.layer_spec import LayerSpec
-from microscale.nn.attention_setting import read_attention
 
 
 def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) -> Any:
@@ -58,14 +58,20 @@ def outline_checkpoint(path: str | Path, *, dtype: torch.dtype | None = None) ->
     own = config.quantization_config if isinstance(layout, NativeLayout) else None
     consumed = {name for layer in layers.values() for name in layout.tensor_names(layer)}
     others = dict.fromkeys(name for name in reader.infos if name not in consumed)
-    model = _packed_outline(config, layers, others, dtype or reader.dtype, own)
+    scheme = usable_scheme(reader.quantization_config.get(SCHEME), reader) if own is None else None
+    model = _packed_outline(config, layers, others, dtype or reader.dtype, own, scheme)
     note_requested(model, layout)
     read_generation_config(model, reader.path)
     return model
 
 
 def _packed_outline(
-    config: Any, layers: Mapping[str, LayerSpec], others: dict[str, Any], dtype: torch.dtype, own: dict[str, Any] | None
+    config: Any,
+    layers: Mapping[str, LayerSpec],
+    others: dict[str, Any],
+    dtype: torch.dtype,
+    own: dict[str, Any] | None,
+    scheme: CacheScheme | None = None,
 ) -> Any:
     """Build the modules of a config, with packed ones where a checkpoint has them; ``own`` is our layout's entry."""
     stacks = packed_stacks(config, layers)
@@ -75,6 +81,8 @@ def _packed_outline(
     if own is None:
         settle_tying(config, packed, others)
     described = MicroscaleConfig.from_layers(packed, []) if own is None else MicroscaleConfig(**own)
+    if scheme is not None:
+        described.set_entry(SCHEME, dict(scheme.words))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     try:
@@ -83,7 +91,7 @@ def _packed_outline(
             model = class_of(config)._from_config(config, dtype=dtype).eval()
             if packed:
                 MicroscaleQuantizer(described).put_modules(model)
-        apply_attention(model, read_attention(described.others.get("attention")))
+        apply_attention(model, read_rounding(described.others))
     except LIBRARY_ERRORS as error:
         raise ModelError(f"the model cannot be built without its weights: {error}") from error
     return model

@@ -101,11 +101,14 @@ def note_leftover(model: nn.Module, leftover: Leftover | None) -> None:
         )
 
 
-def keep_all(model: Any, local: Path | None) -> Any:
-    """Note what of its directory has no place in a model; returns the model. None: it came from elsewhere."""
+def keep_all(model: Any, local: Path | None, known: Iterable[str] = ()) -> Any:
+    """Note what of its directory has no place in a model; returns the model. None: it came from elsewhere.
+
+    ``known`` are tensors that are used in another way.
+    """
     if local is not None and any(local.glob("*.safetensors")):
         reader = open_floats(local)
-        note_leftover(model, find_leftover(reader, reader.infos, model))
+        note_leftover(model, find_leftover(reader, set(reader.infos).difference(known), model))
     return model
 
 

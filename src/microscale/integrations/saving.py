@@ -32,6 +32,7 @@ from microscale.errors import (
 )
 from microscale.families.modules import is_transposed
 from microscale.integrations.beside import copy_beside, source_directory
+from microscale.integrations.cache_scales import rounding_entry
 from microscale.integrations.card import model_card
 from microscale.integrations.checking import UnreadableError, check_readable
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
@@ -84,7 +85,7 @@ def mark_quantized(model: Any) -> None:
     keep_module_names(model)
     layers = stored_layers_of(model)
     described = NativeLayout().config(list(layers.values()), unquantized_linears(model))
-    model.config.quantization_config = MicroscaleConfig(**described, **attention_entry(model))
+    model.config.quantization_config = MicroscaleConfig(**described, **rounding_entry(model))
     model.config.microscale = describe_layers(list(layers.values()), "microscale", __version__, model.dtype)
 
 
@@ -140,8 +141,7 @@ def save_model(
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
     obstacle = layout_obstacle(model, layout, layers) or _unmeasured(model, layers)
     chosen = choose_layout(layout, list(layers.values()), obstacle)
-    attention = attention_entry(model)
-    if attention and not isinstance(chosen, NativeLayout):
+    if attention_entry(model) and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
     writing = _Writing(
         model=model, layers=layers, tokenizer=tokenizer, max_shard_size=max_shard_size, check=check, about=tuple(about)
@@ -194,7 +194,7 @@ class _Writing:
             copy_beside(source, directory)
         unquantized = [*unquantized_linears(model), *(leftover.linears if leftover is not None else ())]
         config = read_json(directory / "config.json")
-        config["quantization_config"] = {**layout.config(layers, unquantized), **attention_entry(model)}
+        config["quantization_config"] = {**layout.config(layers, unquantized), **rounding_entry(model)}
         config["microscale"] = describe_layers(layers, layout.name, __version__, model.dtype)
         if not isinstance(layout, NativeLayout):
             config["dtype"] = "bfloat16"

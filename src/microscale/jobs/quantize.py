@@ -22,7 +22,8 @@ from microscale.checkpoint.compressed_tensors import layout_inputs
 from microscale.checkpoint.writer import check_target
 from microscale.errors import CalibrationError, CheckpointWriteError, RecipeError, counted
 from microscale.formats import RangeKind
-from microscale.integrations.attention import apply_attention, attention_modules
+from microscale.integrations.attention import attention_modules
+from microscale.integrations.cache_scales import settle_cache
 from microscale.integrations.loading import check_window
 from microscale.integrations.originals import Original
 from microscale.integrations.places import leftover_of
@@ -169,8 +170,7 @@ def quantize(options: QuantizeOptions, reporter: Reporter = SILENT) -> QuantizeR
             forecast=lambda found: reporter.note(forecast_text(found)),
         )
     ranges = _measured_ranges(model, windows, calibration.observer or DEFAULT_OBSERVER, device, reporter)
-    if attention is not None:
-        apply_attention(model, attention)
+    settle_cache(model, attention)
     mark_quantized(model)
     freeze(model)
     checkpoint = None

@@ -97,7 +97,7 @@ def _memory_of(device: torch.device) -> Generator[None, None, None]:
 
 def wait_for(device: torch.device) -> None:
     """Return once a device has done all that it was given; a clock that is read earlier says nothing."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.synchronize(device)
 
 

@@ -31,7 +31,7 @@ from microscale.formats import BlockFormat, Format, VectorBlock
 from microscale.kernels import fake_quantize
 from microscale.kernels.decoder_ops import as_cached
 from microscale.kernels.straight_through import straight_through
-from microscale.nn.attention_setting import AttentionFormats
+from microscale.nn.attention_setting import AttentionFormats, FileScales
 
 QUERIES_AT_ONCE = 128
 """How many queries get their own rounding of a block of V in one step, which bounds the memory."""
@@ -59,7 +59,10 @@ def rounded_attention(
     Raises:
         ModelError: the function does not compute attention by two matrix products.
     """
-    if formats.kv_cache is not None:
+    if isinstance(formats.kv_cache, FileScales):
+        key = by_scale(key, module.get_buffer("k_scale"), formats.kv_cache)
+        value = by_scale(value, module.get_buffer("v_scale"), formats.kv_cache)
+    elif formats.kv_cache is not None:
         key = as_cached(key, formats.kv_cache, "the keys of the cache")
         value = as_cached(value, formats.kv_cache, "the values of the cache")
     if formats.products is None:
@@ -71,6 +74,26 @@ def rounded_attention(
         result = attention(module, query, key, values.whole, mask, **options)
     products.check()
     return result
+
+
+def by_scale(
+    values: Float[Tensor, "batch heads keys dim"], scale: Float[Tensor, "..."], codes: FileScales
+) -> Float[Tensor, "batch heads keys dim"]:
+    """Return values / scale, rounded to nearest even and held to the range of the codes, times the scale.
+
+    ``scale`` has one number, or one for each head ([heads, 1, 1]). It is computed in float32. NaN stays NaN in E4M3;
+    infinite values become the largest number. A gradient passes as if nothing were rounded.
+    """
+
+    def rounded(kept: Tensor) -> Tensor:
+        scaled = kept.to(torch.float32) / scale.to(torch.float32)
+        if codes is FileScales.E4M3:
+            whole = scaled.clamp(-448.0, 448.0).to(torch.float8_e4m3fn).to(torch.float32)
+        else:
+            whole = scaled.clamp(-128.0, 127.0).round()
+        return (whole * scale.to(torch.float32)).to(kept.dtype)
+
+    return straight_through(values, rounded)
 
 
 def _rounded(values: Tensor, fmt: Format, name: str, amax: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, cast
 
 from torch import nn
@@ -24,6 +25,16 @@ Word = str | Written[Any] | Format | ActivationSpec | None
 """What a side is rounded to, as a user gives it; None where nothing was said."""
 
 
+class FileScales(Enum):
+    """Keys and values are rounded as a checkpoint says: by one scale for a tensor or for each head, which it holds."""
+
+    E4M3 = "e4m3"
+    INT8 = "int8"
+
+    def __str__(self) -> str:
+        return f"{self.value} by the scales of the file"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionFormats:
     """What attention is rounded to; None leaves a side as it is.
@@ -33,7 +44,7 @@ class AttentionFormats:
     """
 
     products: Format | None = None
-    kv_cache: Format | None = None
+    kv_cache: Format | FileScales | None = None
 
     @classmethod
     def parse(cls, products: Word, kv_cache: Word, default: AttentionFormats | None = None) -> AttentionFormats:
@@ -52,7 +63,7 @@ class AttentionFormats:
     def words(self) -> dict[str, str | None]:
         """Names of the formats by ``products`` and ``kv_cache``."""
         named = {"products": self.products, "kv_cache": self.kv_cache}
-        return {key: None if fmt is None else format_name(fmt) for key, fmt in named.items()}
+        return {key: None if fmt is None else _shown(fmt) for key, fmt in named.items()}
 
     @property
     def option_words(self) -> dict[str, str | None]:
@@ -67,6 +78,10 @@ class AttentionFormats:
 
     def __str__(self) -> str:
         return ", ".join(f"{side} in {word}" for side, word in self.titled.items()) or "attention not rounded"
+
+
+def _shown(fmt: Format | FileScales) -> str:
+    return str(fmt) if isinstance(fmt, FileScales) else format_name(fmt)
 
 
 NOT_ROUNDED = AttentionFormats()
@@ -113,15 +128,17 @@ def model_attention(model: nn.Module) -> AttentionFormats | None:
 
 
 def attention_entry(model: nn.Module) -> dict[str, Any]:
-    """Return what ``quantization_config`` says about a model's attention: ``{"attention": …}``, or nothing."""
-    formats = model_attention(model)
-    if formats is None:
-        return {}
+    """Return what ``quantization_config`` says about a model's attention: ``{"attention": …}``, or nothing.
 
-    def word(fmt: Format | None) -> str | None:
-        return None if fmt is None else spec_text(fmt)
+    A cache that is rounded by the scales of a file is not in it.
+    """
+    formats = model_attention(model) or NOT_ROUNDED
 
-    return {"attention": {"products": word(formats.products), "kv_cache": word(formats.kv_cache)}}
+    def word(fmt: Format | FileScales | None) -> str | None:
+        return None if fmt is None or isinstance(fmt, FileScales) else spec_text(fmt)
+
+    words = {"products": word(formats.products), "kv_cache": word(formats.kv_cache)}
+    return {"attention": words} if any(words.values()) else {}
 
 
 def read_attention(entry: Any) -> AttentionFormats | None:

@@ -23,7 +23,7 @@ from microscale.families.modules import adapter_places, is_linear, is_transposed
 from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.formats import RangeKind, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
-from microscale.nn.attention_setting import model_attention
+from microscale.nn.attention_setting import attention_entry, model_attention
 from microscale.nn.experts import Experts, stacked_experts
 from microscale.nn.packed import PackedModule
 from microscale.recipes.fields import RTN
@@ -138,7 +138,7 @@ def layout_obstacle(model: nn.Module, word: str | None, layers: Collection[str])
             return f"readers of that layout look for the experts of {family} as {RENAMED_EXPERTS[family]}"
         if word == "auto":
             return "transformers does not run all experts of compressed-tensors as the file says"
-    if model_attention(model) is not None:
+    if attention_entry(model) or (word == "quark" and model_attention(model) is not None):
         return ATTENTION_OBSTACLE
     for name in expert_stacks(model):
         if not name.endswith(".weight"):
