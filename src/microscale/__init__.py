@@ -136,8 +136,8 @@ def quantize(model: Any, format: str | Sequence[str] | Recipe | None = None, **o
       goes on there after an interruption. A model given as a directory is then read layer by layer, so that it may be
       larger than memory; methods that work on the whole model refuse.
     - ``output``: also write the checkpoint there, as the command does. ``layout`` (``auto``, ``compressed-tensors``,
-      ``quark``, ``microscale``): activations follow the rules of that file layout; without ``output`` and ``layout``
-      the formats are executed exactly as asked.
+      ``quark``, ``gpt-oss``, ``microscale``): activations follow the rules of that file layout, ``gpt-oss`` quantizes
+      the experts alone; without ``output`` and ``layout`` the formats are executed exactly as asked.
     - ``part``: ``language``, ``vision``, ``audio``, ``connector`` or ``all`` of a model that also sees or hears.
       ``nan``: ``raise`` or ``poison``.
     - ``device``: where it is computed, ``cpu``, ``cuda``, ``cuda:1`` …; layers come there one by one.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 
 from microscale.algorithms.contract import LayerProblem
 from microscale.algorithms.pipeline import parse_method
+from microscale.algorithms.rtn import Rtn
 from microscale.errors import DtypeError, NonFiniteError, ShapeError
 from microscale.formats import NAMED_FORMATS, Format, parse_format
 from microscale.kernels import dequantize, quantize
@@ -46,6 +50,29 @@ def test_each_element_of_mxfp4_is_the_nearest_value() -> None:
     grid = torch.cat([grid, -grid])
     best = (values.unsqueeze(-1) - grid * scale.unsqueeze(-1)).abs().amin(-1)
     assert torch.equal((values - restored).abs(), best)
+
+
+def test_a_weight_of_the_same_format_keeps_its_codes() -> None:
+    """Blocks whose largest code is small: other scales mean the same numbers, so that rounding alone loses them."""
+    fmt = parse_format("mxfp4")
+    parts = {"codes": torch.full((4, 32), 0x11, dtype=torch.uint8), "scale": torch.full((4, 2), 120, dtype=torch.uint8)}
+    stored = QuantizedTensor(format=fmt, shape=(4, 64), dtype=torch.float32, parts=parts)
+    problem = LayerProblem(
+        name="layer", weight=dequantize(stored), format=fmt, activations=None, dtype=torch.bfloat16, stored=stored
+    )
+    kept = Rtn().quantize(problem)
+    assert kept.dtype == torch.bfloat16 and all(torch.equal(kept.parts[name], parts[name]) for name in parts)
+    changes: tuple[dict[str, Any], ...] = (
+        {"stored": None},
+        {"format": parse_format("mxfp4:even")},
+        {"weight": dequantize(stored) * 2},
+        {"offset": torch.zeros(4, 64)},
+        {"clip": torch.full((4, 64), torch.inf)},
+    )
+    for change in changes:
+        other = Rtn().quantize(dataclasses.replace(problem, **change))
+        assert not torch.equal(other.parts["scale"], parts["scale"]), change
+    assert not torch.equal(Rtn(search=True).quantize(problem).parts["scale"], parts["scale"])
 
 
 def test_errors_name_the_weight() -> None:

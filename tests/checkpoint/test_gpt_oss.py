@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.schema import TensorInfo
-from microscale.errors import CheckpointError, LayoutError
-from microscale.formats import parse_format
+from microscale.errors import CheckpointError
+from microscale.formats import parse_activation, parse_format
 from microscale.kernels import dequantize, quantize
 from microscale.layer_spec import LayerSpec
 
@@ -106,14 +108,49 @@ def test_a_tiny_model_gets_the_experts_that_transformers_loads(tmp_path: Path) -
         assert torch.equal(dequantize(LAYOUT.unpack(layer, state.__getitem__)).transpose(1, 2), parameter)
 
 
-def test_writing_is_not_offered() -> None:
+def test_packing_undoes_unpacking() -> None:
     tensors = tensors_of_file()
-    layer = read(tensors)[DOWN]
-    assert "reading only" in (LAYOUT.refusal(layer) or "")
-    with pytest.raises(LayoutError, match="reading only"):
-        LAYOUT.pack(layer, LAYOUT.unpack(layer, tensors.__getitem__))
-    with pytest.raises(LayoutError, match="reading only"):
-        LAYOUT.config([layer], [])
+    packed: dict[str, Tensor] = {}
+    for layer in read(tensors).values():
+        packed |= LAYOUT.pack(layer, LAYOUT.unpack(layer, tensors.__getitem__))
+    assert len(packed) == 4 and all(torch.equal(value, tensors[name]) for name, value in packed.items())
+
+
+def test_the_config_is_that_of_the_published_files() -> None:
+    patterns = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    left = ["model.layers.11.self_attn.q_proj", "model.layers.0.mlp.router", "lm_head", "score"]
+    assert LAYOUT.config([], left[:3]) == {"quant_method": "mxfp4", "modules_to_not_convert": patterns}
+    assert LAYOUT.config([], left)["modules_to_not_convert"] == [*patterns, "score"]
+
+
+LINEAR = LayerSpec(
+    name="model.layers.0.mlp.experts.11.up_proj",
+    format=parse_format("mxfp4"),
+    shape=(64, 96),
+    dtype=torch.bfloat16,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"format": parse_format("mxfp4:even")}, None),
+        ({"name": "model.layers.0.mlp.experts.gate_up_proj", "kind": "experts", "shape": (3, 64, 96)}, None),
+        ({"name": "model.layers.0.self_attn.q_proj"}, "experts alone"),
+        ({"name": "lm_head"}, "experts alone"),
+        ({"kind": "embedding"}, "experts alone"),
+        ({"format": parse_format("mxfp8")}, "holds MXFP4, not mxfp8_e4m3"),
+        ({"format": parse_format("nvfp4")}, "holds MXFP4, not nvfp4"),
+        ({"format": parse_format("mxfp4_plus")}, "holds MXFP4, not mxfp4_plus"),
+        ({"activations": parse_activation("mxfp8")}, "no place for the rounding of inputs"),
+        ({"shape": (64, 80)}, "80 is not a multiple of 32"),
+        ({"low_rank": 4}, "no place for a low-rank side path"),
+    ],
+)
+def test_what_the_layout_holds(changes: dict[str, Any], reason: str | None) -> None:
+    refusal = LAYOUT.refusal(dataclasses.replace(LINEAR, **changes))
+    assert refusal is None if reason is None else reason in (refusal or "")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_layouts_by_name() -> None:
     for layers, obstacle, word in (([native], None, UP), ([plus], None, UP), ([ct], "because", "because")):
         with pytest.raises(LayoutError, match=word):
             choose_layout("compressed-tensors", layers, obstacle)
-    with pytest.raises(LayoutError, match="possible: auto, compressed-tensors, quark, microscale"):
+    with pytest.raises(LayoutError, match="possible: auto, compressed-tensors, quark, gpt-oss, microscale"):
         layout_named("gguf")
     for method, name in (
         ("microscale", "microscale"),

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microscale.checkpoint.schema import TensorInfo, online_refusal
-from microscale.formats import parse_format
+from microscale.checkpoint.schema import TensorInfo, has_bytes_of, online_refusal
+from microscale.formats import BlockFormat, parse_format
 from microscale.layer_spec import LayerSpec
 from microscale.transforms import TransformKind, TransformSpec
 
@@ -40,3 +40,21 @@ def test_what_works_at_run_time_has_no_place(fields: dict[str, Any], reason: str
     layer = LayerSpec(name="l", format=parse_format("mxfp4"), shape=(4, 64), dtype=torch.float32, **fields)
     found = online_refusal(layer)
     assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("word", "is_same"),
+    [
+        ("mxfp4", True),
+        ("mxfp4:even", True),
+        ("mxfp4:rceil", True),
+        ("mxfp8", False),
+        ("nvfp4", False),
+        ("mxfp4_plus", False),
+        ("e2m1/16:e8m0", False),
+    ],
+)
+def test_bytes_mean_the_same_whatever_rule_made_them(word: str, is_same: bool) -> None:
+    base = parse_format("mxfp4")
+    assert isinstance(base, BlockFormat)
+    assert has_bytes_of(parse_format(word), base) == is_same

@@ -51,7 +51,8 @@ class LayerProblem:
     x' = x M of ``transforms``, and is what must be rounded. ``clip`` [rows, cols], where a method found one, bounds the
     magnitudes of ``target`` from which the scales are taken (numbers past it saturate). ``offset`` [rows, cols] is what
     a method that tunes the rounding itself adds to ``target`` once the scales are fixed; rounding to nearest heeds it.
-    ``inputs`` are the statistics of x.
+    ``inputs`` are the statistics of x. ``stored`` is the packed weight that ``weight`` was expanded from, where there
+    is one.
     """
 
     name: str
@@ -63,6 +64,7 @@ class LayerProblem:
     clip: Float[Tensor, "rows cols"] | None = None
     offset: Float[Tensor, "rows cols"] | None = None
     inputs: InputStatistics | None = None
+    stored: QuantizedTensor | None = None
 
     @property
     def target(self) -> Float[Tensor, "rows cols"]:

@@ -116,11 +116,14 @@ class Rtn(RoundStep):
     def quantize(self, layer: LayerProblem) -> QuantizedTensor:
         """Quantize with the format's own rule, from the clipped weight where there is a clip.
 
-        A weight whose rounding was tuned (``offset``) has its scales already: no search changes them.
+        A weight whose rounding was tuned (``offset``) has its scales already: no search changes them. One that was
+        expanded from this very format keeps its codes and scales: other scales may mean the same numbers.
 
         Raises:
             NonFiniteError: see :func:`microscale.kernels.ops.quantize`.
         """
+        if layer.stored is not None and self == Rtn() and _is_meant(layer.stored, layer):
+            return replace(layer.stored.to(layer.weight.device), dtype=layer.dtype)
         target = layer.target
         weight = clipped(target, layer)
         if layer.offset is not None:
@@ -132,3 +135,11 @@ class Rtn(RoundStep):
             weight = weight if clip is None else torch.clamp(weight, -clip, clip)
         tensor = quantize(weight, layer.format, name=f"{layer.name}.weight")
         return replace(tensor, dtype=layer.dtype)
+
+
+def _is_meant(stored: QuantizedTensor, layer: LayerProblem) -> bool:
+    """Whether a packed weight has the format of a layer and means what must be rounded there, as it stands."""
+    if stored.format != layer.format or layer.clip is not None or layer.offset is not None:
+        return False
+    values = dequantize(stored).to(layer.dtype)
+    return torch.equal(values.to(device=layer.weight.device, dtype=layer.weight.dtype), layer.target)

@@ -19,14 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microscale.checkpoint.schema import TensorInfo, online_refusal
+from microscale.checkpoint.schema import TensorInfo, has_bytes_of, online_refusal
 from microscale.errors import CheckpointError
 from microscale.formats import (
     ALIASES,
     ActivationSpec,
     BlockFormat,
     Format,
-    Overflow,
     RangeKind,
     VectorBlock,
     format_name,
@@ -88,19 +87,14 @@ _NVFP4_NUMERATOR = E4M3.max_value * E2M1.max_value
 
 def _weight_scheme(fmt: Format) -> _Scheme | None:
     """Return the scheme whose tensors hold a format's codes and scales, whatever rule and rounding made them."""
-    if not isinstance(fmt, BlockFormat) or fmt.rule.multiplier != 1 or fmt.overflow is not Overflow.SATURATE:
-        return None
-    for scheme in _SCHEMES:
-        if _stored_fields(fmt) == _stored_fields(parse_format(scheme.base)):
-            return scheme
-    return None
+    return next((scheme for scheme in _SCHEMES if has_bytes_of(fmt, _base(scheme))), None)
 
 
-def _stored_fields(fmt: Format) -> tuple[object, ...]:
-    """Return the fields of a format that decide how its bits are read."""
-    assert isinstance(fmt, BlockFormat)
-    levels = (fmt.tensor_scale, fmt.sub_scale, fmt.zero_point, fmt.extension, fmt.sparse)
-    return (fmt.element, fmt.block, fmt.scale, *levels)
+def _base(scheme: _Scheme) -> BlockFormat:
+    """Return the format that reads a scheme back."""
+    base = parse_format(scheme.base)
+    assert isinstance(base, BlockFormat)
+    return base
 
 
 def _activation_arguments(spec: ActivationSpec) -> dict[str, Any] | None:
@@ -295,8 +289,8 @@ def _stored_layer(
             f" {scale_info.dtype}"
         )
     cols = info.shape[1] * 2 if scheme.packed else info.shape[1]
-    fmt = parse_format(scheme.base)
-    assert isinstance(fmt, BlockFormat) and isinstance(fmt.block, VectorBlock)
+    fmt = _base(scheme)
+    assert isinstance(fmt.block, VectorBlock)
     grid = (info.shape[0], -(-cols // fmt.block.size))
     if cols % fmt.block.size or scale_info.shape != grid:
         raise CheckpointError(f"layer {name!r}: scales of shape {list(scale_info.shape)} do not fit a width of {cols}")

@@ -1,24 +1,29 @@
-"""The layout of gpt-oss (``quant_method: "mxfp4"``): experts in MXFP4, everything else in bfloat16; read only.
+"""The layout of gpt-oss (``quant_method: "mxfp4"``): experts in MXFP4, everything else in bfloat16.
 
 Facts of that layout: ``X.gate_up_proj_blocks`` uint8 [experts, rows, column blocks, 16] and ``X.gate_up_proj_scales``
 uint8 [experts, rows, column blocks], the same for ``down_proj``; two codes a byte, low nibble first: the bytes of
 row_major. Rows of gate_up_proj alternate between gate and up. Where transformers dequantizes, its parameter has the
 axes [experts, cols, rows]; a :class:`~microscale.checkpoint.schema.LayerSpec` keeps [experts, rows, cols].
 
+A model in memory has the experts one by one; who writes stacks them first. The scale of a block may come from any rule:
+the file does not say which.
+
 Scale 255 is NaN as in OCP MX; transformers reads 2^128 there.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from microscale.checkpoint.schema import TensorInfo
-from microscale.errors import CheckpointError, LayoutError
-from microscale.formats import parse_format
+from microscale.checkpoint.schema import TensorInfo, has_bytes_of, online_refusal
+from microscale.errors import CheckpointError
+from microscale.formats import BlockFormat, Format, format_name, parse_format
 from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
 
@@ -27,7 +32,10 @@ BLOCK_SIZE = 32
 BLOCK_BYTES = 16
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
-_REFUSAL = "the layout gpt-oss is for reading only; write compressed-tensors, quark or microscale"
+_MXFP4 = parse_format("mxfp4")
+_EXPERT = re.compile(r"(.*\.)?experts\.\d+\.(gate_proj|up_proj|down_proj)")
+_LEFT = ("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head")
+"""What the published files say is not converted."""
 
 
 class GptOssLayout:
@@ -36,16 +44,33 @@ class GptOssLayout:
     name = "gpt-oss"
 
     def refusal(self, layer: LayerSpec) -> str | None:
-        """Refuse every layer: writing is not offered."""
-        return _REFUSAL
+        """Hold the MXFP4 weights of experts, of whole blocks, as stacks or one by one; inputs stay as they are."""
+        online = online_refusal(layer)
+        if online is not None:
+            return f"gpt-oss: {online}"
+        if layer.kind != "experts" and (layer.kind != "linear" or _EXPERT.fullmatch(layer.name) is None):
+            return "gpt-oss holds experts alone; every other layer stays in bfloat16"
+        if not is_held_by_blocks(_MXFP4, layer.format):
+            return f"gpt-oss holds MXFP4, not {format_name(layer.format)}; use --format mxfp4"
+        if layer.activations is not None:
+            return f"gpt-oss has no place for the rounding of inputs ({layer.activations}); leave --activations out"
+        if layer.shape[-1] % BLOCK_SIZE:
+            return f"gpt-oss needs whole blocks, but the width {layer.shape[-1]} is not a multiple of {BLOCK_SIZE}"
+        return None
 
     def pack(self, layer: LayerSpec, tensor: QuantizedTensor) -> dict[str, Tensor]:
-        """Refuse with LayoutError."""
-        raise LayoutError(_REFUSAL)
+        """Lay out the blocks and scales of a stack of experts: the same bytes."""
+        assert layer.kind == "experts"
+        scales = tensor.parts["scale"].unflatten(0, (layer.shape[0], -1))
+        return {
+            layer.name + _BLOCKS: tensor.parts["codes"].reshape(*scales.shape, BLOCK_BYTES),
+            layer.name + _SCALES: scales,
+        }
 
     def config(self, layers: Sequence[LayerSpec], unquantized: Sequence[str]) -> dict[str, Any]:
-        """Refuse with LayoutError."""
-        raise LayoutError(_REFUSAL)
+        """Write what the published files say, and the name of whatever else was left alone."""
+        others = [name for name in unquantized if not any(_is_inside(name, pattern) for pattern in _LEFT)]
+        return {"quant_method": QUANT_METHOD, "modules_to_not_convert": [*_LEFT, *others]}
 
     def stored_layers(
         self, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], dtype: torch.dtype
@@ -72,6 +97,16 @@ class GptOssLayout:
         return [layer.name + _BLOCKS, layer.name + _SCALES]
 
 
+def is_held_by_blocks(fmt: Format, recorded: Format) -> bool:
+    """Whether a file of this layout, which reads as ``fmt``, may hold the bits of ``recorded``."""
+    assert isinstance(fmt, BlockFormat)
+    return has_bytes_of(recorded, fmt)
+
+
+def _is_inside(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
 def _stored_layer(name: str, infos: Mapping[str, TensorInfo], dtype: torch.dtype) -> LayerSpec:
     blocks, scales = infos[name + _BLOCKS], infos.get(name + _SCALES)
     if scales is None:
@@ -89,7 +124,7 @@ def _stored_layer(name: str, infos: Mapping[str, TensorInfo], dtype: torch.dtype
     experts, rows, column_blocks = scales.shape
     return LayerSpec(
         name=name,
-        format=parse_format("mxfp4"),
+        format=_MXFP4,
         shape=(experts, rows, column_blocks * BLOCK_SIZE),
         dtype=dtype,
         method="unknown",

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import torch
 
+from microscale.checkpoint.schema import has_bytes_of
 from microscale.errors import CheckpointError
-from microscale.formats import BlockFormat, FloatElement, Format, Overflow, Rounding, RuleKind, ScaleRule, parse_format
+from microscale.formats import BlockFormat, FloatElement, Format, Rounding, RuleKind, ScaleRule, parse_format
 
 LIBRARY_VERSION = "0.13"
 BLOCK_SIZE = 32
@@ -54,15 +55,7 @@ SCHEMES = (
 
 def weight_scheme(fmt: Format) -> Scheme | None:
     """Return the scheme whose tensors hold a format's codes and scales, whatever rule and rounding made them."""
-    if not isinstance(fmt, BlockFormat) or fmt.rule.kind is RuleKind.PRESCALE or fmt.overflow is not Overflow.SATURATE:
-        return None
-    return next((scheme for scheme in SCHEMES if _structure(scheme.base) == _structure(fmt)), None)
-
-
-def _structure(fmt: BlockFormat) -> tuple[Any, ...]:
-    """Return what decides the tensors and what their bytes mean; the rest decides which numbers become which bytes."""
-    levels = (fmt.tensor_scale, fmt.sub_scale, fmt.zero_point, fmt.extension, fmt.sparse)
-    return fmt.element, fmt.block, fmt.scale, *levels
+    return next((scheme for scheme in SCHEMES if has_bytes_of(fmt, scheme.base)), None)
 
 
 def mode_of(fmt: BlockFormat) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from microscale.checkpoint import compressed_tensors, quark
+from microscale.checkpoint import compressed_tensors, gpt_oss, quark
 from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
 from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.native import NativeLayout
@@ -30,16 +30,17 @@ from microscale.formats.dtypes import dtype_name
 from microscale.layer_spec import LayerSpec
 
 _COMPRESSED_TENSORS = CompressedTensorsLayout()
+_GPT_OSS = GptOssLayout()
 _NATIVE = NativeLayout()
 _QUARK = QuarkLayout()
 
 WRITABLE_LAYOUTS: Mapping[str, FileLayout] = MappingProxyType(
-    {"compressed-tensors": _COMPRESSED_TENSORS, "quark": _QUARK, "microscale": _NATIVE}
+    {"compressed-tensors": _COMPRESSED_TENSORS, "quark": _QUARK, "gpt-oss": _GPT_OSS, "microscale": _NATIVE}
 )
 """Layouts by the word of ``--layout``."""
 
 READABLE_METHODS: Mapping[str, FileLayout] = MappingProxyType(
-    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE, "quark": _QUARK, "mxfp4": GptOssLayout()}
+    {"compressed-tensors": _COMPRESSED_TENSORS, "microscale": _NATIVE, "quark": _QUARK, "mxfp4": _GPT_OSS}
 )
 """Layouts by the ``quant_method`` of a quantization_config."""
 
@@ -60,7 +61,7 @@ def layout_named(word: str) -> FileLayout:
 def choose_layout(word: str, layers: Sequence[LayerSpec], obstacle: str | None = None) -> FileLayout:
     """Return the layout to write; ``auto`` is compressed-tensors where it holds every layer exactly, else ours.
 
-    ``obstacle`` says why the model itself, whatever its layers, cannot be in the layout of compressed-tensors.
+    ``obstacle`` says why the model itself, whatever its layers, cannot be in a layout of another tool.
 
     Raises:
         LayoutError: the layout asked for cannot hold a layer.
@@ -69,7 +70,7 @@ def choose_layout(word: str, layers: Sequence[LayerSpec], obstacle: str | None =
         fits = obstacle is None and all(_COMPRESSED_TENSORS.refusal(layer) is None for layer in layers)
         return _COMPRESSED_TENSORS if fits else _NATIVE
     layout = layout_named(word)
-    if layout is _COMPRESSED_TENSORS and obstacle is not None:
+    if obstacle is not None and layout is not _NATIVE:
         raise LayoutError(f"layout {word} cannot hold this model: {obstacle}")
     for layer in layers:
         reason = layout.refusal(layer)
@@ -153,7 +154,11 @@ def read_stored_layers(
     layout = layout_of(cast("dict[str, Any]", quantization))
     layers = layout.stored_layers(cast("dict[str, Any]", quantization), infos, dtype)
     note = config.get("microscale")
-    checks = {_COMPRESSED_TENSORS.name: compressed_tensors.is_held_by_scheme, _QUARK.name: quark.is_held_by_entry}
+    checks = {
+        _COMPRESSED_TENSORS.name: compressed_tensors.is_held_by_scheme,
+        _QUARK.name: quark.is_held_by_entry,
+        _GPT_OSS.name: gpt_oss.is_held_by_blocks,
+    }
     if layout.name in checks and isinstance(note, dict):
         layers = _with_note(layers, cast("dict[str, Any]", note), checks[layout.name])
     return layout, layers

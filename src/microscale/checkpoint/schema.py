@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from microscale.formats import BlockFormat, Format, Overflow
 from microscale.layer_spec import LayerSpec
 from microscale.tensor import QuantizedTensor
 
@@ -66,6 +67,19 @@ class FileLayout(Protocol):
     def tensor_names(self, layer: LayerSpec) -> list[str]:
         """Return the names of the tensors that :meth:`unpack` reads."""
         ...
+
+
+def has_bytes_of(fmt: Format, base: BlockFormat) -> bool:
+    """Whether bytes of a format mean what they mean in ``base``, whatever rule and rounding made them."""
+    if not isinstance(fmt, BlockFormat) or fmt.rule.multiplier != 1 or fmt.overflow is not Overflow.SATURATE:
+        return False
+    return _stored_fields(fmt) == _stored_fields(base)
+
+
+def _stored_fields(fmt: BlockFormat) -> tuple[object, ...]:
+    """Return the fields of a format that decide how its bits are read."""
+    levels = (fmt.tensor_scale, fmt.sub_scale, fmt.zero_point, fmt.extension, fmt.sparse)
+    return (fmt.element, fmt.block, fmt.scale, *levels)
 
 
 def online_refusal(layer: LayerSpec) -> str | None:

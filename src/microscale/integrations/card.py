@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from microscale.checkpoint.compressed_tensors import CompressedTensorsLayout
+from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.native import NativeLayout
 from microscale.formats import format_name
 from microscale.layer_spec import LayerSpec
@@ -40,7 +41,14 @@ Stock transformers runs it in bfloat16 alone, which config.json says: with `dtyp
 forward pass fails inside of compressed-tensors ("expected m1 and m2 to have the same dtype"). microscale runs it in
 any.
 """
-_LIBRARIES = {"compressed-tensors": "pip install compressed-tensors", "quark": "pip install amd-quark"}
+_KEPT_PACKED = """
+With `kernels` and `triton` installed, transformers keeps the experts packed on a GPU.
+"""
+_LIBRARIES = {
+    "compressed-tensors": "pip install compressed-tensors",
+    "quark": "pip install amd-quark",
+    "gpt-oss": "pip install accelerate",
+}
 
 
 def model_card(model: Any, layers: Mapping[str, LayerSpec], layout: str, about: Sequence[str] = ()) -> str:
@@ -61,7 +69,7 @@ def model_card(model: Any, layers: Mapping[str, LayerSpec], layout: str, about: 
         head = [f"base_model: {base}", "base_model_relation: quantized", *head]
     rows = [f"| {count} | {words[0]} | {words[1]} | {words[2]} |" for words, count in schemes.items()]
     opens = _OURS if layout == NativeLayout.name else _OTHERS.format(library=_LIBRARIES.get(layout, layout))
-    opens += _BFLOAT16_ALONE if layout == CompressedTensorsLayout.name else ""
+    opens += {CompressedTensorsLayout.name: _BFLOAT16_ALONE, GptOssLayout.name: _KEPT_PACKED}.get(layout, "")
     return "\n".join(
         [
             "---",

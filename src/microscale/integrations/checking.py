@@ -14,7 +14,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import Mxfp4Config
 
+from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.reader import CheckpointReader
 from microscale.errors import CheckpointWriteError, MicroscaleError, counted
 from microscale.integrations.hf_quantizer import register
@@ -57,8 +59,9 @@ def check_readable(directory: Path, layout: str, leftover: Collection[str] = ())
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # bars of libraries
             warnings.simplefilter("ignore")
             kind = class_at(directory)
+            expanded = {"quantization_config": Mxfp4Config(dequantize=True)} if layout == GptOssLayout.name else {}
             model, info = kind.from_pretrained(
-                directory, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+                directory, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **expanded
             )
         missing, wrong = sorted(info["missing_keys"]), sorted(str(each[0]) for each in info["mismatched_keys"])
         names = set(CheckpointReader(directory).infos)

@@ -1,4 +1,4 @@
-"""Stacks of experts as other tools pack them (gpt-oss, GGUF), as the linear layers that we run packed.
+"""Stacks of experts as other tools pack them (gpt-oss, GGUF), as the linear layers that we run packed, and back.
 
 A stack is one :class:`~microscale.layer_spec.LayerSpec` of kind ``experts``, [experts, rows, cols]; how its rows are
 laid out is the model's matter, so the model is built without weights to ask it.
@@ -19,7 +19,17 @@ from microscale.errors import counted
 from microscale.integrations.model_class import class_of
 from microscale.kernels import dequantize
 from microscale.layer_spec import LayerSpec
-from microscale.nn.experts import has_stacked_experts, split_rows, why_not_unstacked
+from microscale.layouts.row_major import NAME as ROW_MAJOR
+from microscale.nn.experts import (
+    DOWN,
+    GATE_UP,
+    Experts,
+    has_stacked_experts,
+    joined_rows,
+    split_rows,
+    why_not_unstacked,
+)
+from microscale.nn.linear import QuantizedLinear
 from microscale.tensor import QuantizedTensor
 
 
@@ -68,6 +78,70 @@ class PackedStack:
 
     def _place(self, index: int, key: str) -> str:
         return f"{self.layer.name.rpartition('.')[0]}.{index}.{key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JoinedStack:
+    """A parameter of stacked experts that is made of the packed layers of :class:`~microscale.nn.experts.Experts`."""
+
+    layer: LayerSpec
+    experts: Experts
+    keys: tuple[str, ...]
+    """The linear layers of each expert that have a share in the stack."""
+
+    @property
+    def members(self) -> list[str]:
+        """The names of all linear layers in the stack."""
+        place = self.layer.name.rpartition(".")[0]
+        return [f"{place}.{index}.{key}" for index in range(self.experts.num_experts) for key in self.keys]
+
+    def tensor(self) -> QuantizedTensor:
+        """Return the packed weight, of layers that lie in row_major: the rows of all experts, bit for bit."""
+        tensors = [{key: module.tensor for key, module in expert.items()} for expert in self._linears()]
+        parts = {
+            part: torch.cat([self._joined({key: one.parts[part] for key, one in own.items()}) for own in tensors])
+            for part in tensors[0][self.keys[0]].parts
+        }
+        return QuantizedTensor(
+            format=self.layer.format, shape=self.layer.shape, dtype=self.layer.dtype, parts=parts, layout=ROW_MAJOR
+        )
+
+    def bias(self) -> Tensor | None:
+        """Return the biases [experts, rows], or None."""
+        biases = [{key: module.bias for key, module in expert.items()} for expert in self._linears()]
+        found = [{key: bias for key, bias in own.items() if bias is not None} for own in biases]
+        return torch.stack([self._joined(own) for own in found]) if all(found) else None
+
+    def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return joined_rows(self.experts if self.experts.owner is None else self.experts.owner, parts)
+
+    def _linears(self) -> list[dict[str, QuantizedLinear]]:
+        found: list[dict[str, QuantizedLinear]] = []
+        for index in range(self.experts.num_experts):
+            modules = {key: self.experts.expert(index).get_submodule(key) for key in self.keys}
+            found.append({key: module for key, module in modules.items() if isinstance(module, QuantizedLinear)})
+        return found
+
+
+def joined_stacks(model: nn.Module, layers: Mapping[str, LayerSpec]) -> list[JoinedStack]:
+    """Return the stacks of a model whose experts have gates and are all packed, those of a stack in one format."""
+    found: list[JoinedStack] = []
+    for place, experts in model.named_modules():
+        if not isinstance(experts, Experts):
+            continue
+        for name, keys in ((GATE_UP, ("gate_proj", "up_proj")), (DOWN, (DOWN,))):
+            first, *others = [layers[f"{place}.{index}.{key}"] for index in range(experts.num_experts) for key in keys]
+            methods = dict.fromkeys(layer.method for layer in (first, *others))
+            layer = dataclasses.replace(
+                first,
+                name=f"{place}.{name}",
+                shape=(experts.num_experts, first.shape[0] * len(keys), first.shape[1]),
+                method=", ".join(methods),
+                kind="experts",
+                has_bias=False,
+            )
+            found.append(JoinedStack(layer=layer, experts=experts, keys=keys))
+    return found
 
 
 def packed_stacks(config: Any, layers: Mapping[str, LayerSpec]) -> dict[str, PackedStack]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from microscale.checkpoint.compressed_tensors import INPUT_SCALE, CompressedTensorsLayout, input_global_scale
+from microscale.checkpoint.gpt_oss import GptOssLayout
 from microscale.checkpoint.native import NativeLayout, range_name
 from microscale.checkpoint.reader import read_json
 from microscale.checkpoint.registry import choose_layout, describe_layers
@@ -28,6 +29,7 @@ from microscale.errors import (
     QuantizationNote,
     check_kind,
     check_path,
+    counted,
     shown,
 )
 from microscale.families.modules import is_transposed
@@ -36,13 +38,14 @@ from microscale.integrations.cache_scales import rounding_entry
 from microscale.integrations.card import model_card
 from microscale.integrations.checking import UnreadableError, check_readable
 from microscale.integrations.hf_quantizer import MicroscaleConfig, register
+from microscale.integrations.packed_experts import JoinedStack, joined_stacks
 from microscale.integrations.places import leftover_of
 from microscale.layer_spec import LayerSpec
 from microscale.nn.attention_setting import attention_entry
 from microscale.nn.experts import Experts
 from microscale.nn.inference import row_major_weights
 from microscale.nn.packed import PackedModule
-from microscale.recipes.plan import ATTENTION_OBSTACLE, layout_obstacle
+from microscale.recipes.obstacles import ATTENTION_OBSTACLE, layout_obstacle
 from microscale.version import __version__
 
 
@@ -139,7 +142,7 @@ def save_model(
     layers = stored_layers_of(model)
     if not layers:
         raise ModelError("the model has no quantized layers; quantize it first, or use its own save_pretrained")
-    obstacle = layout_obstacle(model, layout, layers) or _unmeasured(model, layers)
+    obstacle = layout_obstacle(model, layout, layers) or (None if layout == "quark" else _unmeasured(model, layers))
     chosen = choose_layout(layout, list(layers.values()), obstacle)
     if attention_entry(model) and not isinstance(chosen, NativeLayout):
         raise LayoutError(f"layout {chosen.name} cannot hold this model: {ATTENTION_OBSTACLE}; use layout microscale")
@@ -180,11 +183,15 @@ class _Writing:
 
     def fill(self, directory: Path, layout: FileLayout) -> None:
         """Write everything into a directory."""
-        model, layers = self.model, list(self.layers.values())
-        leftover = leftover_of(model)
-        state = _packed_state(model, layout, self.layers)
+        model, leftover = self.model, leftover_of(self.model)
+        is_stacked = isinstance(layout, GptOssLayout)
+        stacks = joined_stacks(model, self.layers) if is_stacked else []
+        layers = [stack.layer for stack in stacks] or list(self.layers.values())
+        state = _packed_state(model, layout, {} if is_stacked else self.layers)
         if leftover is not None:
             state.update(leftover.load())
+        if is_stacked:
+            state = _stacked_state(state, layout, stacks)
         _save_pretrained(model, directory, state, self.max_shard_size)
         source = source_directory(model)
         is_copied = source is not None and _is_of(self.tokenizer, source)
@@ -195,7 +202,9 @@ class _Writing:
         unquantized = [*unquantized_linears(model), *(leftover.linears if leftover is not None else ())]
         config = read_json(directory / "config.json")
         config["quantization_config"] = {**layout.config(layers, unquantized), **rounding_entry(model)}
-        config["microscale"] = describe_layers(layers, layout.name, __version__, model.dtype)
+        config["microscale"] = describe_layers(
+            layers, layout.name, __version__, torch.bfloat16 if is_stacked else model.dtype
+        )
         if not isinstance(layout, NativeLayout):
             config["dtype"] = "bfloat16"
         write_json(directory / "config.json", config)
@@ -224,6 +233,22 @@ def _packed_state(model: Any, layout: FileLayout, layers: Mapping[str, LayerSpec
         if own_range is not None and isinstance(layout, CompressedTensorsLayout):
             state[f"{name}.{INPUT_SCALE}"] = input_global_scale(state.pop(own_range))
     return state
+
+
+def _stacked_state(state: Mapping[str, Tensor], layout: FileLayout, stacks: Sequence[JoinedStack]) -> dict[str, Tensor]:
+    """Return the state with experts stacked and all floats in bfloat16, with a note where that rounds them."""
+    inside = tuple(f"{name}." for stack in stacks for name in stack.members)
+    kept = {name: value for name, value in state.items() if not name.startswith(inside)}
+    for stack in stacks:
+        kept.update(layout.pack(stack.layer, stack.tensor()))
+        bias = stack.bias()
+        kept.update({} if bias is None else {f"{stack.layer.name}_bias": bias})
+    rounded = {name: value.to(torch.bfloat16) for name, value in kept.items() if value.is_floating_point()}
+    changed = [name for name, value in rounded.items() if bool((value != kept[name]).any())]
+    if changed:
+        what = f"{counted(len(changed), 'tensor')} that stay floats, e.g. {changed[0]}"
+        warnings.warn(f"layout {layout.name} holds bfloat16: {what}, are rounded to it", QuantizationNote, stacklevel=2)
+    return {**kept, **rounded}
 
 
 def _save_pretrained(model: Any, directory: Path, state: dict[str, Tensor], max_shard_size: str) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from microscale.layouts.row_major import NAME as ROW_MAJOR
 from microscale.nn.embedding import QuantizedEmbedding, float_embedding
 from microscale.nn.linear import QuantizedLinear
-from microscale.nn.modules import replace_module
+from microscale.nn.modules import keep_stored, replace_module
 from microscale.nn.packed import PackedModule
 
 
@@ -19,13 +20,17 @@ def make_floats(model: Any, dtype: torch.dtype) -> int:
     """Put float modules in the place of packed ones; returns how many there were.
 
     A weight is that of the layer's own inputs: transforms and side paths go into it, the rounding of inputs is left
-    out. Heads that use the table of an embedding use that of the float one.
+    out. Heads that use the table of an embedding use that of the float one. A float module remembers the packed weight
+    that is its own, so that rounding it to nearest in the same format gives the same bits.
     """
     packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
     floats: dict[PackedModule, nn.Module] = {}
     for name, module in sorted(packed.items(), key=lambda entry: entry[1].is_tied):
         made = _float_module(module, floats.get(module.holder) if module.is_tied else None, dtype)
         floats[module] = made
+        if not module.is_tied and not _works_online(module):
+            module.set_layout(ROW_MAJOR)
+            keep_stored(made, module.tensor)
         replace_module(model, name, made)
     if any(module.is_tied for module in packed.values()):
         model.__dict__.pop("_tied_weights_keys", None)
@@ -39,6 +44,12 @@ def make_floats(model: Any, dtype: torch.dtype) -> int:
         if getattr(getattr(module, "config", None), "_is_quantized", False):
             module.config._is_quantized = False
     return len(packed)
+
+
+def _works_online(module: PackedModule) -> bool:
+    """Whether a layer computes with more than its packed weight."""
+    spec = module.layer_spec("")
+    return bool(spec.transforms or spec.low_rank)
 
 
 def _float_module(module: PackedModule, owner: nn.Module | None, dtype: torch.dtype) -> nn.Module:

@@ -74,7 +74,9 @@ class RecipeOptions(Options):
     part: Annotated[
         str | None, Option(help="Of a model that sees or hears: language (default), vision, audio, connector or all.")
     ] = None
-    layout: Annotated[str | None, Option(help="auto (default), compressed-tensors, quark or microscale.")] = None
+    layout: Annotated[
+        str | None, Option(help="auto (default), compressed-tensors, quark, gpt-oss (its experts alone) or microscale.")
+    ] = None
     nan: Annotated[str | None, Option(help="Non-finite weights: raise (default) or poison.")] = None
 
 

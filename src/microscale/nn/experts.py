@@ -18,7 +18,7 @@ LongcatFlashExperts, Llama4TextExperts, JetMoeParallelExperts).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
@@ -134,6 +134,15 @@ def split_rows(module: nn.Module, name: str, rows: Tensor) -> dict[str, Tensor]:
         return {"gate_proj": rows[::2], "up_proj": rows[1::2]}
     gate, up = rows.chunk(2)
     return {"gate_proj": gate, "up_proj": up}
+
+
+def joined_rows(module: nn.Module, parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the rows of one expert's matrix in stacked experts, from those of its linear layers: undoes split_rows."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    halves = (parts["gate_proj"], parts["up_proj"])
+    is_in_turn = not getattr(module, "is_concatenated", True)
+    return torch.stack(halves, 1).flatten(0, 1) if is_in_turn else torch.cat(halves)
 
 
 class Expert(nn.Module):

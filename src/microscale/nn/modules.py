@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from microscale.families.modules import is_transposed
+from microscale.tensor import QuantizedTensor
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -53,6 +54,20 @@ def float_weight(module: nn.Module) -> Tensor:
     """Return a layer's weight [out, in] in float32; it may share memory with the model."""
     weight = module.get_parameter("weight").detach()
     return (weight.T.contiguous() if is_transposed(module) else weight).to(torch.float32)
+
+
+STORED = "microscale_stored"
+"""Under which name a float module keeps the packed weight that it was expanded from."""
+
+
+def keep_stored(module: nn.Module, tensor: QuantizedTensor) -> None:
+    """Remember the packed weight (row_major) that a float module is expanded from."""
+    module.__dict__[STORED] = tensor
+
+
+def stored_of(module: nn.Module) -> QuantizedTensor | None:
+    """Return the packed weight that a float module was expanded from; the module may have changed since."""
+    return module.__dict__.get(STORED)
 
 
 def tell_quantized(model: nn.Module) -> None:

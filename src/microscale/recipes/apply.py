@@ -13,7 +13,6 @@ from torch import nn
 from microscale.algorithms.contract import (
     BlockStep,
     FoldStep,
-    LayerProblem,
     ModelStep,
     Progress,
     RefineStep,
@@ -42,7 +41,7 @@ from microscale.nn.activation import ActivationQuantizer
 from microscale.nn.embedding import QuantizedEmbedding
 from microscale.nn.experts import unstack_experts
 from microscale.nn.linear import QuantizedLinear
-from microscale.nn.modules import float_weight, replace_module, tell_quantized, untie
+from microscale.nn.modules import replace_module, tell_quantized, untie
 from microscale.nn.packed import PackedModule, Precision
 from microscale.nn.sizes import Size, packed_size
 from microscale.recipes.calibrated import Quantizer
@@ -51,6 +50,7 @@ from microscale.recipes.folding import check_rotation, rotation_obstacle
 from microscale.recipes.forecast import Tell
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import Plan, PlannedLayer, make_plan
+from microscale.recipes.problems import layer_problem
 from microscale.recipes.ranges import check_observer
 from microscale.recipes.recipe import NanWord, Recipe
 from microscale.recipes.refusals import refuse_whole, refuse_without_text
@@ -325,14 +325,7 @@ def quantize_module(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) 
 
 def rounded(module: nn.Module, layer: PlannedLayer, pipeline: Pipeline) -> QuantizedTensor:
     """Return the weight of a module, quantized on its own."""
-    problem = LayerProblem(
-        name=layer.name,
-        weight=float_weight(module),
-        format=layer.format,
-        activations=layer.activations,
-        dtype=layer.dtype,
-    )
-    return pipeline.rounding.quantize(problem)
+    return pipeline.rounding.quantize(layer_problem(layer, module))
 
 
 def packed_module(module: nn.Module, layer: PlannedLayer, tensor: QuantizedTensor) -> PackedModule:

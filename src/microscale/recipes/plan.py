@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,19 +14,15 @@ from microscale.checkpoint.compressed_tensors import layout_inputs
 from microscale.checkpoint.registry import layout_named
 from microscale.errors import LayoutError, ModelError, RecipeError, counted
 from microscale.families.embeddings import is_lookup, unfit_embeddings
-from microscale.families.forward_source import (
-    expert_stacks,
-    names_read_by_parents,
-    router_names,
-)
+from microscale.families.forward_source import names_read_by_parents, router_names
 from microscale.families.modules import adapter_places, is_linear, is_transposed
 from microscale.families.parts import check_part, is_of_part, part_roots
 from microscale.formats import RangeKind, WrittenInputs, WrittenWeights, parse_inputs
 from microscale.layer_spec import LayerSpec
-from microscale.nn.attention_setting import attention_entry, model_attention
-from microscale.nn.experts import Experts, stacked_experts
+from microscale.nn.experts import stacked_experts
 from microscale.nn.packed import PackedModule
 from microscale.recipes.fields import RTN
+from microscale.recipes.obstacles import ATTENTION_OBSTACLE, layers_without_place, layout_obstacle
 from microscale.recipes.recipe import Recipe
 from microscale.recipes.roles import is_meant, layer_roles, named_roles
 from microscale.recipes.tying import is_left_alone, separation_note, tied_groups, unfit_notes
@@ -97,10 +93,6 @@ def default_exclusions(model: Any) -> set[str]:
     return names
 
 
-RENAMED_EXPERTS = {"mixtral": "block_sparse_moe.experts.0.w1"}
-"""Families whose experts have other names in checkpoints than in the model, by ``model_type``."""
-
-
 JOINED_BY_SERVERS = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -109,9 +101,6 @@ JOINED_BY_SERVERS = (
     ("q_a_proj", "kv_a_proj_with_mqa"),
 )
 """Linear layers that servers stack into one matrix, by the names that models give them."""
-
-ATTENTION_OBSTACLE = "it has no place for the rounding of attention"
-"""Why other layouts than ours cannot hold a model whose attention is rounded."""
 
 
 def outside_of_part(model: nn.Module, part: str, names: Sequence[str]) -> set[str]:
@@ -123,29 +112,6 @@ def outside_of_part(model: nn.Module, part: str, names: Sequence[str]) -> set[st
     check_part(model, part)
     roots = part_roots(model)
     return {name for name in names if not is_of_part(name, part, roots)}
-
-
-def layout_obstacle(model: nn.Module, word: str | None, layers: Collection[str]) -> str | None:
-    """Return why a model, with these layers quantized, should not be in the layout of compressed-tensors, or None.
-
-    transformers 5.23 fails to load experts that it keeps stacked beside compressed layers. Experts one by one it loads
-    rightly only where all are MXFP4 with float inputs; with others it fails, or runs something else. So who names the
-    layout (``word``) for another reader gets it, but ``auto`` chooses ours.
-    """
-    if any(isinstance(module, Experts) for module in model.modules()):
-        family = str(getattr(getattr(model, "config", None), "model_type", ""))
-        if family in RENAMED_EXPERTS:
-            return f"readers of that layout look for the experts of {family} as {RENAMED_EXPERTS[family]}"
-        if word == "auto":
-            return "transformers does not run all experts of compressed-tensors as the file says"
-    if attention_entry(model) or (word == "quark" and model_attention(model) is not None):
-        return ATTENTION_OBSTACLE
-    for name in expert_stacks(model):
-        if not name.endswith(".weight"):
-            return f"transformers cannot load stacked experts ({name}) beside compressed-tensors layers"
-    for name in sorted(names_read_by_parents(model) & set(layers)):
-        return f"{type(model).__name__} reads the weight of {name} itself, which that layout packs under another name"
-    return None
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
@@ -165,7 +131,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     for pattern in (*recipe.include, *recipe.exclude, *(rule.match for rule in recipe.layer_rules)):
         _check_pattern(pattern, roles, model)
     outside = outside_of_part(model, recipe.part, list(modules))
-    exclusions = default_exclusions(model) | outside
+    unheld = layers_without_place(model, recipe.layout, modules) - outside
+    exclusions = default_exclusions(model) | outside | unheld
     found: dict[str, PlannedLayer] = {}
     for name, (kind, module) in modules.items():
         layer = _plan_layer(name, kind, roles[name], module, recipe, is_default_off=name in exclusions)
@@ -177,13 +144,15 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         raise RecipeError("this leaves every layer unquantized; check exclude and rules")
     chosen = {layer.name for layer in layers}
     linear_left = tuple(name for name, (kind, _) in modules.items() if kind != "embedding" and name not in chosen)
-    obstacle = layout_obstacle(model, recipe.layout, chosen)
+    obstacle = layout_obstacle(model, recipe.layout, found)
     attention = recipe.attention_formats
-    if attention is not None:
+    if attention is not None and recipe.layout != "microscale":
         obstacle = obstacle or ATTENTION_OBSTACLE
-        if recipe.layout == "quark":
-            raise LayoutError(_refusal_text(recipe.layout, [ATTENTION_OBSTACLE]))
     layers, layout, notes = _settle_layout(layers, recipe.layout, obstacle)
+    if unheld:
+        notes.append(
+            f"layout {recipe.layout} holds experts alone: {counted(len(unheld), 'other layer')} stay as they are"
+        )
     notes.extend(tying_notes)
     notes.extend(unfit_notes(model, recipe))
     notes.extend(_expert_notes(model))
@@ -353,7 +322,7 @@ def _settle_layout(
             why = f"layout microscale, because compressed-tensors does not serve: {refusals[0]}"
             return layers, "microscale", [why]
         raise LayoutError(_refusal_text(word, refusals))
-    refusals = _refusals(word, layers)
+    refusals = [obstacle] if obstacle is not None else _refusals(word, layers)
     if refusals:
         raise LayoutError(_refusal_text(word, refusals))
     return layers, word, []

@@ -13,7 +13,7 @@ from microscale.families.structure import BlockStructure, LinearGroup
 from microscale.nn.modules import float_weight
 from microscale.recipes.matrices import parameter_of
 from microscale.recipes.plan import PlannedLayer
-from microscale.recipes.problems import is_scaled_at_most
+from microscale.recipes.problems import is_scaled_at_most, layer_problem
 
 
 class ProblemBook:
@@ -38,14 +38,7 @@ class ProblemBook:
         found = self._tasks.get(name)
         if found is not None:
             return found
-        layer = self.layers[name]
-        return LayerProblem(
-            name=name,
-            weight=float_weight(self._model.get_submodule(name)),
-            format=layer.format,
-            activations=layer.activations,
-            dtype=layer.dtype,
-        )
+        return layer_problem(self.layers[name], self._model.get_submodule(name))
 
     def groups(self, block: BlockStructure, pipeline: Pipeline) -> list[tuple[LinearGroup, GroupProblem]]:
         """Return the groups of a block with those of their layers that have the pipeline."""

@@ -12,9 +12,22 @@ from microscale.algorithms.contract import GroupProblem, LayerProblem, Step
 from microscale.algorithms.learned import is_seen
 from microscale.calibration.statistics import InputStatistics
 from microscale.families.structure import BlockStructure, FoldKind, LinearGroup
-from microscale.nn.modules import float_weight
+from microscale.layer_spec import LayerSpec
+from microscale.nn.modules import float_weight, stored_of
 from microscale.recipes.folding import fold_order, fold_scale
 from microscale.transforms import Transform, TransformKind, scale_transform
+
+
+def layer_problem(layer: LayerSpec, module: nn.Module) -> LayerProblem:
+    """Return the problem of a layer as the plan has it, with the weight of its module."""
+    return LayerProblem(
+        name=layer.name,
+        weight=float_weight(module),
+        format=layer.format,
+        activations=layer.activations,
+        dtype=layer.dtype,
+        stored=stored_of(module),
+    )
 
 
 def with_inputs(problem: GroupProblem, inputs: InputStatistics | None) -> GroupProblem:

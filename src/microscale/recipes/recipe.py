@@ -15,7 +15,7 @@
         weights: mxfp8          # or none
         activations: none
         method: gptq            # for these layers alone
-    layout: auto                # auto, compressed-tensors, quark, microscale
+    layout: auto                # auto, compressed-tensors, quark, gpt-oss, microscale
     nan: raise                  # or poison
     part: language              # of a model that sees, too: language, vision, audio, connector or all
 
@@ -58,7 +58,7 @@ NORM = "norm"
 
 NanWord = Literal["raise", "poison"]
 PartWord = Literal["language", "vision", "audio", "connector", "all"]
-LayoutWord = Literal["auto", "compressed-tensors", "quark", "microscale"]
+LayoutWord = Literal["auto", "compressed-tensors", "quark", "gpt-oss", "microscale"]
 
 
 class RecipeRecord(Record):
